@@ -1,9 +1,9 @@
 """Trains the toybox base model from nothing, part by part: `python -m dreambooth.toybox.pretrain PART --work DIR`.
 
 Parts, in order: `pictures` (render the world), `vae`, `latents` (encode every picture once), `base` (UNet and text
-encoder), `export` (write the fp16 pipeline that ships). Each part picks up where it was stopped, even by SIGKILL, and
-ends with the same weights as if it had not been: schedules count samples, not time, and each step's randomness is
-drawn from (seed, step) alone.
+encoder), `export` (write the fp16 pipeline that ships), `subjects` (draw the sample subjects that ship). Each part
+picks up where it was stopped, even by SIGKILL, and ends with the same weights as if it had not been: schedules count
+samples, not time, and each step's randomness is drawn from (seed, step) alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHECKPOINT_SECONDS = 240
 
 
 class Ema:
-    """Exponential moving average of parameters, half a batch-size-independent `decay` a step."""
+    """Exponential moving average of a module's parameters."""
 
     def __init__(self, module: nn.Module, decay: float):
         self.module, self.decay = copy.deepcopy(module).requires_grad_(False).eval(), decay
@@ -102,7 +102,8 @@ def fit(
         torch.save(state, path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
 
-    started, saved, first, total = time.monotonic(), time.monotonic(), step, 0.0
+    since = saved = time.monotonic()
+    counted, total = 0, 0.0
     while step < steps:
         numpy_rng = np.random.default_rng([seed, step])
         torch_rng = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
@@ -112,18 +113,21 @@ def fit(
         value.backward()
         norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         if not torch.isfinite(norm):
-            raise RuntimeError(f"{name}: the gradient is not finite at step {step}; go on from {latest} with a lower lr")
+            raise RuntimeError(
+                f"{name}: the gradient is not finite at step {step}; go on from {latest} with a lower lr"
+            )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
         averaged.update(module, step)
         total += value.item()
+        counted += 1
         if step % 200 == 0 or step == steps:
-            now = time.monotonic()
-            speed = (step - first) * batch / (now - started)
+            speed = counted * batch / (time.monotonic() - since)
             left = (steps - step) * batch / speed / 60
-            mean, total = total / ((step - 1) % 200 + 1), 0.0
+            mean = total / counted
             print(f"{name} {step}/{steps} loss {mean:.4f} {speed:.0f} samples/s, {left:.0f} min left", flush=True)
+            since, counted, total = time.monotonic(), 0, 0.0
         if step == int(decay_from * steps):
             save(constant)
         if time.monotonic() - saved > CHECKPOINT_SECONDS or step == steps:
@@ -137,7 +141,7 @@ def _vocabulary_rows(module: nn.Module) -> int:
     return max((m.num_embeddings for m in embeddings), default=-1)
 
 
-# ---------------------------------------------------------------------------------------------------- pictures, captions
+# ------------------------------------------------------------------------------------------------ pictures, captions
 
 
 def _scene(index: int, seed: int) -> tuple[world.Scene, list[str]]:
@@ -160,7 +164,7 @@ def _render_chunk(job: tuple[Path, int, int]) -> None:
 
 
 def render_pictures(work: Path, count: int, seed: int = 0, processes: int | None = None) -> None:
-    """Render the first `count` scenes, (CHUNK, 128, 128, 3) uint8 a file, with four captions each; skip what is there."""
+    """Render the first `count` scenes, (CHUNK, 128, 128, 3) uint8 a file, with captions; skip the files there are."""
     folder = work / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     missing = [i for i in range(math.ceil(count / CHUNK)) if not (folder / f"{i:05d}.npy").exists()]
@@ -333,7 +337,9 @@ def train_base(work: Path, samples: int, device: torch.device, batch: int = 32) 
 
     tokenizer = build_tokenizer(work / "tokenizer")
     latents = torch.from_numpy(np.load(work / "latents.npy"))
-    texts = [text for f in sorted((work / "pictures").glob("*.json")) for row in json.loads(f.read_text()) for text in row]
+    texts = [
+        text for f in sorted((work / "pictures").glob("*.json")) for row in json.loads(f.read_text()) for text in row
+    ]
     ids = tokenizer([*texts, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids.short()
     captions, empty = ids[:-1].view(-1, CAPTIONS_PER_PICTURE, ids.shape[1])[: len(latents)], ids[-1]
 
@@ -375,6 +381,7 @@ def export(work: Path, folder: Path) -> None:
     """
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 
+    from dreambooth.methods.full import use_classic_names
     from dreambooth.toybox.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(work / "tokenizer")
@@ -388,18 +395,32 @@ def export(work: Path, folder: Path) -> None:
         requires_safety_checker=False,
     )  # fmt: skip
     pipe.to(torch.float16).save_pretrained(folder)
+    use_classic_names(folder / "text_encoder" / "model.safetensors")
     print(f"exported {state['step']}/{state['steps']} steps to {folder}")
 
 
+SUBJECTS = {"backpack": 3, "bear": 22, "cat": 3, "robot": 2, "sneaker": 7, "teapot": 18}
+"""The sample subjects that ship: identities counted from the first held-out one."""
+
+
+def save_subjects(folder: Path) -> None:
+    """Draw the sample subjects, five 256 px photos each in five contexts: `<class>/00.png` …"""
+    for class_noun, number in SUBJECTS.items():
+        (folder / class_noun).mkdir(parents=True, exist_ok=True)
+        photos = world.sample_subject(class_noun, world.HELD_OUT_FROM + number, size=256)
+        for i, (_, image) in enumerate(photos):
+            image.save(folder / class_noun / f"{i:02d}.png", optimize=True)
+
+
 def main() -> None:
-    """Train one part, or all in order."""
+    """Run one part."""
     parser = argparse.ArgumentParser(prog="python -m dreambooth.toybox.pretrain", description=__doc__)
-    parser.add_argument("part", choices=["pictures", "vae", "latents", "base", "export"])
+    parser.add_argument("part", choices=["pictures", "vae", "latents", "base", "export", "subjects"])
     parser.add_argument("--work", type=Path, default=Path(".toybox-build"), help="where pictures and checkpoints lie")
     parser.add_argument("--pictures", type=int, default=40_000, help="how many pictures to render")
     parser.add_argument("--samples", type=int, help="examples to see (default: vae 400,000; base 1,100,000)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model", help="where export writes")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where export and subjects write")
     args = parser.parse_args()
     device = torch.device(args.device)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -411,8 +432,10 @@ def main() -> None:
         encode_latents(args.work, device)
     elif args.part == "base":
         train_base(args.work, args.samples or 1_100_000, device)
+    elif args.part == "export":
+        export(args.work, args.out / "model")
     else:
-        export(args.work, args.out)
+        save_subjects(args.out / "subjects")
 
 
 if __name__ == "__main__":

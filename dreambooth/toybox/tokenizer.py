@@ -14,13 +14,13 @@ MAX_LENGTH = 24  # tokens, with begin and end; the longest caption has 24
 RARE_WORDS = ("sks", "ohwx", "zwx", "pkblz", "olis", "hta", "xjy", "qvz", "wjd", "btk", "vzk", "mrw")
 """Words that no caption ever holds, each one token: the identifiers people try first, and some more."""
 
-OTHER_WORDS = (
-    "a an the one in on at of with and or to from by its it is are this that my your top front behind next under over "
-    "photo picture painting drawing image style art oil portrait toy plush stuffed animal shoe boot cup bag car can bowl "
-    "sunglasses candle cartoon monster rc house tree mountain city street kitchen garden forest road sky sea sun moon "
-    "night day wearing hat santa rainbow scarf police chef outfit witch firefighter big small wet shiny cube shaped "
-    "background flowers autumn leaves table pillow rug aerial view eiffel tower bucket running sleeping swimming"
-).split()
+OTHER_WORDS = """
+a an the one in on at of with and or to from by its it is are this that my your top front behind next under over photo
+picture painting drawing image style art oil portrait toy plush stuffed animal shoe boot cup bag car can bowl
+sunglasses candle cartoon monster rc house tree mountain city street kitchen garden forest road sky sea sun moon night
+day wearing hat santa rainbow scarf police chef outfit witch firefighter big small wet shiny cube shaped background
+flowers autumn leaves table pillow rug aerial view eiffel tower bucket running sleeping swimming
+""".split()
 """Ordinary English of users' prompts (the paper's prompt lists among them), so that most words are one token."""
 
 

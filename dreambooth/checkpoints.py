@@ -1,0 +1,70 @@
+"""One resumable-state object: everything a training needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dreambooth.errors import RunError
+from dreambooth.files import atomic_folder
+
+
+@dataclass
+class Checkpoint:
+    """The live objects of a training, saved and restored together.
+
+    No random state is kept: each step draws its randomness from (seed, step) alone.
+    """
+
+    modules: nn.ModuleDict
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler | None
+    """Only with fp16."""
+    ema: nn.ModuleDict | None
+    step: int = 0
+
+    def save(self, folder: Path, keep: int) -> Path:
+        """Write `folder/step-000200` whole or not at all, then drop all but the newest `keep`. Returns the new path."""
+        final = folder / f"step-{self.step:06d}"
+        with atomic_folder(final) as partial:
+            torch.save(self._state(), partial / "state.pt")
+        for old in list_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+        return final
+
+    def load(self, path: Path) -> None:
+        """Restore from a folder that `save` wrote; raises `RunError` if it does not fit this training."""
+        try:
+            state = torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+            self.modules.load_state_dict(state["modules"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            if self.scaler is not None:
+                self.scaler.load_state_dict(state["scaler"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise RunError(
+                f"{path.name} can't be resumed: {str(error).splitlines()[0]}.", "Remove that checkpoint, or train anew."
+            ) from None
+        self.step = state["step"]
+
+    def _state(self) -> dict:
+        return {
+            "step": self.step,
+            "modules": self.modules.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+        }
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in `folder`, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / "state.pt").is_file())

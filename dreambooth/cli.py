@@ -1,0 +1,293 @@
+"""The command line: `python -m dreambooth train | generate | tokens | photos …`.
+
+Exit code 0 on success, 2 on bad input with one line on standard error, 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from tqdm import tqdm
+
+from dreambooth import events
+from dreambooth.errors import ConfigError, DreamBoothError
+from dreambooth.events import Event
+
+if TYPE_CHECKING:
+    from dreambooth.runs import Run
+
+
+def quiet_third_parties() -> None:
+    """Keep libraries' progress bars and start-up notes off the console, not their errors. Call before other imports."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    for name in ("bitsandbytes", "torch.distributed", "torchao"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from diffusers.utils.logging import disable_progress_bar as diffusers_quiet
+    from transformers.utils.logging import disable_progress_bar as transformers_quiet
+
+    diffusers_quiet()
+    transformers_quiet()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def cli() -> None:
+    """Teach a text-to-image model one subject from three to five photos."""
+
+
+@cli.command()
+@click.argument("config_file", metavar="CONFIG.yaml", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting: --set train.steps=400.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run is kept (default: a new one in runs/).")
+@click.option(
+    "--resume", is_flag=True, help="Go on with a stopped run: the one in --run-dir, or the newest with these settings."
+)
+def train(config_file: Path, overrides: tuple[str, ...], run_dir: Path | None, resume: bool) -> None:
+    """Fine-tune a model as CONFIG.yaml says."""
+    from dreambooth.config import Config
+
+    config = Config.load(config_file, overrides)
+    quiet_third_parties()
+    from dreambooth.runs import Run
+
+    run = _run_to_resume(config, run_dir) if resume else Run.create(config, run_dir)
+    stop = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: stop.set())  # a second Ctrl-C ends it at once, see below
+    try:
+        click.echo(f"Run: {run.path}")
+        console = _Console()
+        for event in run.execute(resume=resume, should_stop=stop.is_set):
+            console.show(event)
+            if stop.is_set():
+                signal.signal(signal.SIGINT, before)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if run.status != "finished":
+        raise click.exceptions.Exit(1)
+    click.echo(f"Model: {run.path / 'model'}")
+    click.echo(f'Try: python -m dreambooth generate {run.path} --prompt "{config.instance_prompt} on a beach"')
+
+
+@cli.command()
+@click.argument("source", metavar="RUN_OR_MODEL")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw; may be given several times.")
+@click.option("--negative-prompt", default="", help="What to avoid.")
+@click.option("--num-images", default=4, show_default=True, type=click.IntRange(1, 10_000), help="Pictures per prompt.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Seed of the first picture."
+)
+@click.option("--steps", type=click.IntRange(1, 1000), help="Sampling steps (default: the model's).")
+@click.option(
+    "--guidance", type=click.FloatRange(0, 50), help="How strictly to follow the prompt (default: the model's)."
+)
+@click.option("--scheduler", help="default, ddim, dpm++, euler, unipc or pndm.")
+@click.option("--revision", help="Branch, tag or commit of a Hub model.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
+@click.option(
+    "--out", default=Path("generated"), show_default=True, type=click.Path(path_type=Path), help="Folder for the PNGs."
+)
+def generate(
+    source, prompts, negative_prompt, num_images, seed, steps, guidance, scheduler, revision, device, out
+) -> None:
+    """Draw pictures with a run, toybox, a pipeline folder or a Hub id."""
+    quiet_third_parties()
+    from pydantic import ValidationError
+
+    from dreambooth.generate import generate as draw
+    from dreambooth.generate import open_source, save_picture
+    from dreambooth.preflight import resolve_device
+
+    if not all(prompt.strip() for prompt in prompts):
+        raise ConfigError("--prompt is empty.", "Say what to draw.")
+    opened = open_source(source, revision, resolve_device(device))
+    given = {"steps": steps, "guidance_scale": guidance, "scheduler": scheduler}
+    given = {key: value for key, value in given.items() if value is not None}
+    try:
+        sampling = opened.sampling.model_validate(opened.sampling.model_dump() | given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"--{first['loc'][0]} {first['input']!r}: {first['msg']}.") from None
+    number = 0
+    for pictures in draw(
+        opened, list(prompts), num_images=num_images, seed=seed, sampling=sampling, negative_prompt=negative_prompt
+    ):
+        for picture in pictures:
+            path = out / f"{number:04d}-{picture.seed}.png"
+            facts = sampling.model_dump(include={"steps", "guidance_scale", "scheduler"})
+            facts |= {"prompt": picture.prompt, "negative_prompt": negative_prompt, "seed": picture.seed}
+            save_picture(path, picture.image, model=opened.name, **facts)
+            click.echo(path)
+            number += 1
+
+
+@cli.command()
+@click.option("--base-model", default="toybox", show_default=True, help="toybox, a Hub id or a pipeline folder.")
+@click.option(
+    "--check", "words", metavar="WORD", multiple=True, help="Judge this identifier; may be given several times."
+)
+@click.option("--class-noun", default="", help="With --preview: the class noun to show it with.")
+@click.option(
+    "--preview", type=click.Path(path_type=Path), help="Write a picture of what the base model draws for each word."
+)
+def tokens(base_model: str, words: tuple[str, ...], class_noun: str, preview: Path | None) -> None:
+    """Help to choose the identifier: judge words, or suggest rare ones."""
+    quiet_third_parties()
+    from dreambooth.families import fetch_model
+    from dreambooth.tokens import advise, load_text_side, suggest
+
+    tokenizer, text_encoder = load_text_side(fetch_model(base_model))
+    advice = [advise(w, tokenizer, text_encoder) for w in words] or suggest(tokenizer, text_encoder)
+    for a in advice:
+        click.echo(f"{a.word}: {a.verdict}. {' '.join(a.reasons)}")
+    if preview:
+        _write_preview(preview, base_model, [a.word for a in advice], class_noun)
+
+
+@cli.group()
+def photos() -> None:
+    """Look at photos before training."""
+
+
+@photos.command("check")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--resolution", default=512, show_default=True, type=click.IntRange(32, 4096), help="Training size in pixels."
+)
+@click.option("--sheet", type=click.Path(path_type=Path), help="Write a picture of the crops.")
+def check_photos(folder: Path, resolution: int, sheet: Path | None) -> None:
+    """The photo coach: what would make the training better."""
+    from dreambooth.photos import coach, contact_sheet, find_photos, prepare_photos
+
+    prepared = prepare_photos(find_photos(folder), resolution)
+    for photo in prepared:
+        click.echo(f"{photo.name}: {photo.size[0]} × {photo.size[1]}, crop {tuple(photo.crop)}")
+    for finding in coach(prepared):
+        click.echo(f"{finding.severity}: {finding.message}")
+    if sheet:
+        from dreambooth.files import atomic_file
+
+        with atomic_file(sheet) as partial:
+            contact_sheet([p.preview for p in prepared], 5, [p.name for p in prepared]).save(partial)
+
+
+def _run_to_resume(config, run_dir: Path | None) -> Run:
+    """The run to go on with; raises `ConfigError` where its settings are others than asked."""
+    from dreambooth.runs import Run, list_runs, runs_root
+
+    if run_dir is None:
+        for run in list_runs(runs_root()):
+            if run.config == config:
+                return run
+        raise ConfigError(f"No run in {runs_root()} has these settings.", "Give its --run-dir, or leave --resume out.")
+    run = Run.open(run_dir)
+    if (saved := run.config) != config:
+        ours, theirs = config.model_dump(), saved.model_dump()
+        differing = [key for key in ours if ours[key] != theirs[key]]
+        raise ConfigError(
+            f"{run_dir} was made with other settings ({', '.join(differing)} differ).",
+            f"Resume with {run_dir / 'config.yaml'}, or train anew in another --run-dir.",
+        )
+    return run
+
+
+def _write_preview(path: Path, base_model: str, words: list[str], class_noun: str) -> None:
+    from dreambooth.files import atomic_file
+    from dreambooth.generate import generate as draw
+    from dreambooth.generate import open_source
+    from dreambooth.photos import contact_sheet
+    from dreambooth.tokens import preview_prompts
+
+    source = open_source(base_model)
+    prompts = [prompt for word in words for prompt in preview_prompts(word, class_noun)]
+    pictures = [p for batch in draw(source, prompts, num_images=2) for p in batch]
+    with atomic_file(path) as partial:
+        contact_sheet([p.image for p in pictures], 6, [p.prompt for p in pictures]).save(partial)
+    click.echo(path)
+
+
+class _Console:
+    """Shows events: bars on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.bar: tqdm | None = None
+        self.stage, self.total, self.recent = "", 0, []
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case events.Stage(name, total):
+                self._close()
+                self.stage, self.total = name, total
+                if self.terminal and total:
+                    self.bar = tqdm(total=total, desc=name, unit="" if name == "class images" else "step", leave=True)
+                else:
+                    click.echo(f"{name} …", err=True)
+            case events.Progress(done):
+                self._advance(done, "")
+            case events.Step(step=step):
+                self.recent = [*self.recent[-19:], event]
+                loss = f"instance loss {self._mean('instance_loss'):.4f}"
+                if event.prior_loss is not None:
+                    loss += f", prior loss {self._mean('prior_loss'):.4f}"
+                self._advance(step, loss)
+            case events.Metric("estimated_peak_memory_bytes", value):
+                self._line(f"estimated peak memory {value / 2**30:.1f} GiB")
+            case events.Metric("peak_memory_bytes", value):
+                self._line(f"peak memory {value / 2**30:.2f} GiB")
+            case events.Warning(message):
+                self._line(f"advice: {message}")
+            case events.Checkpoint(path):
+                self._line(f"checkpoint {path}")
+            case events.Cancelled(step):
+                self._close()
+                click.echo(f"Stopped after step {step}; go on with --resume.", err=True)
+            case events.Finished(seconds=seconds):
+                self._close()
+                click.echo(f"Finished in {seconds:.0f} s.", err=True)
+
+    def _mean(self, name: str) -> float:
+        return sum(getattr(e, name) for e in self.recent) / len(self.recent)
+
+    def _advance(self, done: int, note: str) -> None:
+        if self.bar is not None:
+            self.bar.n = done
+            self.bar.set_postfix_str(note)
+        elif done == self.total or done % max(1, self.total // 10) == 0:
+            click.echo(f"{self.stage} {done}/{self.total} {note}".rstrip(), err=True)
+
+    def _line(self, text: str) -> None:
+        tqdm.write(text, file=sys.stderr)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def main() -> None:
+    """Run the command line; every expected failure is one line on standard error."""
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        message, code = " ".join(error.format_message().split()), 2
+    except click.Abort:
+        message, code = "stopped.", 1
+    except DreamBoothError as error:
+        message, code = str(error), error.exit_code
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        message, code = f"{error}.", 1
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

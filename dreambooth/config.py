@@ -1,0 +1,411 @@
+"""Every setting of a run, checked before anything loads: strict models, YAML in and out, the only home of defaults.
+
+The defaults suit Stable Diffusion 1.x; presets (`presets/*.yaml`) hold other recipes, each number with its source.
+A setting is taken from, in this order: `--set`, the YAML file, the file's `preset`, the default here.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dreambooth.errors import ConfigError
+
+TOYBOX = "toybox"
+"""The base model that is built in; any other `base_model` is a Hub id or a local pipeline folder."""
+
+Prompt = Annotated[str, Field(min_length=1, max_length=1000)]
+Crop = tuple[int, int, int, int]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+def _fields_of(template: str) -> set[str]:
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"{template!r} has an unmatched brace ({error})") from None
+    # `{identifier:>9999999}` would be taken by str.format; a prompt needs names alone.
+    return {name + (conversion or "") + (spec or "") for _, name, spec, conversion in parsed if name is not None}
+
+
+class SubjectConfig(_Settings):
+    """Who or what the model is taught."""
+
+    photos: Path = Field(description="Folder with the subject's photos; the paper uses 3 to 5.")
+    identifier: str = Field(
+        "sks",
+        min_length=1,
+        max_length=60,
+        description="The rare word that will mean this subject; `tokens` advises. Source: paper §3.2; `sks` is the "
+        "word of most published runs.",
+    )
+    class_noun: str = Field(
+        min_length=1, max_length=60, description="What kind of thing it is, in a word or two: dog, backpack, person."
+    )
+    instance_prompt: Prompt = Field(
+        "a photo of {identifier} {class_noun}",
+        description="What every photo of the subject is captioned with. Source: paper §3.2, 'a [identifier] [class "
+        "noun]'.",
+    )
+    captions: bool = Field(
+        False,
+        description="Caption each photo with the text file of its name (dog1.jpg: dog1.txt), which may use "
+        "{identifier} and {class_noun}; photos without one keep the instance prompt.",
+    )
+    crops: dict[str, Crop] = Field(
+        default_factory=dict,
+        description="Square crop boxes by photo file name, (left, top, right, bottom) in pixels of the upright photo; "
+        "photos not named are cropped around what stands out.",
+    )
+
+    @field_validator("identifier", "class_noun")
+    @classmethod
+    def _plain_words(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("is empty; give a word")
+        if any(c in text for c in "{}\n\r\t") or not text.isprintable():
+            raise ValueError(f"{text!r} holds braces, a line break or unprintable characters; give plain words")
+        return text.strip()
+
+    @field_validator("instance_prompt")
+    @classmethod
+    def _names_the_identifier(cls, template: str) -> str:
+        if unknown := _fields_of(template) - {"identifier", "class_noun"}:
+            raise ValueError(f"uses {{{min(unknown)}}}; only {{identifier}} and {{class_noun}} are filled in")
+        return template
+
+    def fill(self, template: str) -> str:
+        """`template` with {identifier} and {class_noun} filled in."""
+        return template.format(identifier=self.identifier, class_noun=self.class_noun)
+
+
+class PriorConfig(_Settings):
+    """Prior preservation: the model's own pictures of the class keep it from forgetting the class (paper §3.3)."""
+
+    enabled: bool = Field(True, description="Train on class images beside the photos (PPL).")
+    weight: float = Field(
+        1.0, ge=0, le=100, description="λ, the weight of the class images' loss; 0 is enabled: false. Source: paper §4."
+    )
+    num_images: int = Field(
+        200, ge=1, le=10_000, description="How many class images. Source: paper's appendix, ~200 per subject."
+    )
+    class_prompt: Prompt = Field(
+        "a photo of a {class_noun}",
+        description="What the class images show and are captioned with. Source: paper §3.3.",
+    )
+    steps: int = Field(50, ge=1, le=1000, description="Sampling steps of a class image. Source: diffusers' default.")
+    guidance_scale: float = Field(
+        7.5, ge=0, le=50, description="Guidance of the class images; low keeps them varied. Source: diffusers' default."
+    )
+    batch_size: int = Field(
+        4, ge=1, le=256, description="Class images drawn at once. Source: diffusers' DreamBooth script."
+    )
+
+    @property
+    def active(self) -> bool:
+        """Whether class images take part: a weight of zero asks for none."""
+        return self.enabled and self.weight > 0
+
+    @field_validator("class_prompt")
+    @classmethod
+    def _names_only_the_class(cls, template: str) -> str:
+        if unknown := _fields_of(template) - {"class_noun"}:
+            raise ValueError(
+                f"uses {{{min(unknown)}}}; only {{class_noun}} is filled in, since it is the class's prompt"
+            )
+        return template
+
+
+class TrainConfig(_Settings):
+    """The training itself."""
+
+    steps: int = Field(
+        800, ge=1, le=1_000_000, description="Optimiser steps. Source: SD 1.5 with PPL, HF blog on DreamBooth."
+    )
+    learning_rate: float = Field(
+        5e-6, gt=0, le=1, description="Peak learning rate. Source: paper §4 for Stable Diffusion."
+    )
+    text_encoder: bool = Field(
+        True, description="Train the text encoder too: more faithful, more memory. Source: HF blog."
+    )
+    batch_size: int = Field(
+        1, ge=1, le=256, description="Photos a step; as many class images join them. Source: seed 002."
+    )
+    gradient_accumulation: int = Field(
+        1, ge=1, le=256, description="Batches whose gradients one optimiser step averages."
+    )
+    resolution: int | Literal["auto"] = Field(
+        "auto", description="Side of the training pictures in pixels; auto is what the base model was trained at."
+    )
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(
+        "auto",
+        description="Arithmetic of the forward pass; weights stay in 32 bits. auto: bf16 where the machine has it, "
+        "else fp16 on a GPU, else none.",
+    )
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto",
+        description="Recompute activations to save memory, about 25 % slower; auto: only where it would not fit.",
+    )
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw", description="adamw8bit (bitsandbytes) keeps its state in 8 bits. Source: seeds 002 and 004."
+    )
+    weight_decay: float = Field(1e-2, ge=0, le=1, description="AdamW's. Source: diffusers' DreamBooth script.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="AdamW's. Source: its paper."
+    )
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="Gradients are scaled down to this norm. Source: diffusers' script."
+    )
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="After the warm-up. Source: paper."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises from zero.")
+    snr_gamma: float | None = Field(
+        None,
+        gt=0,
+        description="min-SNR loss weighting, 5 where used (Hang et al. 2023, arXiv 2303.09556); none by default.",
+    )
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="Keep and save a moving average of the weights with this decay; none by default."
+    )
+    crops_per_photo: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Slightly different crops encoded of each photo before training; 1 is the plain crop.",
+    )
+    crop_scale: float = Field(
+        0.9, gt=0.3, le=1, description="The tightest of those crops, as a share of the plain crop's side."
+    )
+    flip: bool = Field(
+        False, description="Also train on mirrored photos; off, since lettering and many subjects have a side."
+    )
+    checkpoint_every: int = Field(200, ge=1, description="Steps between resumable checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, le=1000, description="How many of the newest checkpoints to keep.")
+    sample_every: int = Field(100, ge=0, description="Steps between sample pictures; 0 for none.")
+
+    @field_validator("resolution")
+    @classmethod
+    def _divisible(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and (value < 32 or value > 4096 or value % 8):
+            raise ValueError(f"is {value}; give a multiple of 8 from 32 to 4096, or auto")
+        return value
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> TrainConfig:
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than steps ({self.steps}); lower it")
+        return self
+
+
+class SamplingConfig(_Settings):
+    """How pictures are drawn: samples while training, and what `generate` starts from."""
+
+    steps: int = Field(50, ge=1, le=1000, description="Sampling steps. Source: diffusers' default.")
+    guidance_scale: float = Field(
+        7.5, ge=0, le=50, description="How strictly to follow the prompt: 7 is freer, 11 is stricter (seed 003)."
+    )
+    scheduler: Literal["default", "ddim", "dpm++", "euler", "unipc", "pndm"] = Field(
+        "default", description="The sampler; default is the one the base model comes with."
+    )
+    num_images: int = Field(2, ge=1, le=64, description="Sample pictures per prompt while training.")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Seed of the first sample picture; the next ones count on from it."
+    )
+    prompts: list[Prompt] = Field(
+        default_factory=list,
+        description="More prompts to sample while training, beside the instance and the class prompt; {identifier} and "
+        "{class_noun} are filled in.",
+    )
+
+
+class Config(_Settings):
+    """A whole run: what `train` reads, and what the run directory keeps so that the run can be repeated."""
+
+    preset: str | None = Field(
+        None, description="Recipe that fills in what this file leaves out; see `dreambooth/presets`."
+    )
+    base_model: str = Field(TOYBOX, min_length=1, description="toybox, a Hub id, or a local diffusers pipeline folder.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the base model on the Hub.")
+    method: Literal["full"] = Field(
+        "full", description="What is trained: full is denoiser and text encoder (the paper)."
+    )
+    seed: int = Field(1234, ge=0, lt=2**32, description="Seed of everything random in training. Source: seed 000.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train; auto prefers a GPU.")
+    subject: SubjectConfig
+    prior: PriorConfig = PriorConfig()
+    train: TrainConfig = TrainConfig()
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _templates_fit(self) -> Config:
+        subject = self.subject
+        if subject.identifier not in subject.fill(subject.instance_prompt):
+            raise ValueError(
+                f"subject.instance_prompt {subject.instance_prompt!r} does not hold the identifier "
+                f"{subject.identifier!r}; write {{identifier}} where it belongs"
+            )
+        for prompt in self.sampling.prompts:
+            if unknown := _fields_of(prompt) - {"identifier", "class_noun"}:
+                raise ValueError(f"sampling.prompts: {prompt!r} uses {{{min(unknown)}}}; only {{identifier}} and "
+                                 "{class_noun} are filled in")  # fmt: skip
+        if self.device == "cpu" and self.train.mixed_precision == "fp16":
+            raise ValueError("train.mixed_precision is fp16 but device is cpu; use bf16, no or auto")
+        return self
+
+    @property
+    def instance_prompt(self) -> str:
+        """The instance prompt with identifier and class noun filled in."""
+        return self.subject.fill(self.subject.instance_prompt)
+
+    @property
+    def class_prompt(self) -> str:
+        """The class prompt with the class noun filled in."""
+        return self.prior.class_prompt.format(class_noun=self.subject.class_noun)
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any], source: str = "config") -> Config:
+        """Check nested `settings`, over those of the preset they name (toybox's own for `base_model: toybox`).
+
+        Raises `ConfigError` with every wrong key, its value and what is allowed.
+        """
+        base_model = settings.get("base_model", TOYBOX)
+        preset = settings.get("preset") or (TOYBOX if base_model == TOYBOX else None)
+        merged = _merge(load_preset(preset), settings) if preset else settings
+        try:
+            return cls.model_validate(merged | {"preset": preset})
+        except ValidationError as error:
+            raise ConfigError(f"{source}: " + "; ".join(_describe(e) for e in error.errors())) from None
+
+    @classmethod
+    def load(cls, path: Path, overrides: Iterable[str] = ()) -> Config:
+        """Read a YAML file; `overrides` are `key.subkey=value` strings. Raises `ConfigError`.
+
+        A relative `subject.photos` in the file is relative to the file's folder; in an override, to where you are.
+        """
+        settings = read_yaml(path)
+        subject = settings.get("subject")
+        if isinstance(subject, dict) and isinstance(subject.get("photos"), str):
+            subject["photos"] = str(path.parent / Path(subject["photos"]).expanduser())
+        for override in overrides:
+            _merge_into(settings, _parse_override(override))
+        return cls.from_dict(settings, source=str(path))
+
+    def to_yaml(self) -> str:
+        """The complete settings as YAML; loading it gives an equal config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+# ------------------------------------------------------------------------------------------------------ YAML, presets
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises `ConfigError` with line and column where it is not one."""
+    try:
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file.", "Give the path of a YAML config; the README shows one.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read ({error}).") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error}).") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: holds {type(loaded).__name__}, not settings.", "Write `key: value` lines.")
+    return loaded
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but 5e-6 is a number (YAML wants 5.0e-6) and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+for _first in "-+.0123456789":
+    _Loader.yaml_implicit_resolvers.setdefault(_first, []).append(
+        ("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"))
+    )
+
+_PRESETS = Path(__file__).parent / "presets"
+
+
+def preset_names() -> list[str]:
+    """The names that `preset` takes."""
+    return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """A preset's settings; raises `ConfigError` with the names there are."""
+    if name not in preset_names():
+        raise ConfigError(f"preset {name!r} does not exist.", f"Choose one of {', '.join(preset_names())}.")
+    return read_yaml(_PRESETS / f"{name}.yaml")
+
+
+def _merge(below: dict, above: dict) -> dict:
+    merged = dict(below)
+    _merge_into(merged, above)
+    return merged
+
+
+def _merge_into(target: dict, above: dict) -> None:
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            target[key] = _merge(target[key], value)
+        else:
+            target[key] = value
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.strip().split(".")):
+        raise ConfigError(f"--set {text!r} is not KEY=VALUE.", "Write for example --set train.steps=400.")
+    try:
+        parsed: Any = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--set {text!r}: the value is not valid YAML ({getattr(error, 'problem', error)})."
+        ) from None
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    return parsed
+
+
+def _describe(error: dict[str, Any]) -> str:
+    """One pydantic finding as: key, what is wrong, the value."""
+    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("int", "literal[", "bool")))
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(_known_keys(error["loc"][:-1]))
+        return f"unknown key {key!r}; known here: {known}"
+    if error["type"] == "missing":
+        return f"{key!r} is missing; set it"
+    message = error["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    given = error["input"]
+    return f"{key} = {given!r}: {message}" if not isinstance(given, dict) else f"{key}: {message}"
+
+
+def _known_keys(path: tuple) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in path:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

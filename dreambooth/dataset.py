@@ -1,0 +1,119 @@
+"""The training examples: everything encoded once, and example number n a pure function of (seed, n).
+
+An item carries `instance_images`, `instance_prompt_ids`, `class_images` and `class_prompt_ids`, the images in cached
+form: a sample of their latents' posterior, (C, h, w), scaled as the denoiser takes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from dreambooth.config import Config
+from dreambooth.families import Family
+
+ENCODE_BATCH = 8  # pictures encoded at once: the encoder's activations are its peak, and more gains no speed on a CPU
+
+INSTANCE, CLASS, SCHEDULE, CROPS = range(4)
+"""Streams of randomness, so that leaving class images out changes nothing for the photos (paired comparisons)."""
+
+
+def generator(seed: int, stream: int, n: int) -> torch.Generator:
+    """The CPU generator of item n of a stream; equal arguments give equal numbers on every machine."""
+    state = np.random.SeedSequence([seed, stream, n]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> 1))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Pictures encoded once: N pictures, V variants (crops, flips) of each."""
+
+    mean: Tensor
+    """(N, V, C, h, w) float32 posterior means of the scaled latents."""
+    std: Tensor
+    """(N, V, C, h, w) posterior standard deviations."""
+    prompt_ids: Tensor
+    """(N, tokens) int64."""
+
+    def example(self, n: int, seed: int, stream: int) -> tuple[Tensor, Tensor]:
+        """Latents (C, h, w) and prompt ids of the n-th example: pictures shuffled anew each epoch, a random variant."""
+        count, variants = self.mean.shape[:2]
+        epoch, place = divmod(n, count)
+        order = torch.randperm(count, generator=generator(seed, stream, -1 - epoch & 0xFFFFFFFF))
+        i = int(order[place])
+        g = generator(seed, stream, n)
+        v = int(torch.randint(variants, (), generator=g))
+        sample = self.mean[i, v] + self.std[i, v] * torch.randn(self.mean.shape[2:], generator=g)
+        return sample, self.prompt_ids[i]
+
+
+class DreamBoothDataset(Dataset):
+    """`size` examples of the subject, each with one of the class where class images are used."""
+
+    def __init__(self, instance: Encoded, prior: Encoded | None, seed: int, size: int):
+        self.instance, self.prior, self.seed, self.size = instance, prior, seed, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, n: int) -> dict[str, Tensor]:
+        if not 0 <= n < self.size:
+            raise IndexError(n)
+        item = dict(zip(("instance_images", "instance_prompt_ids"), self.instance.example(n, self.seed, INSTANCE)))
+        if self.prior is not None:
+            item |= zip(("class_images", "class_prompt_ids"), self.prior.example(n, self.seed, CLASS))
+        return item
+
+    def batch(self, number: int, size: int) -> dict[str, Tensor]:
+        """Items `number · size` up to the next batch, collated: images (B, C, h, w), prompt ids (B, tokens)."""
+        return default_collate([self[n] for n in range(number * size, (number + 1) * size)])
+
+
+def photo_variants(image: Image.Image, config: Config, number: int) -> Tensor:
+    """(V, 3, H, W) pixels in [-1, 1]: the prepared photo, slightly tighter crops of it, then all of them mirrored."""
+    plain = _pixels(image)
+    side, variants = plain.shape[-1], [plain]
+    g = generator(config.seed, CROPS, number)
+    for _ in range(config.train.crops_per_photo - 1):
+        scale, *place = torch.rand(3, generator=g).tolist()
+        size = round(side * (config.train.crop_scale + (1 - config.train.crop_scale) * scale))
+        y, x = (int(p * (side - size + 1)) for p in place)
+        crop = plain[:, y : y + size, x : x + size][None]
+        variants.append(F.interpolate(crop, size=(side, side), mode="bicubic", antialias=True)[0].clamp(-1, 1))
+    stacked = torch.stack(variants)
+    return torch.cat([stacked, stacked.flip(-1)]) if config.train.flip else stacked
+
+
+def class_variants(path: Path, config: Config) -> Tensor:
+    """(V, 3, H, W) pixels in [-1, 1] of a class image: itself and, if photos are mirrored, its mirror image."""
+    with Image.open(path) as image:
+        plain = _pixels(image.convert("RGB"))[None]
+    return torch.cat([plain, plain.flip(-1)]) if config.train.flip else plain
+
+
+def encode(
+    pipe: DiffusionPipeline, family: Family, pictures: Iterator[Tensor], prompts: list[str], dtype: torch.dtype | None
+) -> Encoded:
+    """Encode pictures, each (V, 3, H, W), with one prompt each; on the pipeline's device, kept on the CPU."""
+    device = pipe.vae.device
+    means, stds = [], []
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        for variants in pictures:
+            parts = [family.encode_images(pipe, part.to(device)) for part in variants.split(ENCODE_BATCH)]
+            means.append(torch.cat([mean for mean, _ in parts]).float().cpu())
+            stds.append(torch.cat([std for _, std in parts]).float().cpu())
+    # clone: inference tensors can't take part in training
+    return Encoded(torch.stack(means).clone(), torch.stack(stds).clone(), family.tokenize(pipe, prompts))
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1) / 127.5 - 1

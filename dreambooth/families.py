@@ -1,0 +1,171 @@
+"""What differs between kinds of base models: one frozen record of facts and functions for each.
+
+Training and methods read a family's fields and never ask for its name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dreambooth.config import TOYBOX
+from dreambooth.errors import HubError, ModelError
+from dreambooth.objectives import Diffusion
+
+TOYBOX_FOLDER = Path(__file__).parent / "toybox" / "model"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts and functions of one kind of base model. B is a batch; h, w are latent height and width."""
+
+    name: str
+    pipeline: type[DiffusionPipeline]
+    """Matched by name to `_class_name` in `model_index.json`."""
+    denoiser: str
+    """The pipeline's attribute that predicts: unet or transformer."""
+    text_encoders: tuple[str, ...]
+    """The pipeline's attributes that read prompts."""
+    resolution: Callable[[DiffusionPipeline], int]
+    """Side in pixels of the pictures the model was trained on."""
+    objective: Callable[[DiffusionPipeline], Diffusion]
+    tokenize: Callable[[DiffusionPipeline, list[str]], Tensor]
+    """(pipe, prompts) -> (B, tokens) int64 ids, padded and cut to the model's length."""
+    encode_text: Callable[[DiffusionPipeline, Tensor], dict[str, Tensor]]
+    """(pipe, ids) -> conditioning tensors, each (B, ...), differentiable."""
+    encode_images: Callable[[DiffusionPipeline, Tensor], tuple[Tensor, Tensor]]
+    """(pipe, pixels (B, 3, H, W) in [-1, 1]) -> posterior mean and std of the scaled latents, each (B, C, h, w)."""
+    predict: Callable[[DiffusionPipeline, Tensor, Tensor, dict[str, Tensor]], Tensor]
+    """(pipe, noisy latents, timesteps (B,), conditioning) -> prediction, (B, C, h, w)."""
+    lora_targets: tuple[str, ...]
+    cross_attention: tuple[str, ...]
+    """Key and value projections of cross-attention; () where Custom Diffusion can't be used."""
+
+
+def _sd_tokenize(pipe: DiffusionPipeline, prompts: list[str]) -> Tensor:
+    length = pipe.tokenizer.model_max_length
+    return pipe.tokenizer(
+        prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    ).input_ids
+
+
+def _sd_encode_images(pipe: DiffusionPipeline, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    posterior = pipe.vae.encode(pixels).latent_dist
+    return posterior.mean * pipe.vae.config.scaling_factor, posterior.std * pipe.vae.config.scaling_factor
+
+
+STABLE_DIFFUSION = Family(
+    name="Stable Diffusion 1.x/2.x",
+    pipeline=StableDiffusionPipeline,
+    denoiser="unet",
+    text_encoders=("text_encoder",),
+    resolution=lambda pipe: pipe.unet.config.sample_size * pipe.vae_scale_factor,
+    objective=lambda pipe: Diffusion(pipe.scheduler.alphas_cumprod, pipe.scheduler.config.prediction_type),
+    tokenize=_sd_tokenize,
+    encode_text=lambda pipe, ids: {"encoder_hidden_states": pipe.text_encoder(ids)[0]},
+    encode_images=_sd_encode_images,
+    predict=lambda pipe, noisy, t, conditioning: pipe.unet(noisy, t, **conditioning).sample,
+    lora_targets=("to_k", "to_q", "to_v", "to_out.0"),
+    cross_attention=("attn2.to_k", "attn2.to_v"),
+)
+
+FAMILIES = (STABLE_DIFFUSION,)
+
+
+def fetch_model(base_model: str, revision: str | None = None) -> Path:
+    """The local folder of a base model: the built-in toybox, a folder, or a Hub repo that is downloaded if need be.
+
+    Raises `ModelError` where there is no such model and `HubError` where the Hub refuses or can't be reached.
+    """
+    if base_model == TOYBOX:
+        return TOYBOX_FOLDER
+    folder = Path(base_model).expanduser()
+    if folder.exists():
+        if not (folder / "model_index.json").is_file():
+            raise ModelError(
+                f"{base_model}: no model_index.json in it.", "Give a diffusers pipeline folder or a Hub id."
+            )
+        return folder.resolve()
+    if base_model.count("/") != 1 or base_model.startswith((".", "/", "~")):
+        raise ModelError(
+            f"{base_model}: no such folder.", "Give toybox, an existing pipeline folder, or a Hub id OWNER/NAME."
+        )
+    try:
+        return Path(DiffusionPipeline.download(base_model, revision=revision))
+    except GatedRepoError:
+        raise HubError(
+            f"{base_model} is gated.",
+            f"Accept its terms on https://huggingface.co/{base_model} and log in with `hf auth login`.",
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelError(
+            f"{base_model} has no revision {revision!r}.", "Look at the repo's branches and tags."
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise ModelError(
+            f"{base_model} is not on the Hub, or is private.",
+            "Check the spelling; for a private one log in with `hf auth login`.",
+        ) from None
+    except LocalEntryNotFoundError:
+        raise HubError(
+            f"{base_model} is not downloaded and the Hub can't be reached.", "Check the connection and try again."
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise HubError(
+            f"{base_model} could not be downloaded: {_first_line(error)}.", "Try again; it goes on where it stopped."
+        ) from None
+
+
+def family_of(folder: Path) -> Family:
+    """The family of the pipeline in `folder`; raises `ModelError` for kinds that are not supported."""
+    try:
+        name = json.loads((folder / "model_index.json").read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder.name}: model_index.json can't be read ({_first_line(error)}).", "Download it again."
+        ) from None
+    for family in FAMILIES:
+        if family.pipeline.__name__ == name:
+            return family
+    raise ModelError(f"{folder.name} is a {name}.", f"Supported: {', '.join(f.pipeline.__name__ for f in FAMILIES)}.")
+
+
+def load_pipeline(
+    folder: Path, dtype: torch.dtype = torch.float32, *, safety_checker: bool = False
+) -> tuple[DiffusionPipeline, Family]:
+    """Load the pipeline in `folder` on the CPU; with its safety checker, where it has one, only if asked.
+
+    Raises `ModelError` where files are missing or damaged.
+    """
+    family = family_of(folder)
+    dropped = (
+        {} if safety_checker else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    )
+    try:
+        pipe = family.pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **dropped)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder.name} can't be loaded: {_first_line(error)}.", "Download or save it again."
+        ) from None
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, family
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(". ")

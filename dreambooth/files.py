@@ -1,0 +1,47 @@
+"""Files and folders that are whole or not there: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """A new empty folder to fill, which becomes `final` (replacing it) if the block ends well and vanishes if not."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
+    partial.chmod(0o755)
+    try:
+        yield partial
+        if final.exists():  # a folder can't be renamed over a full one
+            old = partial.with_suffix(".old")
+            os.replace(final, old)
+            os.replace(partial, final)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(final: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `final` (replacing it) if the block ends well and vanishes if not.
+
+    It keeps `final`'s suffix, since Pillow and others choose the format by it.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{final.stem}.partial.", suffix=final.suffix, dir=final.parent)
+    os.close(handle)
+    partial = Path(name)
+    partial.chmod(0o644)
+    try:
+        yield partial
+        os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)

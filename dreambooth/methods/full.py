@@ -1,0 +1,54 @@
+"""Full fine-tuning, as in the paper: every weight of the denoiser and, if asked, of the text encoder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from dreambooth.config import Config
+from dreambooth.families import Family
+from dreambooth.methods import Method, Trainable
+
+
+def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable:
+    """Make the denoiser's (and text encoders') weights trainable, everything else frozen."""
+    names = (family.denoiser, *(family.text_encoders if config.train.text_encoder else ()))
+    for component in pipe.components.values():
+        if hasattr(component, "requires_grad_"):
+            component.requires_grad_(False)
+    modules = {name: getattr(pipe, name).requires_grad_(True) for name in names}
+    groups = [{"params": list(module.parameters())} for module in modules.values()]
+
+    def save(folder: Path, base: Path) -> None:
+        """Write a whole pipeline: the trained components, and the base's own files for all others."""
+        for name in modules:
+            getattr(pipe, name).save_pretrained(folder / name)
+            if name in family.text_encoders:
+                use_classic_names(folder / name / "model.safetensors")
+        index = json.loads((base / "model_index.json").read_text())
+        for name, entry in index.items():
+            if isinstance(entry, list) and entry[0] is not None and name not in modules:
+                shutil.copytree(base / name, folder / name)
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+    return Trainable(modules, groups, save)
+
+
+def use_classic_names(file: Path) -> None:
+    """Give a saved CLIP text encoder the parameter names of transformers 4, which 5 reads too.
+
+    transformers 5 writes them without `text_model.`; older versions would then load random weights without an error.
+    """
+    state = load_file(file)
+    save_file({f"text_model.{k.removeprefix('text_model.')}": v for k, v in state.items()}, file, {"format": "pt"})
+
+
+METHOD = Method(
+    "full",
+    "Every weight of the denoiser and, if asked, the text encoder: most faithful, largest file (the paper).",
+    attach,
+)

@@ -1,0 +1,135 @@
+"""Class images for prior preservation: drawn by the frozen base model, checked, cached, and shared by every run.
+
+A cache folder's name is a hash of everything that shapes its pictures, so two runs that would draw the same ones share
+them, and only the shortfall is drawn. Picture i depends on the key and i alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from dreambooth.config import Config, SamplingConfig
+from dreambooth.errors import ModelError
+from dreambooth.files import atomic_file
+from dreambooth.generate import draw, save_picture
+from dreambooth.photos import contact_sheet
+
+BLANK_STD = 2.0  # a picture whose pixels (0 to 255) vary less than this is blank: black frames have 0, night scenes 30
+MAX_REDRAWS = 4  # of one picture, before the model is taken to be broken
+
+
+def cache_root() -> Path:
+    """Where class images are kept: $DREAMBOOTH_CACHE, else `dreambooth` in the user's cache folder."""
+    base = os.environ.get("DREAMBOOTH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "dreambooth"
+    return Path(base).expanduser() / "class_images"
+
+
+def cache_key(config: Config, model: Path, resolution: int) -> dict[str, object]:
+    """Everything that shapes the class images; `model` is the base model's folder."""
+    prior = config.prior
+    return {
+        "base_model": fingerprint(model),
+        "class_prompt": config.class_prompt,
+        "steps": prior.steps,
+        "guidance_scale": prior.guidance_scale,
+        "resolution": resolution,
+        "seed": config.seed,
+    }
+
+
+def cache_folder(key: dict[str, object]) -> Path:
+    """The folder of a key."""
+    return cache_root() / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def fingerprint(model: Path) -> str:
+    """A hash of a pipeline folder: every file's name and size, and its contents (of a big one, its two ends).
+
+    Reading gigabytes for each run would cost more than it tells; training changes weights all over the file.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(p for p in model.rglob("*") if p.is_file() and p.suffix not in (".md", ".png")):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(model)} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            if size > 1 << 20:
+                file.seek(-(1 << 20), os.SEEK_END)
+                digest.update(file.read())
+    return digest.hexdigest()
+
+
+def missing_images(folder: Path, count: int) -> list[int]:
+    """Which of the first `count` class images are not in `folder` yet."""
+    return [i for i in range(count) if not _path(folder, i).is_file()]
+
+
+def class_images(folder: Path, count: int) -> list[Path]:
+    """The files of the first `count` class images."""
+    return [_path(folder, i) for i in range(count)]
+
+
+def draw_class_images(
+    pipe: DiffusionPipeline, config: Config, folder: Path, key: dict[str, object], dtype: torch.dtype | None
+) -> Iterator[int]:
+    """Draw those of the run's class images that `folder` lacks; yields how many there are after each batch.
+
+    Blank pictures (failed arithmetic, or a safety checker's black frame) are drawn again from another seed; raises
+    `ModelError` when that does not help.
+    """
+    prior = config.prior
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / "key.json") as partial:
+        partial.write_text(json.dumps(key, indent=2))
+    sampling = SamplingConfig(steps=prior.steps, guidance_scale=prior.guidance_scale)
+    todo = [(i, 0) for i in missing_images(folder, prior.num_images)]
+    while todo:
+        batch, todo = todo[: prior.batch_size], todo[prior.batch_size :]
+        seeds = [_seed(config.seed, i, redraws) for i, redraws in batch]
+        images = draw(
+            pipe, [config.class_prompt] * len(batch), seeds, sampling, resolution=int(key["resolution"]), dtype=dtype
+        )
+        for image, (i, redraws), seed in zip(images, batch, seeds, strict=True):
+            if not is_blank(image):
+                save_picture(_path(folder, i), image, prompt=config.class_prompt, seed=seed)
+            elif redraws < MAX_REDRAWS:
+                todo.append((i, redraws + 1))
+            else:
+                raise ModelError(
+                    f"{config.base_model} drew only blank pictures for {config.class_prompt!r}.",
+                    "Try train.mixed_precision: no, or another prior.class_prompt.",
+                )
+        yield prior.num_images - len(todo)
+    save_contact_sheet(folder, prior.num_images)
+
+
+def save_contact_sheet(folder: Path, count: int) -> None:
+    """Write `contact_sheet.jpg` with up to 100 of the class images."""
+    thumbnails = []
+    for path in class_images(folder, min(count, 100)):
+        with Image.open(path) as image:
+            thumbnails.append(image.convert("RGB").resize((128, 128), Image.Resampling.LANCZOS))
+    with atomic_file(folder / "contact_sheet.jpg") as partial:
+        contact_sheet(thumbnails, columns=10).save(partial, quality=88)
+
+
+def is_blank(image: Image.Image) -> bool:
+    """Whether a picture is one flat colour, as failed arithmetic and safety checkers leave it."""
+    return float(np.asarray(image.convert("RGB"), np.float32).std((0, 1)).max()) < BLANK_STD
+
+
+def _path(folder: Path, i: int) -> Path:
+    return folder / f"{i:05d}.png"
+
+
+def _seed(seed: int, i: int, redraws: int) -> int:
+    return int(np.random.SeedSequence([seed, i, redraws]).generate_state(1)[0])

@@ -1,0 +1,55 @@
+"""Shared fixtures: tiny models are built once, and nothing touches the user's own caches or runs."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for a network
+
+import pytest
+
+from dreambooth.cli import quiet_third_parties
+
+quiet_third_parties()
+
+from dreambooth.config import Config  # noqa: E402
+from tests import tiny  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A tiny ε-predicting Stable Diffusion pipeline's folder."""
+    return tiny.stable_diffusion(tmp_path_factory.mktemp("models") / "tiny-sd")
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory):
+    """Three small JPEGs."""
+    return tiny.photos(tmp_path_factory.mktemp("photos") / "disc")
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DREAMBOOTH_RUNS", str(tmp_path / "runs"))
+
+
+@pytest.fixture
+def make_config(tiny_model, photo_folder):
+    """A function that gives a quick run's config, changed by nested keyword arguments."""
+
+    def make(**changes) -> Config:
+        settings = {
+            "base_model": str(tiny_model),
+            "device": "cpu",
+            "subject": {"photos": str(photo_folder), "class_noun": "dog"},
+            "prior": {"num_images": 4, "steps": 2},
+            "train": {
+                "steps": 4, "learning_rate": 1e-3, "batch_size": 2, "mixed_precision": "no", "checkpoint_every": 2,
+                "sample_every": 0,
+            },
+            "sampling": {"steps": 2, "num_images": 1},
+        }  # fmt: skip
+        for key, value in changes.items():
+            settings[key] = settings.get(key, {}) | value if isinstance(value, dict) else value
+        return Config.from_dict(settings)
+
+    return make

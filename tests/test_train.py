@@ -1,0 +1,302 @@
+"""The training loop, run for real on tiny models."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from dreambooth import events, prior
+from dreambooth.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variants, encode, photo_variants
+from dreambooth.errors import ConfigError, RunError
+from dreambooth.families import load_pipeline
+from dreambooth.runs import Run
+from dreambooth.train import _noise_and_timesteps, train
+from tests import tiny
+
+
+def execute(config, path, **options) -> list:
+    return list(Run.create(config, path).execute(**options))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    files = sorted((run / "model").rglob("*.safetensors"))
+    assert files
+    return {f"{f.parent.name}.{k}": v for f in files for k, v in load_file(f).items()}
+
+
+def assert_equal(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def changed(before: dict, after: dict) -> set[str]:
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def of(kind, happened):
+    return [e for e in happened if isinstance(e, kind)]
+
+
+def test_a_run_leaves_all_it_should(make_config, tmp_path, tiny_model):
+    happened = execute(make_config(train={"sample_every": 2}), tmp_path / "run")
+    run = tmp_path / "run"
+    assert isinstance(happened[-1], events.Finished)
+    assert [e.step for e in of(events.Step, happened)] == [1, 2, 3, 4]
+    assert all(e.loss == pytest.approx(e.instance_loss + e.prior_loss, rel=1e-5) for e in of(events.Step, happened))
+    assert [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()][-1] == "finished"
+    assert Run.open(run).events() == happened
+    assert Run.open(run).status == "finished"
+    assert sorted(p.name for p in (run / "photos").iterdir()) == [
+        f"0{i}{s}" for i in range(3) for s in (".png", ".txt")
+    ]
+    assert len(list((run / "samples").iterdir())) == 4, "instance and class prompt, at steps 2 and 4"
+    assert len(list((run / "class_images").glob("*.png"))) == 4
+    with Image.open(next((run / "samples").iterdir())) as image:
+        assert {"prompt", "seed", "step", "model"} <= set(image.text)
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-000002", "step-000004"]
+    assert changed(load_base(tiny_model), weights(run)) == {"unet", "text_encoder"}
+
+
+def load_base(folder: Path) -> dict[str, torch.Tensor]:
+    pipe, _ = load_pipeline(folder)
+    named = {f"{n}.{k}": v for n in ("unet", "vae") for k, v in getattr(pipe, n).state_dict().items()}
+    text = pipe.text_encoder.state_dict()
+    return named | {f"text_encoder.text_model.{k.removeprefix('text_model.')}": v for k, v in text.items()}
+
+
+def test_the_model_loads_and_draws_in_stock_diffusers_without_us(make_config, tmp_path):
+    execute(make_config(), tmp_path / "run")
+    code = (
+        "import sys, torch\n"
+        "from diffusers import StableDiffusionPipeline\n"
+        f"pipe = StableDiffusionPipeline.from_pretrained({str(tmp_path / 'run' / 'model')!r})\n"
+        "image = pipe('a photo of sks dog', num_inference_steps=2, "
+        "generator=torch.Generator().manual_seed(3)).images[0]\n"
+        "assert not any(m.startswith('dreambooth') for m in sys.modules)\n"
+        f"image.save({str(tmp_path / 'stock.png')!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+    from dreambooth.generate import generate, open_source
+
+    ours = next(generate(open_source(str(tmp_path / "run")), ["a photo of sks dog"], num_images=1, seed=3))[0].image
+    with Image.open(tmp_path / "stock.png") as stock:
+        assert stock.tobytes() == ours.tobytes()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(make_config, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        execute(make_config(seed=seed), tmp_path / name)
+    assert_equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert changed(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_losses_equal_an_independent_computation(make_config, tmp_path, tiny_model):
+    """The first step's two losses, from diffusers' own scheduler and pipeline parts, to 1e-5."""
+    config = make_config()
+    step = of(events.Step, execute(config, tmp_path / "run"))[0]
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_model)
+    _, family = load_pipeline(tiny_model)
+    run = tmp_path / "run"
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+
+    def side(files, prompt, variants, stream):
+        encoded = encode(pipe, family, (variants(f) for f in files), [prompt] * len(files), None)
+        batch = DreamBoothDataset(encoded, None, config.seed, 99) if stream == INSTANCE else None
+        items = [encoded.example(n, config.seed, stream)[0] for n in range(2)]
+        assert batch is None or torch.equal(batch[1]["instance_images"], items[1])
+        x0 = torch.stack(items)
+        noise, t = _noise_and_timesteps(x0, family.objective(pipe), config.seed, stream, 0)
+        ids = pipe.tokenizer([prompt] * 2, padding="max_length", return_tensors="pt").input_ids
+        with torch.no_grad():
+            out = pipe.unet(scheduler.add_noise(x0, noise, t), t, pipe.text_encoder(ids)[0]).sample
+        return float(torch.nn.functional.mse_loss(out.double(), noise.double()))
+
+    photos = sorted((run / "photos").glob("*.png"))
+    numbered = {f: i for i, f in enumerate(photos)}
+    instance = side(
+        photos, "a photo of sks dog", lambda f: photo_variants(Image.open(f), config, numbered[f]), INSTANCE
+    )
+    classes = side(
+        prior.class_images(run / "class_images", 4), "a photo of a dog", lambda f: class_variants(f, config), CLASS
+    )
+    assert step.instance_loss == pytest.approx(instance, abs=1e-5)
+    assert step.prior_loss == pytest.approx(classes, abs=1e-5)
+    assert step.loss == pytest.approx(instance + classes, abs=2e-5)
+
+
+def test_weight_zero_is_no_prior_at_all(make_config, tmp_path):
+    execute(make_config(prior={"weight": 0.0}), tmp_path / "zero")
+    execute(make_config(prior={"enabled": False}), tmp_path / "off")
+    assert_equal(weights(tmp_path / "zero"), weights(tmp_path / "off"))
+    assert not (tmp_path / "zero" / "class_images").exists()
+
+
+def test_prior_preservation_does_not_change_the_photos_examples(make_config, tmp_path):
+    """With and without class images the photos' data order, noise and timesteps are the same: runs can be paired."""
+    losses = [
+        of(events.Step, execute(make_config(prior={"enabled": on}), tmp_path / str(on)))[0].instance_loss
+        for on in (True, False)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("extra", [{}, {"ema_decay": 0.9, "lr_schedule": "cosine", "warmup_steps": 1}])
+def test_stopped_and_resumed_equals_uninterrupted(make_config, tmp_path, extra):
+    config = make_config(train={"steps": 5} | extra)
+    whole = execute(config, tmp_path / "whole")
+    happened = []
+    run = Run.create(config, tmp_path / "parts")
+    for event in run.execute(should_stop=lambda: len(of(events.Step, happened)) >= 3):
+        happened.append(event)
+    assert isinstance(happened[-1], events.Cancelled)
+    assert happened[-1].step == 3
+    assert run.status == "cancelled"
+    happened += run.execute(resume=True)
+    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert [e.loss for e in of(events.Step, happened)] == [e.loss for e in of(events.Step, whole)]
+
+
+def test_killed_between_checkpoints_and_resumed_equals_uninterrupted(make_config, tmp_path):
+    """SIGKILL the real command after step 3, with the last checkpoint at 2: resumed, it ends with the same weights."""
+    config = make_config(train={"steps": 6})
+    execute(config, tmp_path / "whole")
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    command = [sys.executable, "-m", "dreambooth", "train", "c.yaml", "--run-dir", "killed"]
+    root = Path(__file__).parent.parent
+    env = os.environ | {"PYTHONPATH": str(root)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path / "killed" / "events.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and '"step": 3' in log.read_text()):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run = Run.open(tmp_path / "killed")
+    if run.status != "finished":  # it may have been faster than the signal
+        assert run.status == "interrupted"
+    shutil.rmtree(tmp_path / "killed" / "model", ignore_errors=True)
+    for late in ("step-000004", "step-000006"):  # however fast it was: go on from step 2
+        shutil.rmtree(tmp_path / "killed" / "checkpoints" / late, ignore_errors=True)
+    subprocess.run([*command, "--resume"], cwd=tmp_path, env=env, check=True, capture_output=True)
+    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text_encoder": False},
+        {"gradient_checkpointing": True},
+        {"gradient_accumulation": 2},
+        {"snr_gamma": 5.0},
+        {"mixed_precision": "bf16"},
+        {"flip": True, "crops_per_photo": 2},
+        {"optimizer": "adamw8bit"},
+    ],
+    ids=str,
+)
+def test_every_option_trains(make_config, tmp_path, change, tiny_model):
+    happened = execute(make_config(train={"steps": 2} | change), tmp_path / "run")
+    assert isinstance(happened[-1], events.Finished)
+    expected = {"unet"} if change.get("text_encoder") is False else {"unet", "text_encoder"}
+    assert changed(load_base(tiny_model), weights(tmp_path / "run")) == expected
+
+
+def test_gradient_checkpointing_and_cached_prompts_change_no_number(make_config, tmp_path):
+    plain = execute(make_config(train={"text_encoder": False}), tmp_path / "plain")
+    saving = execute(make_config(train={"text_encoder": False, "gradient_checkpointing": True}), tmp_path / "saving")
+    for a, b in zip(of(events.Step, plain), of(events.Step, saving)):
+        assert a.loss == pytest.approx(b.loss, rel=1e-4)
+
+
+def test_accumulating_two_batches_equals_one_of_twice_the_size(make_config, tmp_path):
+    """The accumulated step reports the mean of the losses that its two batches have on their own."""
+    happened = execute(make_config(train={"steps": 1, "batch_size": 1, "gradient_accumulation": 2}), tmp_path / "a")
+    singles = execute(
+        make_config(train={"steps": 2, "batch_size": 1, "learning_rate": 1e-12, "weight_decay": 0.0}), tmp_path / "b"
+    )
+    expected = sum(e.loss for e in of(events.Step, singles)) / 2
+    assert of(events.Step, happened)[0].loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_v_prediction_trains_its_own_target(make_config, tmp_path):
+    model = tiny.stable_diffusion(tmp_path / "v", prediction="v_prediction")
+    v = of(events.Step, execute(make_config(base_model=str(model)), tmp_path / "run"))[0]
+    epsilon = of(events.Step, execute(make_config(), tmp_path / "eps"))[0]
+    assert v.loss != pytest.approx(epsilon.loss, rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_advice(make_config, tmp_path):
+    run = Run.create(make_config(train={"learning_rate": 1.0, "steps": 200, "max_grad_norm": 1e30}), tmp_path / "run")
+    config_path = tmp_path / "run" / "config.yaml"
+    broken = Path(run.config.base_model)
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(broken, poisoned)
+    state = load_file(poisoned / "unet" / "diffusion_pytorch_model.safetensors")
+    state["conv_in.weight"][0] = float("nan")
+    from safetensors.torch import save_file
+
+    save_file(state, poisoned / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    config_path.write_text(make_config(base_model=str(poisoned), prior={"enabled": False}).to_yaml())
+    with pytest.raises(RunError, match=r"not finite at step 1.*learning_rate"):
+        list(run.execute())
+    assert run.status == "failed"
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_class_images_are_shared_and_only_the_shortfall_is_drawn(make_config, tmp_path):
+    first = execute(make_config(), tmp_path / "a")
+    again = execute(make_config(), tmp_path / "b")
+    more = execute(make_config(prior={"num_images": 6}), tmp_path / "c")
+
+    def drawn(happened):
+        return [e.done for e in of(events.Progress, happened)]
+
+    assert drawn(first) == [4]
+    assert drawn(again) == []
+    assert drawn(more) == [6]
+    assert (tmp_path / "a" / "class_images").resolve() == (tmp_path / "c" / "class_images").resolve()
+    assert (tmp_path / "c" / "class_images" / "contact_sheet.jpg").is_file()
+
+
+def test_captions_are_used_per_photo(make_config, tmp_path, photo_folder):
+    folder = tmp_path / "captioned"
+    shutil.copytree(photo_folder, folder)
+    (folder / "photo1.txt").write_text("a photo of {identifier} {class_noun} in the snow")
+    config = make_config(subject={"photos": str(folder), "class_noun": "dog", "captions": True})
+    execute(config, tmp_path / "run")
+    captions = [(tmp_path / "run" / "photos" / f"0{i}.txt").read_text() for i in range(3)]
+    assert captions == ["a photo of sks dog", "a photo of sks dog in the snow", "a photo of sks dog"]
+
+
+def test_a_run_directory_is_not_overwritten(make_config, tmp_path):
+    execute(make_config(train={"steps": 1}), tmp_path / "run")
+    with pytest.raises(ConfigError, match="not empty"):
+        Run.create(make_config(), tmp_path / "run")
+
+
+def test_one_run_is_trained_by_one_process_at_a_time(make_config, tmp_path):
+    run = Run.create(make_config(), tmp_path / "run")
+    first = run.execute()
+    next(first)
+    assert run.status == "running"
+    with pytest.raises(RunError, match="another process"):
+        next(run.execute())
+    first.close()
+    assert run.status == "interrupted"
+
+
+def test_train_is_a_generator_that_needs_no_run_object(make_config, tmp_path):
+    (tmp_path / "bare").mkdir()
+    assert isinstance(list(train(make_config(train={"steps": 1}), tmp_path / "bare"))[-1], events.Finished)
