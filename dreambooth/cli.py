@@ -164,7 +164,8 @@ def photos() -> None:
 @click.option("--sheet", type=click.Path(path_type=Path), help="Write a picture of the crops.")
 def check_photos(folder: Path, resolution: int, sheet: Path | None) -> None:
     """The photo coach: what would make the training better."""
-    from dreambooth.photos import coach, contact_sheet, find_photos, prepare_photos
+    from dreambooth.coach import coach
+    from dreambooth.photos import contact_sheet, find_photos, prepare_photos
 
     prepared = prepare_photos(find_photos(folder), resolution)
     for photo in prepared:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from dreambooth.errors import ConfigError
 
 TOYBOX = "toybox"
 """The base model that is built in; any other `base_model` is a Hub id or a local pipeline folder."""
 
-Prompt = Annotated[str, Field(min_length=1, max_length=1000)]
+Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 Crop = tuple[int, int, int, int]
 
 
@@ -66,6 +66,13 @@ class SubjectConfig(_Settings):
         description="Square crop boxes by photo file name, (left, top, right, bottom) in pixels of the upright photo; "
         "photos not named are cropped around what stands out.",
     )
+
+    @field_validator("photos", mode="before")
+    @classmethod
+    def _not_blank(cls, path: Any) -> Any:
+        if isinstance(path, str) and not path.strip():
+            raise ValueError("is empty; give the folder that holds the photos")
+        return path
 
     @field_validator("identifier", "class_noun")
     @classmethod
@@ -293,11 +300,10 @@ class Config(_Settings):
         A relative `subject.photos` in the file is relative to the file's folder; in an override, to where you are.
         """
         settings = read_yaml(path)
-        subject = settings.get("subject")
-        if isinstance(subject, dict) and isinstance(subject.get("photos"), str):
-            subject["photos"] = str(path.parent / Path(subject["photos"]).expanduser())
+        _make_photos_absolute(settings, path.parent)
         for override in overrides:
             _merge_into(settings, _parse_override(override))
+        _make_photos_absolute(settings, Path())
         return cls.from_dict(settings, source=str(path))
 
     def to_yaml(self) -> str:
@@ -311,18 +317,27 @@ class Config(_Settings):
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises `ConfigError` with line and column where it is not one."""
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file.", "Give the path of a YAML config; the README shows one.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read ({error}).") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error}).") from None
+    loaded = _parse_yaml(text, str(path))
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: holds {type(loaded).__name__}, not settings.", "Write `key: value` lines.")
     return loaded
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", error)
+        raise ConfigError(f"{source}{where}: not valid YAML ({problem}).") from None
+    except (ValueError, RecursionError) as error:  # a date such as 2020-13-45, or thousands of brackets
+        raise ConfigError(f"{source}: not valid YAML ({error}).") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -331,6 +346,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # YAML's own error says that it can't be a key
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark
@@ -344,6 +361,16 @@ for _first in "-+.0123456789":
     _Loader.yaml_implicit_resolvers.setdefault(_first, []).append(
         ("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"))
     )
+
+
+def _make_photos_absolute(settings: dict, folder: Path) -> None:
+    subject = settings.get("subject")
+    if isinstance(subject, dict) and isinstance(photos := subject.get("photos"), str) and photos.strip():
+        try:
+            subject["photos"] = str((folder / Path(photos).expanduser()).resolve())
+        except (RuntimeError, ValueError) as error:  # the home of an unknown user, or a null byte
+            raise ConfigError(f"subject.photos = {photos!r} is not a path ({error}).", "Give a folder.") from None
+
 
 _PRESETS = Path(__file__).parent / "presets"
 
@@ -378,12 +405,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not all(key.strip().split(".")):
         raise ConfigError(f"--set {text!r} is not KEY=VALUE.", "Write for example --set train.steps=400.")
-    try:
-        parsed: Any = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"--set {text!r}: the value is not valid YAML ({getattr(error, 'problem', error)})."
-        ) from None
+    parsed = _parse_yaml(value, f"--set {text!r}")
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
     return parsed
@@ -391,7 +413,8 @@ def _parse_override(text: str) -> dict[str, Any]:
 
 def _describe(error: dict[str, Any]) -> str:
     """One pydantic finding as: key, what is wrong, the value."""
-    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("int", "literal[", "bool")))
+    kinds = ("int", "bool", "literal['auto']")  # pydantic names the members of a union; the settings' keys are others
+    key = ".".join(str(part) for part in error["loc"] if part not in kinds)
     if error["type"] == "extra_forbidden":
         known = ", ".join(_known_keys(error["loc"][:-1]))
         return f"unknown key {key!r}; known here: {known}"

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -26,6 +27,10 @@ from torch import Tensor
 from dreambooth.config import TOYBOX
 from dreambooth.errors import HubError, ModelError
 from dreambooth.objectives import Diffusion
+
+PLAIN_ATTENTION_TOKENS = 256
+"""Up to so many latent positions a CPU multiplies attention's matrices faster than it runs the fused kernel: a toybox
+training step in bf16 takes 78 ms so, 190 ms else (2 cores, `benchmarks/step_speed.py`)."""
 
 TOYBOX_FOLDER = Path(__file__).parent / "toybox" / "model"
 
@@ -164,6 +169,13 @@ def load_pipeline(
         ) from None
     pipe.set_progress_bar_config(disable=True)
     return pipe, family
+
+
+def use_fastest_attention(pipe: DiffusionPipeline, family: Family, tokens: int) -> None:
+    """Choose the attention that is faster on the pipeline's device for `tokens` latent positions; results are alike."""
+    denoiser = getattr(pipe, family.denoiser)
+    if denoiser.device.type == "cpu" and tokens <= PLAIN_ATTENTION_TOKENS and isinstance(denoiser, UNet2DConditionModel):
+        denoiser.set_attn_processor(AttnProcessor())
 
 
 def _first_line(error: Exception) -> str:

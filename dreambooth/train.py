@@ -26,16 +26,17 @@ from torch import Tensor, nn
 
 from dreambooth import events, prior
 from dreambooth.checkpoints import Checkpoint, list_checkpoints
+from dreambooth.coach import coach
 from dreambooth.config import Config
 from dreambooth.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variants, encode, generator, photo_variants
 from dreambooth.errors import PhotoError, RunError
 from dreambooth.events import Event
-from dreambooth.families import Family, fetch_model, load_pipeline
+from dreambooth.families import Family, fetch_model, load_pipeline, use_fastest_attention
 from dreambooth.files import atomic_folder
 from dreambooth.generate import MAX_BATCH, draw, save_picture
 from dreambooth.methods import get_method
 from dreambooth.objectives import dreambooth_loss
-from dreambooth.photos import coach, find_photos, prepare_photos, save_prepared
+from dreambooth.photos import find_photos, prepare_photos, save_prepared
 from dreambooth.preflight import check as preflight
 from dreambooth.preflight import resolve_device, resolve_precision
 
@@ -69,6 +70,7 @@ def train(
     yield events.Stage("load model")
     pipe, family = load_pipeline(model)
     pipe.to(device)
+    use_fastest_attention(pipe, family, (resolution // pipe.vae_scale_factor) ** 2)
     use_prior = config.prior.active
     if use_prior:
         key = prior.cache_key(config, model, resolution)

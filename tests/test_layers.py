@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "dreambooth"
 LAYERS = [
     {"errors", "config", "events", "files"},
-    {"photos", "objectives"},
+    {"photos", "coach", "objectives"},
     {"families", "methods", "tokens", "checkpoints", "preflight"},
     {"generate", "prior", "dataset", "train"},
     {"runs"},
@@ -15,7 +15,7 @@ LAYERS = [
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 SAME_ROW = {("events", "errors"), ("config", "errors"), ("methods", "families"), ("preflight", "families"),
             ("preflight", "methods"), ("tokens", "families"), ("prior", "generate"), ("train", "prior"),
-            ("train", "generate"), ("train", "dataset"), ("__main__", "cli")}  # fmt: skip
+            ("train", "generate"), ("train", "dataset"), ("__main__", "cli"), ("coach", "photos")}  # fmt: skip
 """Within a row: who may build on whom, one way only."""
 
 

@@ -1,26 +1,22 @@
-"""Photos: whatever a user uploads comes out as a clean square, or is refused by name and reason; the coach is fair."""
+"""Photos: whatever a user uploads comes out as a clean square, or is refused by name and reason."""
 
-import functools
-import io
 import os
 import struct
 import sys
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageDraw, ImageEnhance, ImageFilter, ImageStat
+from PIL import Image, ImageCms, ImageDraw, ImageStat
 from PIL.PngImagePlugin import PngInfo
 
 from dreambooth import photos
 from dreambooth.errors import PhotoError, RunError
 from dreambooth.photos import (
     Crop,
-    coach,
     contact_sheet,
     find_photos,
     open_photo,
@@ -29,6 +25,7 @@ from dreambooth.photos import (
     save_prepared,
     subject_crop,
 )
+from tests.pictures import encoded, saved, scene
 
 try:
     import pillow_heif
@@ -39,8 +36,6 @@ except ImportError:  # HEIC then has its refusal tested, below, and no pictures 
 
 HEIC = {".heic": "HEIF"} if pillow_heif else {}
 FORMATS = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".avif": "AVIF", ".tif": "TIFF"} | HEIC
-DATASET = Path(__file__).parents[2] / "shared" / "dreambooth-dataset"
-SUBJECTS = sorted(path for path in DATASET.iterdir() if path.is_dir()) if DATASET.is_dir() else []
 RED, GREEN, BLUE, YELLOW = (230, 30, 30), (30, 200, 40), (30, 40, 220), (230, 220, 40)
 
 
@@ -56,31 +51,6 @@ def assert_corners(image: Image.Image, tolerance: int = 12) -> None:
     w, h = image.size
     for point, colour in zip([(8, 8), (w - 9, 8), (8, h - 9), (w - 9, h - 9)], (RED, GREEN, BLUE, YELLOW)):
         assert np.abs(np.subtract(image.getpixel(point), colour)).max() <= tolerance, (point, image.getpixel(point))
-
-
-def scene(seed: int, size: int = 512, background: tuple[int, int, int] | None = None) -> Image.Image:
-    """A sharp made-up photo: shapes of its own on a gradient, or on a plain background."""
-    rng = np.random.default_rng(seed)
-    ends = rng.integers(40, 216, (2, 3)) if background is None else np.array([background, background])
-    ramp = np.linspace(ends[0], ends[1], size)[:, None].repeat(size, axis=1)
-    image = Image.fromarray(ramp.astype(np.uint8))
-    draw = ImageDraw.Draw(image)
-    low, high = (0, 1) if background is None else (0.2, 0.8)
-    for _ in range(25):
-        points = rng.uniform(low * size, high * size, 2) + rng.uniform(-0.12, 0.12, (3, 2)) * size
-        draw.polygon([tuple(point) for point in points], fill=tuple(rng.integers(0, 256, 3).tolist()))
-    return image
-
-
-def saved(folder: Path, images: list[Image.Image], **options) -> list[Path]:
-    paths = [folder / f"{number}.png" for number in range(len(images))]
-    for path, image in zip(paths, images):
-        image.save(path, **options)
-    return paths
-
-
-def codes(folder: Path, images: list[Image.Image], resolution: int = 256) -> list[str]:
-    return [finding.code for finding in coach(prepare_photos(saved(folder, images), resolution))]
 
 
 # ---- Reading
@@ -197,13 +167,12 @@ def test_colour_profiles_are_applied(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tif"])
-def test_of_several_pictures_the_first_is_used_and_said(tmp_path, suffix):
+def test_of_several_pictures_the_first_is_used(tmp_path, suffix):
     path = tmp_path / f"moving{suffix}"
     corners().save(path, save_all=True, append_images=[Image.new("RGB", (96, 64), "white")])
     prepared = prepare_photo(path, 64)
     assert prepared.several
     assert_corners(open_photo(path), tolerance=25)
-    assert "animated" in [finding.code for finding in coach([prepared])]
 
 
 def test_a_phone_photo_with_a_second_picture_inside_is_no_animation(tmp_path):
@@ -231,12 +200,6 @@ def png_header(width: int, height: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
     )
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -488,6 +451,8 @@ def test_prepared_photos_are_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [path.name for path in paths] == sorted(path.name for path in (tmp_path / "run").iterdir())
     assert (paths[0].name, paths[10].name) == ("00.png", "10.png")
     assert np.array_equal(np.asarray(open_photo(paths[3])), np.asarray(prepared[3].image))
+    many = save_prepared(prepared[:1] * 101, tmp_path / "many")
+    assert [path.name for path in (many[0], many[100])] == ["000.png", "100.png"]
     with pytest.raises(RunError, match="not empty"):
         save_prepared(prepared, tmp_path / "run")
     with pytest.raises(RunError, match="can't be written"):
@@ -505,96 +470,6 @@ def test_prepared_photos_are_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="No space left"):
         save_prepared(prepared, tmp_path / "second")
     assert not [path for path in tmp_path.iterdir() if "second" in path.name]
-
-
-# ---- The photo coach
-
-
-def test_a_good_set_gets_no_findings(tmp_path):
-    assert codes(tmp_path, [scene(seed) for seed in range(5)]) == []
-
-
-def test_the_number_of_photos(tmp_path):
-    assert [finding.code for finding in coach([])] == ["too_few"]
-    assert codes(tmp_path, [scene(0), scene(1)]) == ["too_few"]
-    assert codes(tmp_path, [scene(seed) for seed in range(7)]) == ["too_many"]
-
-
-@functools.cache
-def copies() -> dict[str, Image.Image]:
-    original = scene(0)
-    return {
-        "itself": original,
-        "recompressed": Image.open(io.BytesIO(encoded(original, "JPEG", quality=30))),
-        "cropped": original.resize((512, 512), Image.Resampling.LANCZOS, box=(5, 15, 490, 500)),
-        "a moment later": original.resize((512, 512), Image.Resampling.LANCZOS, box=(30, 0, 512, 482)),
-        "brighter": ImageEnhance.Brightness(original).enhance(1.15),
-        "turned": original.rotate(1.5).resize((512, 512), box=(15, 15, 497, 497)),
-    }
-
-
-@pytest.mark.parametrize("kind", ["itself", "recompressed", "cropped", "a moment later", "brighter", "turned"])
-def test_a_copy_is_found(tmp_path, kind):
-    prepared = prepare_photos(saved(tmp_path, [scene(0), scene(1), copies()[kind], scene(2)]), 256)
-    (finding,) = coach(prepared)
-    assert (finding.code, finding.photos) == ("near_duplicate", (0, 2))
-    assert "0.png and 2.png" in finding.message
-
-
-def moved(image: Image.Image, length: int) -> Image.Image:
-    """Blur as a hand that moves sideways does."""
-    values = np.cumsum(np.asarray(image, dtype=np.float64), axis=1)
-    return Image.fromarray(((values[:, length:] - values[:, :-length]) / length).astype(np.uint8))
-
-
-def test_blur_of_focus_and_of_movement_is_found(tmp_path):
-    images = [scene(0), scene(1).filter(ImageFilter.GaussianBlur(3)), moved(scene(2), 12), scene(3)]
-    findings = coach(prepare_photos(saved(tmp_path, images), 256))
-    assert [(finding.code, finding.photos) for finding in findings] == [("blurred", (1,)), ("blurred", (2,))]
-
-
-def test_small_dark_pale_and_long_photos_are_found(tmp_path):
-    dark = ImageEnhance.Brightness(scene(1)).enhance(0.12)
-    pale = Image.blend(scene(2), Image.new("RGB", (512, 512), "white"), 0.9)
-    long = scene(3, 1100).crop((0, 0, 1100, 400))
-    prepared = prepare_photos(saved(tmp_path, [scene(0, 200), dark, pale, long]), 256)
-    found = [(finding.code, finding.severity, finding.photos) for finding in coach(prepared)]
-    assert found == [
-        ("small", "tip", (0,)),
-        ("dark", "warning", (1,)),
-        ("pale", "warning", (2,)),
-        ("extreme_aspect", "tip", (3,)),
-    ]
-    (finding,) = [f for f in coach([prepare_photo(tmp_path / "0.png", 512)]) if f.code == "small"]
-    assert finding.severity == "warning"
-    assert "from 200 to 512" in finding.message
-    chosen = prepare_photo(tmp_path / "3.png", 256, (0, 0, 400, 400))
-    assert "extreme_aspect" not in [f.code for f in coach([chosen])]
-
-
-def test_the_same_background_everywhere_is_found(tmp_path):
-    wall = [(190, 80, 40), (186, 84, 46), (194, 76, 38), (190, 80, 40)]
-    images = [scene(seed, background=colour) for seed, colour in enumerate(wall)]
-    assert codes(tmp_path, images) == ["same_background"]
-    assert codes(tmp_path, [*images, scene(9)]) == ["same_background"]
-    assert codes(tmp_path, [*images[:3], scene(8), scene(9)]) == []
-
-
-def test_the_same_view_everywhere_is_found(tmp_path):
-    images = [scene(0) for _ in range(4)]
-    for number, image in enumerate(images):  # a tall lamp that stands somewhere else every time
-        ImageDraw.Draw(image).rectangle((60 + 120 * number, 140, 85 + 120 * number, 360), fill="silver")
-    assert "same_pose" in codes(tmp_path, images)
-
-
-@pytest.mark.parametrize("subject", [Path("made-up"), *SUBJECTS], ids=lambda folder: folder.name)
-def test_good_photos_and_the_papers_own_are_not_called_blurred_or_copies(tmp_path, subject):
-    if subject == Path("made-up"):
-        saved(tmp_path, [scene(seed, 800) for seed in range(10, 15)])
-    prepared = prepare_photos(find_photos(tmp_path if subject == Path("made-up") else subject), 256)
-    found = {finding.code for finding in coach(prepared)}
-    assert found <= {"same_background", "same_pose"}
-    assert ("same_background" in found) == (subject.name in ("berry_bowl", "dog6", "red_cartoon"))
 
 
 # ---- Showing
