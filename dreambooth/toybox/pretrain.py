@@ -29,6 +29,7 @@ SIZE = 128  # pixels; the latents are 16 × 16 (f = 8), so the UNet costs the sa
 LATENT_CHANNELS = 12
 CHUNK = 500  # pictures a file
 CAPTIONS_PER_PICTURE = 4
+TEXTURES = 3000
 CHECKPOINT_SECONDS = 240
 
 
@@ -224,7 +225,7 @@ def train_vae(work: Path, samples: int, device: torch.device, crop: int = 64, ba
     texture_file = work / "textures.npy"
     if not texture_file.exists():
         rng = np.random.default_rng(77)
-        np.save(texture_file, np.stack([np.asarray(world.texture(rng, SIZE)) for _ in range(3000)]))
+        np.save(texture_file, np.stack([np.asarray(world.texture(rng, SIZE)) for _ in range(TEXTURES)]))
     textures = np.load(texture_file, mmap_mode="r")
     torch.manual_seed(0)
     vae = new_vae().to(device)
@@ -259,8 +260,10 @@ def train_vae(work: Path, samples: int, device: torch.device, crop: int = 64, ba
 @torch.no_grad()
 def _standardise_latents(vae: nn.Module, pictures: list[np.ndarray], device: torch.device) -> None:
     """Fold zero mean and unit variance per latent channel into the 1 × 1 convolutions: the scaling factor is 1."""
-    rows = np.stack([pictures[i % len(pictures)][i % CHUNK] for i in range(0, 1500 * 7, 7)])
-    latents = torch.cat([vae.encode(to_pixels(part, device)).latent_dist.mean for part in np.array_split(rows, 50)])
+    total = len(pictures) * CHUNK
+    chosen = np.linspace(0, total - 1, min(total, 1500)).astype(int)
+    parts = np.array_split(np.stack([pictures[i // CHUNK][i % CHUNK] for i in chosen]), -(-len(chosen) // 32))
+    latents = torch.cat([vae.encode(to_pixels(part, device)).latent_dist.mean for part in parts])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     into, back, c = vae.quant_conv, vae.post_quant_conv, LATENT_CHANNELS
     back.bias += back.weight[:, :, 0, 0] @ mean
@@ -272,7 +275,7 @@ def _standardise_latents(vae: nn.Module, pictures: list[np.ndarray], device: tor
 
 def to_pixels(images: np.ndarray, device: torch.device) -> Tensor:
     """(B, H, W, 3) uint8 to (B, 3, H, W) float in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()
@@ -396,6 +399,9 @@ def export(work: Path, folder: Path) -> None:
     )  # fmt: skip
     pipe.to(torch.float16).save_pretrained(folder)
     use_classic_names(folder / "text_encoder" / "model.safetensors")
+    # transformers 5 takes the stored type for the wanted one, diffusers takes float32: both must load the same.
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     print(f"exported {state['step']}/{state['steps']} steps to {folder}")
 
 
