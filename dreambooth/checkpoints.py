@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ class Checkpoint:
         """Write `folder/step-000200` whole or not at all, then drop all but the newest `keep`. Returns the new path."""
         final = folder / f"step-{self.step:06d}"
         with atomic_folder(final) as partial:
-            torch.save(self._state(), partial / "state.pt")
+            _write(self._state(), partial / "state.pt")
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
         return final
@@ -48,11 +49,14 @@ class Checkpoint:
                 self.scaler.load_state_dict(state["scaler"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            self.step = state["step"]
+        except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, UnpicklingError) as error:
+            # torch's text on an unpickling error is a page of advice on trusting files
+            reason = "" if isinstance(error, UnpicklingError) else f" ({' '.join(str(error).split())[:200]})"
             raise RunError(
-                f"{path.name} can't be resumed: {str(error).splitlines()[0]}.", "Remove that checkpoint, or train anew."
+                f"{path.name} can't be resumed: it is damaged or of other settings{reason}.",
+                "Remove that checkpoint, or train anew.",
             ) from None
-        self.step = state["step"]
 
     def _state(self) -> dict:
         return {
@@ -65,6 +69,18 @@ class Checkpoint:
         }
 
 
+def _write(state: dict, path: Path) -> None:
+    """`torch.save` that says when the disk is full; given a path, it only tells of unexpected positions."""
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # of closing the archive after a write that failed
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in `folder`, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / "state.pt").is_file())
+    whole = [path for path in folder.glob("step-*") if (path / "state.pt").is_file()]
+    return sorted(whole, key=lambda path: (len(path.name), path.name))  # step-1000000 comes after step-999999

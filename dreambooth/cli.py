@@ -5,8 +5,10 @@ Exit code 0 on success, 2 on bad input with one line on standard error, 1 otherw
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 def quiet_third_parties() -> None:
     """Keep libraries' progress bars and start-up notes off the console, not their errors. Call before other imports."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     for name in ("bitsandbytes", "torch.distributed", "torchao"):
@@ -60,20 +63,24 @@ def train(config_file: Path, overrides: tuple[str, ...], run_dir: Path | None, r
 
     run = _run_to_resume(config, run_dir) if resume else Run.create(config, run_dir)
     stop = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: stop.set())  # a second Ctrl-C ends it at once, see below
+
+    def stop_after_this_step(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)  # a second Ctrl-C ends it at once
+
+    before = signal.signal(signal.SIGINT, stop_after_this_step)
     try:
         click.echo(f"Run: {run.path}")
         console = _Console()
         for event in run.execute(resume=resume, should_stop=stop.is_set):
             console.show(event)
-            if stop.is_set():
-                signal.signal(signal.SIGINT, before)
     finally:
         signal.signal(signal.SIGINT, before)
     if run.status != "finished":
         raise click.exceptions.Exit(1)
     click.echo(f"Model: {run.path / 'model'}")
-    click.echo(f'Try: python -m dreambooth generate {run.path} --prompt "{config.instance_prompt} on a beach"')
+    prompt = f"{config.instance_prompt} on a beach"
+    click.echo(f"Try: {shlex.join(['python', '-m', 'dreambooth', 'generate', str(run.path), '--prompt', prompt])}")
 
 
 @cli.command()
@@ -128,6 +135,13 @@ def generate(
             number += 1
 
 
+def _picture_file(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse, before the work is done, a name by which Pillow can't choose a format."""
+    if path is not None and path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise click.BadParameter(f"{str(path)!r} does not end in .png, .jpg or .webp.")
+    return path
+
+
 @cli.command()
 @click.option("--base-model", default="toybox", show_default=True, help="toybox, a Hub id or a pipeline folder.")
 @click.option(
@@ -135,7 +149,10 @@ def generate(
 )
 @click.option("--class-noun", default="", help="With --preview: the class noun to show it with.")
 @click.option(
-    "--preview", type=click.Path(path_type=Path), help="Write a picture of what the base model draws for each word."
+    "--preview",
+    type=click.Path(path_type=Path),
+    callback=_picture_file,
+    help="Write a picture of what the base model draws for each word.",
 )
 def tokens(base_model: str, words: tuple[str, ...], class_noun: str, preview: Path | None) -> None:
     """Help to choose the identifier: judge words, or suggest rare ones."""
@@ -161,7 +178,7 @@ def photos() -> None:
 @click.option(
     "--resolution", default=512, show_default=True, type=click.IntRange(32, 4096), help="Training size in pixels."
 )
-@click.option("--sheet", type=click.Path(path_type=Path), help="Write a picture of the crops.")
+@click.option("--sheet", type=click.Path(path_type=Path), callback=_picture_file, help="Write a picture of the crops.")
 def check_photos(folder: Path, resolution: int, sheet: Path | None) -> None:
     """The photo coach: what would make the training better."""
     from dreambooth.coach import coach
@@ -185,8 +202,9 @@ def _run_to_resume(config, run_dir: Path | None) -> Run:
 
     if run_dir is None:
         for run in list_runs(runs_root()):
-            if run.config == config:
-                return run
+            with contextlib.suppress(ConfigError):  # another run's damaged file, or of another version
+                if run.config == config:
+                    return run
         raise ConfigError(f"No run in {runs_root()} has these settings.", "Give its --run-dir, or leave --resume out.")
     run = Run.open(run_dir)
     if (saved := run.config) != config:
@@ -281,6 +299,9 @@ def main() -> None:
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # since click 8.2; the help, on lines of its own
+            error.show()
+            sys.exit(2)
         message, code = " ".join(error.format_message().split()), 2
     except click.Abort:
         message, code = "stopped.", 1
@@ -289,6 +310,6 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        message, code = f"{error}.", 1
-    print(f"error: {message}", file=sys.stderr)
+        message, code = f"{error.filename or 'A file'} can't be read or written ({error.strerror or error}).", 1
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(code)

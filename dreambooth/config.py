@@ -308,7 +308,7 @@ class Config(_Settings):
 
     def to_yaml(self) -> str:
         """The complete settings as YAML; loading it gives an equal config."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 # ------------------------------------------------------------------------------------------------------ YAML, presets
@@ -341,7 +341,8 @@ def _parse_yaml(text: str, source: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 5e-6 is a number (YAML wants 5.0e-6) and a key given twice is an error."""
+    """YAML 1.1, but 5e-6 is a number (it wants 5.0e-6), yes, no, on and off are words (`mixed_precision: no`; a switch
+    takes them too), and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -356,11 +357,20 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-for _first in "-+.0123456789":
-    _Loader.yaml_implicit_resolvers.setdefault(_first, []).append(
-        ("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"))
-    )
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text, such as the commit 7460e10, that `_Loader` or another reader would take for something else."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    for _first in "-+.0123456789":
+        _kind.yaml_implicit_resolvers.setdefault(_first, []).append(
+            ("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"))
+        )
+for _first in "yYnNoO":
+    _Loader.yaml_implicit_resolvers[_first] = [
+        (tag, pattern) for tag, pattern in _Loader.yaml_implicit_resolvers[_first] if not tag.endswith(":bool")
+    ]
 
 
 def _make_photos_absolute(settings: dict, folder: Path) -> None:

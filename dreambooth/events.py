@@ -133,6 +133,10 @@ def from_json(line: str) -> Event:
     """The event in one line of `events.jsonl`; raises `RunError` if it is none."""
     try:
         values = json.loads(line)
-        return _KINDS[values.pop("event")](**values)
+        kind = _KINDS[values.pop("event")]
+        for field_ in dataclasses.fields(kind):
+            if field_.type in ("float", "float | None") and isinstance(values.get(field_.name), str):
+                values[field_.name] = float(values[field_.name])  # nan, inf or -inf, see `to_json`
+        return kind(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"events.jsonl: not an event: {line[:200]!r} ({error}).") from None

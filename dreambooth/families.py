@@ -6,11 +6,13 @@ Training and methods read a family's fields and never ask for its name.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from huggingface_hub.errors import (
@@ -18,14 +20,15 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreambooth.config import TOYBOX
-from dreambooth.errors import HubError, ModelError
+from dreambooth.errors import DreamBoothError, HubError, ModelError
 from dreambooth.objectives import Diffusion
 
 PLAIN_ATTENTION_TOKENS = 256
@@ -99,7 +102,7 @@ def fetch_model(base_model: str, revision: str | None = None) -> Path:
     """
     if base_model == TOYBOX:
         return TOYBOX_FOLDER
-    folder = Path(base_model).expanduser()
+    folder = Path(os.path.expanduser(base_model))
     if folder.exists():
         if not (folder / "model_index.json").is_file():
             raise ModelError(
@@ -112,28 +115,35 @@ def fetch_model(base_model: str, revision: str | None = None) -> Path:
         )
     try:
         return Path(DiffusionPipeline.download(base_model, revision=revision))
-    except GatedRepoError:
-        raise HubError(
+    except Exception as error:  # the HTTP library's errors come through, and which library that is changes
+        raise _download_failure(base_model, revision, error) from error
+
+
+def _download_failure(base_model: str, revision: str | None, error: Exception) -> DreamBoothError:
+    # diffusers looks in the cache when the Hub gives no answer, and raises an OSError with the Hub's error as its cause
+    wrapped = type(error) is OSError and isinstance(error.__cause__, Exception)
+    error = error.__cause__ if wrapped else error
+    if isinstance(error, GatedRepoError):
+        return HubError(
             f"{base_model} is gated.",
             f"Accept its terms on https://huggingface.co/{base_model} and log in with `hf auth login`.",
-        ) from None
-    except RevisionNotFoundError:
-        raise ModelError(
-            f"{base_model} has no revision {revision!r}.", "Look at the repo's branches and tags."
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise ModelError(
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return ModelError(f"{base_model} has no revision {revision!r}.", "Look at the repo's branches and tags.")
+    if isinstance(error, RepositoryNotFoundError | HFValidationError):
+        return ModelError(
             f"{base_model} is not on the Hub, or is private.",
             "Check the spelling; for a private one log in with `hf auth login`.",
-        ) from None
-    except LocalEntryNotFoundError:
-        raise HubError(
+        )
+    if isinstance(error, RemoteEntryNotFoundError):
+        return ModelError(f"{base_model} lacks a file: {_first_line(error)}.", "Give a repo with a diffusers pipeline.")
+    if isinstance(error, LocalEntryNotFoundError) or (wrapped and not isinstance(error, HfHubHTTPError)):
+        return HubError(
             f"{base_model} is not downloaded and the Hub can't be reached.", "Check the connection and try again."
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise HubError(
-            f"{base_model} could not be downloaded: {_first_line(error)}.", "Try again; it goes on where it stopped."
-        ) from None
+        )
+    return HubError(
+        f"{base_model} could not be downloaded: {_first_line(error)}.", "Try again; files that arrived whole are kept."
+    )
 
 
 def family_of(folder: Path) -> Family:
@@ -158,23 +168,55 @@ def load_pipeline(
     Raises `ModelError` where files are missing or damaged.
     """
     family = family_of(folder)
+    _check_parts(folder, family)
     dropped = (
         {} if safety_checker else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     )
     try:
-        pipe = family.pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **dropped)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        encoders = {name: _load_text_encoder(folder, name, dtype) for name in family.text_encoders}
+        pipe = family.pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **encoders, **dropped)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{folder.name} can't be loaded: {_first_line(error)}.", "Download or save it again."
         ) from None
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module) and (lacking := [key for key, p in part.named_parameters() if p.is_meta]):
+            raise ModelError(f"{folder.name}: the {name} lacks {lacking[0]}.", "Download or save it again.")
     pipe.set_progress_bar_config(disable=True)
     return pipe, family
+
+
+def _check_parts(folder: Path, family: Family) -> None:
+    """Raise `ModelError` for a missing part; transformers, for one, would make up an empty tokenizer."""
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in family.text_encoders]
+    for name in (family.denoiser, *family.text_encoders, *tokenizers, "vae", "scheduler"):
+        if not (folder / name).is_dir():
+            raise ModelError(f"{folder.name}: no {name} folder in it.", "Download or save it again.")
+    for name in tokenizers:
+        if not any((folder / name / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+            raise ModelError(f"{folder.name}: no vocabulary in its {name} folder.", "Download or save it again.")
+    for name in (family.denoiser, *family.text_encoders, "vae"):
+        if not any(file.suffix in (".safetensors", ".bin") for file in (folder / name).iterdir()):
+            raise ModelError(f"{folder.name}: no weights in its {name} folder.", "Download or save it again.")
+
+
+def _load_text_encoder(folder: Path, name: str, dtype: torch.dtype) -> nn.Module:
+    """Load it by itself, since a pipeline does not say which weights it made up because the file lacks them."""
+    kind = getattr(transformers, json.loads((folder / "model_index.json").read_text())[name][1])
+    encoder, found = kind.from_pretrained(folder / name, dtype=dtype, local_files_only=True, output_loading_info=True)
+    if found["missing_keys"]:
+        raise ValueError(f"the {name} lacks {min(found['missing_keys'])}")
+    return encoder
 
 
 def use_fastest_attention(pipe: DiffusionPipeline, family: Family, tokens: int) -> None:
     """Choose the attention that is faster on the pipeline's device for `tokens` latent positions; results are alike."""
     denoiser = getattr(pipe, family.denoiser)
-    if denoiser.device.type == "cpu" and tokens <= PLAIN_ATTENTION_TOKENS and isinstance(denoiser, UNet2DConditionModel):
+    if (
+        denoiser.device.type == "cpu"
+        and tokens <= PLAIN_ATTENTION_TOKENS
+        and isinstance(denoiser, UNet2DConditionModel)
+    ):
         denoiser.set_attn_processor(AttnProcessor())
 
 

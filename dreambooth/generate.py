@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def open_source(source: str, revision: str | None = None, device: torch.device |
 
     Raises `RunError` for a run without a finished model, else what `fetch_model` and `load_pipeline` raise.
     """
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     config = None
     if (folder / "config.yaml").is_file() or (folder / "events.jsonl").is_file():
         if not (folder / "model" / "model_index.json").is_file():
@@ -67,7 +68,7 @@ def open_source(source: str, revision: str | None = None, device: torch.device |
         model, name, sampling = folder / "model", folder.resolve().name, config.sampling
     else:
         model = fetch_model(source, revision)
-        name = folder.name if folder.exists() else source
+        name = folder.resolve().name if folder.exists() else source
         sampling = SamplingConfig(**(load_preset(TOYBOX)["sampling"] if source == TOYBOX else {}))
     pipe, family = load_pipeline(model, safety_checker=True)
     if device is not None:
@@ -135,7 +136,8 @@ def generate(
 ) -> Iterator[list[Picture]]:
     """Yield batches of pictures: `num_images` of each prompt, seeded `seed`, `seed + 1`, … alike for each prompt.
 
-    Raises `ConfigError` for an empty prompt or impossible numbers, before anything is drawn.
+    Raises `ConfigError` for an empty prompt or impossible numbers, before anything is drawn, and `RunError` where the
+    memory runs out.
     """
     sampling = sampling or source.sampling
     if not prompts or not all(prompt.strip() for prompt in prompts):
@@ -147,9 +149,14 @@ def generate(
     jobs = [(prompt, (seed + i) % 2**32) for prompt in prompts for i in range(num_images)]
     for start in range(0, len(jobs), MAX_BATCH):
         batch = jobs[start : start + MAX_BATCH]
-        images = draw(
-            source.pipe, [p for p, _ in batch], [s for _, s in batch], sampling, negative_prompt=negative_prompt
-        )
+        try:
+            images = draw(
+                source.pipe, [p for p, _ in batch], [s for _, s in batch], sampling, negative_prompt=negative_prompt
+            )
+        except (torch.OutOfMemoryError, MemoryError):
+            raise RunError(
+                f"The memory ran out while drawing {len(batch)} pictures at once.", "Ask for fewer pictures at a time."
+            ) from None
         yield [Picture(image, prompt, s) for image, (prompt, s) in zip(images, batch, strict=True)]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import queue
 import re
@@ -20,6 +21,7 @@ from typing import Literal
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from dreambooth import events
 from dreambooth.config import Config, read_yaml
@@ -27,6 +29,8 @@ from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.events import Event
 from dreambooth.files import atomic_file
 from dreambooth.train import train
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 Status = Literal["queued", "running", "interrupted", "finished", "failed", "cancelled"]
 
@@ -87,10 +91,11 @@ class Run:
     def events(self) -> list[Event]:
         """Everything that happened so far, oldest first; a line still being written is left for the next look."""
         try:
-            text = (self.path / "events.jsonl").read_text(encoding="utf-8")
+            written = (self.path / "events.jsonl").read_bytes()
         except FileNotFoundError:
             return []
-        return [events.from_json(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        # Bytes: a half-written line may end inside a letter, and a text's lines would also end at U+2028 in a prompt.
+        return [events.from_json(line.decode()) for line in written.split(b"\n")[:-1]]
 
     def append(self, event: Event) -> None:
         """Add one event and flush it."""
@@ -128,15 +133,18 @@ class Run:
         except DreamBoothError as error:
             self._record_failure(error)
             raise
-        except (OSError, torch.OutOfMemoryError, MemoryError) as error:
-            failure = _explain(error)
-            self._record_failure(failure)
-            raise failure from error
+        except Exception as error:
+            if failure := _explain(error):
+                self._record_failure(failure)
+                raise failure from error
+            self._record_failure(RunError(f"{type(error).__name__}: {error}", "Please report this; it is a bug."))
+            raise
         finally:
             lock.release()
 
     def _record_failure(self, error: DreamBoothError) -> None:
         with contextlib.suppress(OSError):  # a full or lost disk is the failure being raised
+            self._drop_torn_line()
             self.append(events.Failed(type(error).__name__, error.message, error.hint))
 
     def _drop_torn_line(self) -> None:
@@ -159,17 +167,22 @@ class Run:
         return False
 
 
-def _explain(error: Exception) -> RunError:
-    if isinstance(error, OSError):
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def _explain(error: Exception) -> RunError | None:
+    """What the machine lacked, in plain words; None for a failure that is not the machine's."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError | SafetensorError):
+        # safetensors and shutil.copytree give the system's words but not its number
+        if any(number == getattr(error, "errno", None) or os.strerror(number) in text for number in _NO_SPACE):
             return RunError("The disk is full.", "Free some space, then go on with --resume.")
         return RunError(
-            f"A file can't be read or written: {error}.", "Check the folder's rights, then go on with --resume."
+            f"A file can't be read or written: {text}.", "Check the folder's rights, then go on with --resume."
         )
-    return RunError(
-        "The memory ran out.",
-        "Lower train.batch_size or train.resolution, or set train.gradient_checkpointing to true.",
-    )
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return RunError(
+            "The memory ran out.",
+            "Lower train.batch_size or train.resolution, or set train.gradient_checkpointing to true.",
+        )
+    return None
 
 
 def list_runs(root: Path) -> list[Run]:
@@ -182,31 +195,35 @@ class Worker:
     """One thread that trains queued runs, one at a time, apart from whoever asked for them."""
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[tuple[Run, bool]] = queue.Queue()
-        self._stops: dict[Path, threading.Event] = {}
+        self._queue: queue.Queue[tuple[Run, bool, threading.Event]] = queue.Queue()
+        self._stops: list[tuple[Path, threading.Event]] = []  # of all that is queued or running
         threading.Thread(target=self._work, name="dreambooth-worker", daemon=True).start()
 
     def submit(self, run: Run, *, resume: bool = False) -> None:
         """Queue a run; its directory tells what becomes of it."""
         run.append(events.RunQueued())
-        self._stops[run.path] = threading.Event()
-        self._queue.put((run, resume))
+        stop = threading.Event()
+        self._stops.append((run.path, stop))
+        self._queue.put((run, resume, stop))
 
     def stop(self, run: Run) -> None:
         """Ask a queued or running run to stop after its current step."""
-        if stop := self._stops.get(run.path):
-            stop.set()
+        for path, stop in list(self._stops):
+            if path == run.path:
+                stop.set()
 
     def _work(self) -> None:
         while True:
-            run, resume = self._queue.get()
+            run, resume, stop = self._queue.get()
             try:
-                if self._stops[run.path].is_set():
+                if stop.is_set():
                     run.append(events.Cancelled(0))
                     continue
-                for _ in run.execute(resume=resume, should_stop=self._stops[run.path].is_set):
+                for _ in run.execute(resume=resume, should_stop=stop.is_set):
                     pass
             except DreamBoothError:
                 pass  # it stands in the run's events, where every reader looks
+            except Exception:  # a bug in one run must not keep the next ones waiting for ever
+                logging.getLogger(__name__).exception("Run %s failed unexpectedly.", run.id)
             finally:
-                del self._stops[run.path]
+                self._stops.remove((run.path, stop))

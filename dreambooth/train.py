@@ -191,7 +191,6 @@ def train(
     yield events.Stage("save")
     with _weights_of(ema, modules), atomic_folder(run / "model") as folder:
         trainable.save(folder, model)
-    del pipe, optimizer, checkpoint, ema, modules, trainable  # make room for the check
     load_pipeline(run / "model")  # stock diffusers takes it, or this run has not finished
     yield events.Metric("peak_memory_bytes", _peak_memory(device), settings.steps)
     yield events.Finished("model", time.monotonic() - started)

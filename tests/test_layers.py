@@ -7,15 +7,17 @@ ROOT = Path(__file__).parent.parent / "dreambooth"
 LAYERS = [
     {"errors", "config", "events", "files"},
     {"photos", "coach", "objectives"},
-    {"families", "methods", "tokens", "checkpoints", "preflight"},
-    {"generate", "prior", "dataset", "train"},
+    {"families", "methods", "tokens", "checkpoints"},
+    {"generate", "prior", "dataset", "preflight", "train"},
     {"runs"},
     {"cli", "__main__", "ui"},
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
-SAME_ROW = {("events", "errors"), ("config", "errors"), ("methods", "families"), ("preflight", "families"),
-            ("preflight", "methods"), ("tokens", "families"), ("prior", "generate"), ("train", "prior"),
-            ("train", "generate"), ("train", "dataset"), ("__main__", "cli"), ("coach", "photos")}  # fmt: skip
+SAME_ROW = {
+    ("events", "errors"), ("config", "errors"), ("coach", "photos"), ("methods", "families"), ("tokens", "families"),
+    ("prior", "generate"), ("preflight", "generate"), ("preflight", "dataset"),
+    ("train", "generate"), ("train", "prior"), ("train", "dataset"), ("train", "preflight"), ("__main__", "cli"),
+}  # fmt: skip
 """Within a row: who may build on whom, one way only."""
 
 

@@ -358,9 +358,9 @@ def train_base(work: Path, samples: int, device: torch.device, batch: int = 32) 
         chosen = captions[rows, torch.from_numpy(numpy_rng.integers(CAPTIONS_PER_PICTURE, size=batch))]
         dropped = torch.from_numpy(numpy_rng.random(batch) < 0.1)
         tokens = torch.where(dropped[:, None], empty, chosen).long().to(device)
-        # Stratified: one timestep from each of `batch` equal slices, so that every batch sees all noise levels.
+        # Stratified: one number from each of `batch` equal slices, so that every batch sees all noise levels.
         u = (torch.arange(batch, device=device) + torch.rand(batch, generator=torch_rng, device=device)) / batch
-        t = (u * len(alphas)).long()
+        t = _timesteps(u)
         noise = torch.randn(x0.shape, generator=torch_rng, device=device)
         a, s = alphas[t].sqrt().view(-1, 1, 1, 1), (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
         with torch.autocast(device.type, torch.bfloat16):
@@ -372,6 +372,23 @@ def train_base(work: Path, samples: int, device: torch.device, batch: int = 32) 
     trained = fit("base", model, loss, work, **settings)
     trained["unet"].save_pretrained(work / "unet")
     trained["text_encoder"].save_pretrained(work / "text_encoder")
+
+
+def _timesteps(u: Tensor) -> Tensor:
+    """Timesteps for uniform `u` in [0, 1): 70 % of them from 375 to 775 (SNR 0.56 to 0.008), where shapes are decided.
+
+    With all equally often, a model of 135,000 examples had learnt every place and not one class.
+    """
+    below, middle = 0.1875, 0.70
+    return torch.where(
+        u < below,
+        u / below * 375,
+        torch.where(
+            u < below + middle,
+            375 + (u - below) / middle * 400,
+            775 + (u - below - middle) / (1 - below - middle) * 225,
+        ),
+    ).long()
 
 
 # ------------------------------------------------------------------------------------------------------------- export

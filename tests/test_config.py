@@ -1,0 +1,440 @@
+"""Settings: where each comes from, what is refused and in which words, and YAML out and in again."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dreambooth.config import Config, load_preset, preset_names, read_yaml
+from dreambooth.errors import ConfigError
+
+SUBJECT = {"photos": "/photos/dog", "class_noun": "dog"}
+
+
+def config(**changes) -> Config:
+    return Config.from_dict({"subject": SUBJECT} | changes)
+
+
+def refusal(settings: dict) -> str:
+    """The one line that says what is wrong with `settings`."""
+    with pytest.raises(ConfigError) as caught:
+        Config.from_dict(settings)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# ---- Presets
+
+
+@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("base_model", [None, "toybox", "/models/tiny"])
+def test_every_preset_validates_with_a_subject_and_with_another_base_model(name, base_model):
+    swapped = {} if base_model is None else {"base_model": base_model}
+    made = config(preset=name, **swapped)
+    assert made.preset == name
+    assert made.base_model == (base_model or load_preset(name)["base_model"])
+    for section in ("prior", "train", "sampling"):
+        for key, value in load_preset(name).get(section, {}).items():
+            assert getattr(getattr(made, section), key) == value, f"{section}.{key}"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_names_the_source_of_its_numbers(name):
+    import dreambooth
+
+    text = (Path(dreambooth.__file__).parent / "presets" / f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    assert len(text.splitlines()[0]) > 40
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("seed-000", {"subject.identifier": "ohwx", "train.steps": 1000, "train.learning_rate": 5e-6, "seed": 1234}),
+        ("seed-002", {"prior.num_images": 100, "train.steps": 400, "train.optimizer": "adamw8bit"}),
+        ("seed-003", {"subject.identifier": "pkblz", "train.steps": 800, "train.learning_rate": 2e-6}),
+        ("seed-004", {"prior.num_images": 200, "train.learning_rate": 5e-6, "train.gradient_checkpointing": True}),
+    ],
+)
+def test_the_seeds_recipes_are_the_published_ones(name, facts):
+    made = config(preset=name)
+    for path, value in facts.items():
+        found = made
+        for part in path.split("."):
+            found = getattr(found, part)
+        assert found == value, path
+
+
+def test_toybox_brings_its_own_preset_and_another_base_model_does_not():
+    assert config().preset == "toybox"
+    assert config().train.learning_rate == load_preset("toybox")["train"]["learning_rate"]
+    other = config(base_model="/models/tiny")
+    assert other.preset is None
+    assert other.train.learning_rate == 5e-6
+
+
+# ---- Where a setting comes from
+
+
+def test_set_is_above_the_file_above_the_preset_above_the_default(tmp_path):
+    path = written(
+        tmp_path,
+        "preset: seed-003\nsubject: {photos: p, class_noun: cat}\ntrain: {steps: 123, batch_size: 2}\n",
+    )
+    loaded = Config.load(path, ["train.steps=7", "sampling.guidance_scale=11"])
+    assert loaded.train.steps == 7, "--set"
+    assert loaded.sampling.guidance_scale == 11, "--set over the preset"
+    assert loaded.train.batch_size == 2, "the file"
+    assert loaded.train.learning_rate == 2e-6, "the preset"
+    assert loaded.subject.identifier == "pkblz", "the preset, beside the file's own subject"
+    assert loaded.train.weight_decay == 1e-2, "the default"
+
+
+def test_set_reads_values_as_yaml(tmp_path):
+    path = written(tmp_path, "subject: {photos: p, class_noun: cat}\n")
+    loaded = Config.load(
+        path,
+        ["prior.enabled=false", "train.snr_gamma=5", "train.betas=[0.8, 0.99]", "train.ema_decay=null",
+         "sampling.prompts=['{identifier} in a bucket']", "subject.instance_prompt=one {identifier} = 1"],
+    )  # fmt: skip
+    assert not loaded.prior.active
+    assert loaded.train.snr_gamma == 5.0
+    assert loaded.train.betas == (0.8, 0.99)
+    assert loaded.train.ema_decay is None
+    assert loaded.sampling.prompts == ["{identifier} in a bucket"]
+    assert loaded.instance_prompt == "one sks = 1"
+
+
+@pytest.mark.parametrize("written_as", ["5e-6", "5E-6", "5.0e-6", "0.000005", "5e-06"])
+def test_a_learning_rate_is_a_number_however_it_is_written(tmp_path, written_as):
+    path = written(tmp_path, f"subject: {{photos: p, class_noun: cat}}\ntrain:\n  learning_rate: {written_as}\n")
+    assert Config.load(path).train.learning_rate == 5e-6
+    assert Config.load(path, [f"train.learning_rate={written_as}"]).train.learning_rate == 5e-6
+
+
+def test_words_that_look_like_numbers_with_an_exponent_stay_words(tmp_path):
+    path = written(tmp_path, "subject: {photos: p, class_noun: cat, identifier: e5}\nbase_model: a1/2e5b\n")
+    loaded = Config.load(path)
+    assert (loaded.subject.identifier, loaded.base_model) == ("e5", "a1/2e5b")
+
+
+def test_no_is_a_word_where_a_word_is_wanted_and_off_where_a_switch_is(tmp_path):
+    path = written(
+        tmp_path,
+        "subject: {photos: p, class_noun: on, identifier: yes, captions: yes}\n"
+        "prior: {enabled: no}\n"
+        "train: {mixed_precision: no, flip: on, text_encoder: false, gradient_checkpointing: off}\n",
+    )
+    loaded = Config.load(path, ["train.mixed_precision=no"])
+    assert loaded.train.mixed_precision == "no"
+    assert (loaded.subject.class_noun, loaded.subject.identifier, loaded.subject.captions) == ("on", "yes", True)
+    assert (loaded.prior.enabled, loaded.train.flip) == (False, True)
+    assert (loaded.train.text_encoder, loaded.train.gradient_checkpointing) == (False, False)
+    assert Config.load(written(tmp_path, loaded.to_yaml())) == loaded
+    assert yaml.safe_load(loaded.to_yaml())["train"]["mixed_precision"] == "no", "for other readers, too"
+
+
+def test_photos_are_relative_to_the_file_and_an_override_to_where_you_are(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    path = written(tmp_path / "configs", "subject: {photos: ../pictures/dog, class_noun: dog}\n")
+    monkeypatch.chdir(tmp_path)
+    assert Config.load(path).subject.photos == tmp_path / "pictures" / "dog"
+    assert Config.load(Path("configs/c.yaml")).subject.photos == tmp_path / "pictures" / "dog"
+    assert Config.load(path, ["subject.photos=mine"]).subject.photos == tmp_path / "mine"
+
+
+def test_photos_in_the_home_folder_and_absolute_ones_stay_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = written(tmp_path, "subject: {photos: ~/dog, class_noun: dog}\n")
+    assert Config.load(path).subject.photos == tmp_path / "home" / "dog"
+    assert Config.load(path, [f"subject.photos={tmp_path / 'a b'}"]).subject.photos == tmp_path / "a b"
+
+
+def test_a_saved_config_means_the_same_photos_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = Config.load(written(tmp_path, "subject: {photos: dog, class_noun: dog}\n").relative_to(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(loaded.to_yaml())
+    monkeypatch.chdir("/")
+    assert Config.load(tmp_path / "run" / "config.yaml") == loaded
+
+
+# ---- YAML out and in
+
+
+@pytest.mark.parametrize("name", [None, *preset_names()])
+def test_a_config_written_and_read_again_is_equal(tmp_path, name):
+    made = config(preset=name, base_model="/models/tiny")
+    assert Config.load(written(tmp_path, made.to_yaml())) == made
+
+
+def test_unusual_texts_survive_the_round_trip(tmp_path):
+    made = Config.from_dict(
+        {
+            "base_model": "no",
+            "revision": "7460e10",
+            "subject": {
+                "photos": "/tmp/été: 'x' #1",
+                "identifier": "ðŁĴŁ",
+                "class_noun": "null",
+                "instance_prompt": 'a "photo": of {identifier} # {class_noun}, 写真\u2028here',
+                "crops": {"a: b.jpg": [0, 0, 64, 64], "integer.png": [1, 2, 70, 71]},
+            },
+            "sampling": {"prompts": ["{identifier} - yes", "on", "5e-6"]},
+        }
+    )
+    assert Config.load(written(tmp_path, made.to_yaml())) == made
+
+
+NUMBERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "seed": st.integers(0, 2**32 - 1),
+        "prior": st.fixed_dictionaries(
+            {},
+            optional={
+                "weight": st.floats(0, 100),
+                "num_images": st.integers(1, 10_000),
+                "guidance_scale": st.floats(0, 50),
+                "steps": st.integers(1, 1000),
+            },
+        ),
+        "train": st.fixed_dictionaries(
+            {},
+            optional={
+                "steps": st.integers(1, 1_000_000),
+                "learning_rate": st.floats(0, 1, exclude_min=True),
+                "weight_decay": st.floats(0, 1),
+                "betas": st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)),
+                "max_grad_norm": st.floats(0, 1e30, exclude_min=True),
+                "snr_gamma": st.none() | st.floats(0, 1e6, exclude_min=True),
+                "ema_decay": st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
+                "resolution": st.just("auto") | st.integers(4, 512).map(lambda n: 8 * n),
+                "crop_scale": st.floats(0.3, 1, exclude_min=True),
+                "gradient_checkpointing": st.sampled_from(["auto", True, False]),
+                "flip": st.booleans(),
+            },
+        ),
+        "sampling": st.fixed_dictionaries(
+            {}, optional={"guidance_scale": st.floats(0, 50), "seed": st.integers(0, 2**32 - 1)}
+        ),
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("configs")
+
+
+@given(changes=NUMBERS)
+def test_every_number_survives_the_round_trip(folder, changes):
+    made = config(base_model="/models/tiny", **changes)
+    again = Config.load(written(folder, made.to_yaml()))
+    assert again == made
+    assert again.to_yaml() == made.to_yaml()
+
+
+def test_the_yaml_is_complete_and_in_reading_order():
+    keys = list(yaml.safe_load(config().to_yaml()))
+    assert keys[:3] == ["preset", "base_model", "revision"]
+    assert keys[-4:] == ["subject", "prior", "train", "sampling"]
+    assert yaml.safe_load(config().to_yaml())["train"].keys() == type(config().train).model_fields.keys()
+
+
+# ---- Prompts
+
+
+def test_prompts_are_filled_in():
+    made = config(
+        base_model="/m",
+        subject=SUBJECT | {"identifier": "ohwx", "class_noun": "toy robot"},
+        prior={"class_prompt": "one {class_noun}"},
+    )
+    assert made.instance_prompt == "a photo of ohwx toy robot"
+    assert made.class_prompt == "one toy robot"
+    assert made.subject.fill("{class_noun}: {identifier}") == "toy robot: ohwx"
+
+
+def test_surrounding_blanks_are_no_part_of_words_and_prompts():
+    made = config(
+        subject=SUBJECT | {"identifier": " ohwx ", "class_noun": "dog\n".strip("\n") + " "},
+        prior={"class_prompt": "  a {class_noun} "},
+    )
+    assert made.instance_prompt == "a photo of ohwx dog"
+    assert made.class_prompt == "a dog"
+
+
+def test_a_weight_of_zero_asks_for_no_class_images():
+    assert config(prior={"weight": 1.0}).prior.active
+    assert not config(prior={"weight": 0}).prior.active
+    assert not config(prior={"enabled": False, "weight": 1.0}).prior.active
+
+
+def test_settings_can_not_be_changed_by_accident():
+    with pytest.raises(ValueError, match="frozen"):
+        config().train.steps = 3
+
+
+# ---- What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": -1}, "seed = -1"),
+        ({"seed": 2**32}, "seed = 4294967296"),
+        ({"seed": "x"}, "seed = 'x'"),
+        ({"base_model": ""}, "base_model = ''"),
+        ({"method": "lora2"}, "method = 'lora2': Input should be 'full'"),
+        ({"device": "gpu"}, "device = 'gpu': Input should be 'auto', 'cpu', 'cuda' or 'mps'"),
+        ({"preset": "nope"}, "preset 'nope' does not exist. Choose one of paper, sd15-animal"),
+        ({"preset": ["toybox"]}, "preset ['toybox'] does not exist"),
+        ({"subject": None}, "subject = None"),
+        ({"subject": {"class_noun": "dog"}}, "'subject.photos' is missing"),
+        ({"subject": {"photos": "p"}}, "'subject.class_noun' is missing"),
+        ({"subject": SUBJECT | {"photos": " "}}, "subject.photos = ' ': is empty"),
+        ({"subject": SUBJECT | {"class_noun": "  "}}, "subject.class_noun = '  ': is empty"),
+        ({"subject": SUBJECT | {"identifier": "a{b}"}}, "subject.identifier = 'a{b}'"),
+        ({"subject": SUBJECT | {"identifier": "a\nb"}}, "line break"),
+        ({"subject": SUBJECT | {"identifier": "x" * 61}}, "at most 60 characters"),
+        ({"subject": SUBJECT | {"identifier": True}}, "subject.identifier = True"),
+        ({"subject": SUBJECT | {"instance_prompt": "a dog"}}, "does not hold the identifier 'sks'"),
+        ({"subject": SUBJECT | {"instance_prompt": "a {idenfitier}"}}, "uses {idenfitier}; only {identifier}"),
+        ({"subject": SUBJECT | {"instance_prompt": "a {identifier:>999999999}"}}, "only {identifier}"),
+        ({"subject": SUBJECT | {"instance_prompt": "a {identifier.__class__}"}}, "only {identifier}"),
+        ({"subject": SUBJECT | {"instance_prompt": "a {identifier"}}, "unmatched brace"),
+        ({"subject": SUBJECT | {"instance_prompt": "{identifier}" + "x" * 1000}}, "at most 1000 characters"),
+        ({"subject": SUBJECT | {"crops": {"interior.jpg": [1, 2, 3]}}}, "subject.crops.interior.jpg"),
+        ({"prior": {"weight": -0.5}}, "prior.weight = -0.5"),
+        ({"prior": {"weight": float("nan")}}, "prior.weight = nan"),
+        ({"prior": {"num_images": 0}}, "prior.num_images = 0"),
+        ({"prior": {"class_prompt": "   "}}, "prior.class_prompt"),
+        ({"prior": {"class_prompt": "{identifier} {class_noun}"}}, "uses {identifier}; only {class_noun}"),
+        ({"train": {"steps": 0}}, "train.steps = 0"),
+        ({"train": {"steps": "many"}}, "train.steps = 'many'"),
+        ({"train": {"learning_rate": 0}}, "train.learning_rate = 0"),
+        ({"train": {"learning_rate": float("inf")}}, "finite"),
+        ({"train": {"resolution": 100}}, "train.resolution = 100: is 100; give a multiple of 8"),
+        ({"train": {"resolution": 8192}}, "multiple of 8 from 32 to 4096"),
+        ({"train": {"resolution": "big"}}, "train.resolution = 'big'"),
+        ({"train": {"warmup_steps": 300}}, "warmup_steps (300) is more than steps (200)"),
+        ({"train": {"mixed_precision": "fp8"}}, "train.mixed_precision = 'fp8'"),
+        ({"train": {"optimizer": "sgd"}}, "'adamw' or 'adamw8bit'"),
+        ({"train": {"betas": [0.9, 1.0]}}, "train.betas.1 = 1.0"),
+        ({"train": {"ema_decay": 1}}, "train.ema_decay = 1"),
+        ({"train": {"crop_scale": 0.1}}, "train.crop_scale = 0.1"),
+        ({"train": {"checkpoint_every": 0}}, "train.checkpoint_every = 0"),
+        ({"train": {"keep_checkpoints": 0}}, "train.keep_checkpoints = 0"),
+        ({"train": 3}, "train = 3"),
+        ({"device": "cpu", "train": {"mixed_precision": "fp16"}}, "mixed_precision is fp16 but device is cpu"),
+        ({"sampling": {"scheduler": "heun"}}, "sampling.scheduler = 'heun'"),
+        ({"sampling": {"prompts": ["{who}"]}}, "'{who}' uses {who}"),
+        ({"sampling": {"prompts": [" "]}}, "sampling.prompts.0"),
+    ],
+    ids=str,
+)
+def test_each_wrong_value_is_named_with_its_key(changes, words):
+    assert words in refusal({"subject": SUBJECT} | changes)
+
+
+def test_an_unknown_key_is_answered_with_the_known_ones():
+    said = refusal({"subject": SUBJECT, "train": {"learning_rat": 1e-5}})
+    assert "unknown key 'train.learning_rat'; known here: steps, learning_rate, " in said
+    assert "unknown key 'trian'; known here: preset, base_model, " in refusal({"subject": SUBJECT, "trian": {}})
+
+
+def test_a_key_that_begins_like_a_type_is_named_in_full():
+    assert "unknown key 'train.interval'" in refusal({"subject": SUBJECT, "train": {"interval": 1}})
+    assert "unknown key 'train.bools'" in refusal({"subject": SUBJECT, "train": {"bools": 1}})
+
+
+def test_all_mistakes_are_told_at_once():
+    said = refusal({"subject": SUBJECT, "seed": -1, "train": {"steps": 0, "x": 1}, "prior": {"weight": "much"}})
+    for key in ("seed = -1", "train.steps = 0", "'train.x'", "prior.weight = 'much'"):
+        assert key in said
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds NoneType, not settings. Write `key: value` lines."),
+        ("- a\n- b\n", "holds list, not settings"),
+        ("subject: {photos: p\n", "line 2, column 1: not valid YAML"),
+        ("seed: 1\ndevice: cpu\nseed: 2\n", "line 3, column 1: not valid YAML (the key 'seed' stands twice"),
+        ("subject: {photos: p, class_noun: dog, photos: q}\n", "the key 'photos' stands twice"),
+        ("? [a, b]\n: c\n", "unhashable key"),
+        ("seed: 2020-13-45\n", "month must be in 1..12"),
+        ("seed: \x00\n", "special characters are not allowed"),
+        ("[" * 1500, "not valid YAML"),
+        ("base_model: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+        ("seed: 1\n---\nseed: 2\n", "another document"),
+        ("subject: {photos: ~nosuchuser/p, class_noun: dog}\n", "subject.photos = '~nosuchuser/p' is not a path"),
+        ('subject: {photos: "a\\0b", class_noun: dog}\n', "is not a path"),
+    ],
+    ids=lambda text: repr(text[:30]),
+)  # fmt: skip
+def test_a_file_that_is_no_config_is_refused_with_the_place(tmp_path, text, words):
+    with pytest.raises(ConfigError) as caught:
+        Config.load(written(tmp_path, text))
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_files_that_can_not_be_read_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
+        read_yaml(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="can't be read"):
+        read_yaml(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("subject: été".encode("latin-1"))
+    with pytest.raises(ConfigError, match="can't be read"):
+        read_yaml(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.steps", "is not KEY=VALUE"),
+        ("=3", "is not KEY=VALUE"),
+        ("train..steps=3", "is not KEY=VALUE"),
+        ("train.steps=[1", "not valid YAML"),
+        ("train.steps=2020-13-45", "not valid YAML"),
+        ("train.step=3", "unknown key 'train.step'"),
+        ("train.steps.x=3", "train.steps"),
+        ("train=3", "train = 3"),
+    ],
+)
+def test_a_wrong_override_is_named(tmp_path, override, words):
+    with pytest.raises(ConfigError) as caught:
+        Config.load(written(tmp_path, "subject: {photos: p, class_noun: dog}\n"), [override])
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@given(
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+        max_leaves=6,
+    ),
+    key=st.sampled_from(["seed", "subject", "prior", "train", "sampling", "preset", "base_model", "steps"]),
+)
+def test_whatever_stands_in_the_file_the_answer_is_a_config_or_one_line(folder, value, key):
+    """Nothing but `ConfigError` comes out, whatever is put in the place of a setting."""
+    for settings in ({"subject": SUBJECT, key: value}, {"subject": SUBJECT, "train": {key: value}}):
+        made, said = None, ""
+        try:
+            made = Config.from_dict(settings)
+        except ConfigError as error:
+            said = str(error)
+        assert len(said.splitlines()) == (0 if made else 1)
+        if made:
+            assert Config.load(written(folder, made.to_yaml())) == made

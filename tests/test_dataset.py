@@ -1,0 +1,237 @@
+"""Training examples: what an item holds, that each is a pure function of seed and number, and the encoded pictures."""
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dreambooth.dataset import (
+    CLASS,
+    ENCODE_BATCH,
+    INSTANCE,
+    DreamBoothDataset,
+    Encoded,
+    class_variants,
+    encode,
+    generator,
+    photo_variants,
+)
+from dreambooth.families import load_pipeline
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model):
+    return load_pipeline(tiny_model)
+
+
+def picture(seed: int, side: int = 32) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8))
+
+
+def numbered(pictures: int, variants: int, start: int = 0) -> Encoded:
+    """Encoded pictures without spread, whose latents' first number tells picture and variant: 10·picture + variant."""
+    which = start + 10 * torch.arange(pictures)[:, None] + torch.arange(variants)
+    mean = which[..., None, None, None].float().expand(pictures, variants, 4, 2, 2).clone()
+    return Encoded(mean, torch.zeros_like(mean), torch.arange(pictures)[:, None].expand(pictures, 5) + start)
+
+
+def drawn(encoded: Encoded, count: int, seed: int = 0, stream: int = INSTANCE) -> list[int]:
+    return [int(encoded.example(n, seed, stream)[0].flatten()[0]) for n in range(count)]
+
+
+# ---- Items
+
+
+def test_an_item_has_the_four_parts_and_their_shapes(loaded, make_config):
+    pipe, family = loaded
+    config = make_config(train={"crops_per_photo": 2})
+    photos = (photo_variants(picture(i), config, i) for i in range(3))
+    instance = encode(pipe, family, photos, ["a photo of sks dog"] * 3, None)
+    assert instance.mean.shape == instance.std.shape == (3, 2, 4, 8, 8)
+    prior = Encoded(instance.mean[:2, :1], instance.std[:2, :1], instance.prompt_ids[:2])
+    dataset = DreamBoothDataset(instance, prior, seed=1, size=7)
+    assert len(dataset) == 7
+    item = dataset[6]
+    assert {name: tuple(value.shape) for name, value in item.items()} == {
+        "instance_images": (4, 8, 8), "instance_prompt_ids": (16,), "class_images": (4, 8, 8),
+        "class_prompt_ids": (16,),
+    }  # fmt: skip
+    assert item["instance_images"].dtype == torch.float32
+    assert item["instance_prompt_ids"].dtype == torch.int64
+    assert torch.equal(item["instance_prompt_ids"], family.tokenize(pipe, ["a photo of sks dog"])[0])
+    assert DreamBoothDataset(instance, None, 1, 7)[0].keys() == {"instance_images", "instance_prompt_ids"}
+
+
+def test_the_items_end():
+    dataset = DreamBoothDataset(numbered(2, 1), None, 0, 3)
+    assert len(list(dataset)) == 3
+    for outside in (3, -1):
+        with pytest.raises(IndexError):
+            dataset[outside]
+
+
+def test_a_batch_is_the_next_items_side_by_side():
+    dataset = DreamBoothDataset(numbered(3, 2), numbered(5, 1, start=100), seed=4, size=12)
+    batch = dataset.batch(2, 4)
+    assert batch["instance_images"].shape == batch["class_images"].shape == (4, 4, 2, 2)
+    for place in range(4):
+        for name, value in dataset[8 + place].items():
+            assert torch.equal(batch[name][place], value)
+
+
+def test_stock_data_loaders_take_it():
+    dataset = DreamBoothDataset(numbered(3, 1), None, 0, 6)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=2)
+    assert [tuple(batch["instance_images"].shape) for batch in loader] == [(2, 4, 2, 2)] * 3
+
+
+# ---- Order
+
+
+@given(st.integers(1, 12), st.integers(0, 2**32 - 1))
+@settings(max_examples=25)
+def test_every_photo_comes_once_an_epoch(photos, seed):
+    order = [which // 10 for which in drawn(numbered(photos, 2), 4 * photos, seed)]
+    for epoch in range(4):
+        assert sorted(order[epoch * photos : (epoch + 1) * photos]) == list(range(photos))
+
+
+def test_each_epoch_and_each_seed_has_an_order_of_its_own():
+    order = drawn(numbered(8, 1), 80)
+    epochs = [tuple(order[i : i + 8]) for i in range(0, 80, 8)]
+    assert len(set(epochs)) == 10
+    assert drawn(numbered(8, 1), 8, seed=1) != drawn(numbered(8, 1), 8, seed=2)
+
+
+def test_all_variants_of_a_photo_are_used_alike():
+    counts = Counter(which % 10 for which in drawn(numbered(3, 4), 1200))
+    assert set(counts) == {0, 1, 2, 3}
+    assert all(240 < count < 360 for count in counts.values()), "300 each, give or take four deviations"
+
+
+def test_an_example_is_a_function_of_seed_and_number_alone():
+    encoded = Encoded(torch.zeros(3, 2, 4, 2, 2), torch.ones(3, 2, 4, 2, 2), torch.zeros(3, 5, dtype=torch.int64))
+    forwards = [encoded.example(n, 9, INSTANCE)[0] for n in range(10)]
+    torch.manual_seed(123)
+    backwards = [encoded.example(n, 9, INSTANCE)[0] for n in reversed(range(10))]
+    assert all(torch.equal(a, b) for a, b in zip(forwards, reversed(backwards), strict=True))
+    assert all(not torch.equal(a, b) for a, b in pairwise(forwards)), "new noise for every example"
+    assert not torch.equal(forwards[0], encoded.example(0, 10, INSTANCE)[0])
+    assert not torch.equal(forwards[0], encoded.example(0, 9, CLASS)[0]), "the two sides draw apart"
+
+
+def test_the_class_side_does_not_change_the_photos_side():
+    photos = numbered(3, 2)
+    plain = DreamBoothDataset(photos, None, 5, 20)
+    for classes in (numbered(1, 1, start=100), numbered(50, 2, start=1000)):
+        beside = DreamBoothDataset(photos, classes, 5, 20)
+        for n in range(20):
+            for name in ("instance_images", "instance_prompt_ids"):
+                assert torch.equal(plain[n][name], beside[n][name])
+
+
+def test_generators_of_different_items_and_streams_differ():
+    firsts = {
+        float(torch.rand((), generator=generator(seed, stream, n), dtype=torch.float64))
+        for seed in (0, 1, 2**32 - 1)
+        for stream in range(4)
+        for n in (0, 1, 2**31, 2**32 - 1)
+    }
+    assert len(firsts) == 3 * 4 * 4
+
+
+# ---- Latents
+
+
+def test_latents_equal_a_sample_of_the_vaes_posterior(loaded, make_config):
+    """As diffusers' own training scripts encode: `latent_dist.sample() * scaling_factor`."""
+    pipe, family = loaded
+    config = make_config(train={"crops_per_photo": 3})
+    variants = [photo_variants(picture(i), config, i) for i in range(2)]
+    encoded = encode(pipe, family, iter(variants), ["a dog", "a cat"], None)
+    for n in range(6):
+        ours, ids = encoded.example(n, 7, INSTANCE)
+        g = generator(7, INSTANCE, n)
+        v = int(torch.randint(3, (), generator=g))
+        i = int(torch.equal(ids, encoded.prompt_ids[1]))
+        with torch.no_grad():
+            posterior = pipe.vae.encode(variants[i][v][None]).latent_dist
+        theirs = posterior.sample(generator=g)[0] * pipe.vae.config.scaling_factor
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_encoding_in_parts_changes_nothing(loaded, make_config):
+    pipe, family = loaded
+    many = photo_variants(picture(0), make_config(train={"crops_per_photo": ENCODE_BATCH + 3}), 0)
+    together = encode(pipe, family, iter([many]), ["a dog"], None)
+    for v in (0, ENCODE_BATCH - 1, ENCODE_BATCH, ENCODE_BATCH + 2):
+        alone = encode(pipe, family, iter([many[v : v + 1]]), ["a dog"], None)
+        torch.testing.assert_close(together.mean[0, v], alone.mean[0, 0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(together.std[0, v], alone.std[0, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_encoded_pictures_can_take_part_in_training_and_stay_in_32_bits(loaded):
+    pipe, family = loaded
+    encoded = encode(pipe, family, iter([torch.zeros(1, 3, 32, 32)]), ["a dog"], torch.bfloat16)
+    assert encoded.mean.dtype == encoded.std.dtype == torch.float32
+    (encoded.mean * torch.ones(1, requires_grad=True)).sum().backward()
+
+
+# ---- Crops and mirrors
+
+
+def test_the_first_variant_is_the_photo_itself(make_config):
+    image = picture(3)
+    variants = photo_variants(image, make_config(train={"crops_per_photo": 4}), 0)
+    assert variants.shape == (4, 3, 32, 32)
+    assert variants.min() >= -1
+    assert variants.max() <= 1
+    back = ((variants[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(back, np.asarray(image))
+
+
+def test_crops_are_the_photo_a_little_larger(make_config):
+    """On a horizontal ramp every crop is a ramp too, less steep, its ends inside the photo's."""
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 1, 3)))
+    config = make_config(train={"crops_per_photo": 16, "crop_scale": 0.5})
+    rows = photo_variants(ramp, config, 0)[:, 0, 32].double()
+    slopes = (rows[:, 48] - rows[:, 16]) / 32
+    shares = slopes / slopes[0]
+    assert all(0.47 <= share <= 1.01 for share in shares.tolist())
+    assert shares[1:].min() < 0.7
+    assert len({round(share, 4) for share in shares[1:].tolist()}) > 10, "sizes differ"
+    assert len({round(float(row[0]), 2) for row in rows[1:]}) > 5, "places differ"
+
+
+def test_one_crop_per_photo_is_the_plain_photo_alone(make_config):
+    config = make_config(train={"crops_per_photo": 1})
+    assert photo_variants(picture(0), config, 0).shape == (1, 3, 32, 32)
+    whole = make_config(train={"crops_per_photo": 3, "crop_scale": 1.0})
+    variants = photo_variants(picture(0), whole, 0)
+    torch.testing.assert_close(variants[1], variants[0], atol=1e-5, rtol=0)
+
+
+def test_photos_are_cropped_the_same_each_time_and_each_in_its_own_way(make_config):
+    config = make_config()
+    again = photo_variants(picture(0), config, 0)
+    assert torch.equal(photo_variants(picture(0), config, 0), again)
+    assert not torch.equal(photo_variants(picture(0), config, 1)[1:], again[1:])
+    assert not torch.equal(photo_variants(picture(0), make_config(seed=1), 0)[1:], again[1:])
+
+
+def test_mirrored_photos_follow_the_plain_ones(make_config, tmp_path):
+    plain = photo_variants(picture(0), make_config(), 0)
+    flipped = photo_variants(picture(0), make_config(train={"flip": True}), 0)
+    assert torch.equal(flipped[:4], plain)
+    assert torch.equal(flipped[4:], plain.flip(-1))
+    picture(0).save(tmp_path / "a.png")
+    one = class_variants(tmp_path / "a.png", make_config())
+    two = class_variants(tmp_path / "a.png", make_config(train={"flip": True}))
+    assert torch.equal(one[0], plain[0]), "class images are taken whole"
+    assert one.shape == (1, 3, 32, 32)
+    assert torch.equal(two, torch.cat([one, one.flip(-1)]))

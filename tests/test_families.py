@@ -1,0 +1,391 @@
+"""Base models: what is read of them, and that a missing, damaged or unreachable one is told in one clear line.
+
+The Hub is a server on this machine that answers as huggingface.co does; its client is the real one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import socket
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants, hf_api
+from safetensors.torch import load_file, save_file
+
+from dreambooth.errors import DreamBoothError, HubError, ModelError
+from dreambooth.families import STABLE_DIFFUSION, family_of, fetch_model, load_pipeline, use_fastest_attention
+from tests import tiny
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class HubAnswers(BaseHTTPRequestHandler):
+    """The part of the Hub's interface that downloading a model repo uses."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path, repo, folder = self.path.split("?")[0], self.server.repo, self.server.folder
+        if repo not in path:
+            self.answer(401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository Not Found"})
+        elif path == f"/api/models/{repo}" or path.startswith(f"/api/models/{repo}/revision/"):
+            if path.rsplit("/", 1)[-1] not in (repo.split("/")[1], "main", COMMIT):
+                self.answer(404, {"X-Error-Code": "RevisionNotFound"})
+            else:
+                files = [{"rfilename": name} for name in self.files()]
+                self.answer(200, body=json.dumps({"id": repo, "sha": COMMIT, "siblings": files}).encode())
+        elif path.startswith(f"/api/models/{repo}/tree/"):
+            sizes = [(name, (folder / name).stat().st_size) for name in self.files()]
+            entries = [{"type": "file", "oid": "0" * 40, "path": name, "size": size} for name, size in sizes]
+            self.answer(200, body=json.dumps(entries).encode())
+        else:
+            self.send_file(path.split(f"/{repo}/resolve/")[1].split("/", 1)[1])
+
+    def files(self) -> list[str]:
+        folder = self.server.folder
+        return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+    def send_file(self, name: str) -> None:
+        if self.server.gated:
+            self.answer(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted"})
+            return
+        if not (self.server.folder / name).is_file():
+            self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            return
+        data = (self.server.folder / name).read_bytes()
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
+        if self.command == "GET":
+            self.server.sent.append(name)
+        if self.command == "GET" and name.endswith(self.server.cut):
+            self.answer(200, headers, data[: len(data) // 2], length=len(data))
+            self.close_connection = True
+        else:
+            self.answer(200, headers, data)
+
+    def answer(self, status: int, headers: dict | None = None, body: bytes = b"", length: int | None = None) -> None:
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@contextmanager
+def loopback_hub(folder: Path, cache: Path, monkeypatch, repo: str = "owner/tiny"):
+    """A Hub on this machine with one repo, the model in `folder`, and the Hub's client pointed at it."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HubAnswers)
+    server.repo, server.folder, server.gated, server.cut, server.sent = repo, folder, False, "nothing", []
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    point_client_at(f"http://127.0.0.1:{server.server_address[1]}", cache, monkeypatch)
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)  # the client waits a second before each of its retries
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def point_client_at(address: str, cache: Path, monkeypatch) -> None:
+    """What HF_ENDPOINT and HF_HOME do in a process of its own."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(hf_api.api, "endpoint", address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+def closed_port() -> str:
+    """An address where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture
+def hub(tiny_model, tmp_path, monkeypatch):
+    with loopback_hub(tiny_model, tmp_path / "hub", monkeypatch) as server:
+        yield server
+
+
+def refusal(kind: type[DreamBoothError], *arguments) -> str:
+    """The one line that `fetch_model` says."""
+    with pytest.raises(kind) as caught:
+        fetch_model(*arguments)
+    assert type(caught.value) is kind
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+# ---- Fetching
+
+
+def test_a_folder_is_taken_as_it_is(tiny_model, tmp_path, monkeypatch):
+    assert fetch_model(str(tiny_model)) == tiny_model.resolve()
+    monkeypatch.chdir(tiny_model.parent)
+    assert fetch_model(tiny_model.name) == tiny_model.resolve()
+    monkeypatch.setenv("HOME", str(tiny_model.parent))
+    assert fetch_model(f"~/{tiny_model.name}") == tiny_model.resolve()
+
+
+def test_toybox_is_built_in_whatever_folder_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "toybox").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert fetch_model("toybox").parts[-3:] == ("dreambooth", "toybox", "model")
+
+
+def test_what_is_no_model_is_named(tmp_path, tiny_model):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    assert "empty: no model_index.json in it. Give a diffusers" in refusal(ModelError, str(tmp_path / "empty"))
+    assert "no model_index.json" in refusal(ModelError, str(tmp_path / "model.safetensors"))
+    for missing in (str(tmp_path / "none"), "none", "./a/b", "~nosuchuser/x", "a/b/c", "a\0b"):
+        assert f"{missing}: no such folder. Give toybox" in refusal(ModelError, missing)
+
+
+def test_a_model_of_the_hub_is_downloaded_once(hub, tiny_model):
+    folder = fetch_model("owner/tiny")
+    pipe, _ = load_pipeline(folder)
+    expected, _ = load_pipeline(tiny_model)
+    for ours, theirs in zip(pipe.unet.parameters(), expected.unet.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert len(hub.sent) == len(set(hub.sent)) == 10
+    hub.sent.clear()
+    assert fetch_model("owner/tiny") == folder
+    assert fetch_model("owner/tiny", "main") == folder
+    assert fetch_model("owner/tiny", COMMIT) == folder
+    assert hub.sent == []
+
+
+def test_a_downloaded_model_needs_no_hub(hub, tmp_path, monkeypatch):
+    folder = fetch_model("owner/tiny")
+    point_client_at(closed_port(), tmp_path / "hub", monkeypatch)
+    assert fetch_model("owner/tiny") == folder
+
+
+def test_a_hub_that_can_not_be_reached_is_told(tmp_path, monkeypatch):
+    point_client_at(closed_port(), tmp_path / "hub", monkeypatch)
+    said = refusal(HubError, "owner/tiny")
+    assert said == "owner/tiny is not downloaded and the Hub can't be reached. Check the connection and try again."
+
+
+def test_offline_mode_is_a_hub_that_can_not_be_reached():
+    assert "not downloaded and the Hub can't be reached" in refusal(HubError, "owner/tiny")
+
+
+def test_a_repo_or_revision_that_is_not_there_is_told(hub):
+    assert "owner/none is not on the Hub, or is private. Check the spelling" in refusal(ModelError, "owner/none")
+    assert "owner/tiny has no revision 'v9'" in refusal(ModelError, "owner/tiny", "v9")
+    assert "is not on the Hub" in refusal(ModelError, "own er/ti ny")
+
+
+def test_a_gated_repo_says_where_to_accept_its_terms(hub):
+    hub.gated = True
+    assert "owner/tiny is gated. Accept its terms on https://huggingface.co/owner/tiny" in refusal(
+        HubError, "owner/tiny"
+    )
+
+
+def test_a_repo_without_a_pipeline_is_told(hub, tmp_path):
+    hub.folder = tmp_path / "lora"
+    hub.folder.mkdir()
+    (hub.folder / "pytorch_lora_weights.safetensors").write_bytes(b"x")
+    assert "Give a repo with a diffusers pipeline" in refusal(ModelError, "owner/tiny")
+
+
+def test_an_interrupted_download_is_told_and_the_next_try_completes_it(hub, tmp_path):
+    hub.cut = "diffusion_pytorch_model.safetensors"
+    said = refusal(HubError, "owner/tiny")
+    assert said.startswith("owner/tiny could not be downloaded: ")
+    assert said.endswith("Try again; files that arrived whole are kept.")
+    whole = {path.name for path in (tmp_path / "hub").rglob("snapshots/*/*/*")}
+    assert "diffusion_pytorch_model.safetensors" not in whole, "nothing half-written under a final name"
+    hub.cut = "nothing"
+    hub.sent.clear()
+    pipe, _ = load_pipeline(fetch_model("owner/tiny"))
+    assert set(hub.sent) <= {
+        f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")
+    } | {"text_encoder/model.safetensors"}  # fmt: skip
+    assert pipe.unet.config.sample_size == 8
+
+
+# ---- Loading
+
+
+def test_the_family_is_found_by_the_pipeline_class(tiny_model, tmp_path):
+    assert family_of(tiny_model) is STABLE_DIFFUSION
+    for index, words in [
+        ({"_class_name": "FluxPipeline"}, r"is a FluxPipeline. Supported: StableDiffusionPipeline."),
+        ({}, "model_index.json can't be read"),
+        ([], "model_index.json can't be read"),
+    ]:
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        with pytest.raises(ModelError, match=words):
+            family_of(tmp_path)
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink() if (folder / name).is_file() else shutil.rmtree(folder / name)
+
+
+def with_bytes(name, change):
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+def without_weight(name, key):
+    def damage(folder):
+        state = load_file(folder / name)
+        del state[key]
+        save_file(state, folder / name, {"format": "pt"})
+
+    return damage
+
+
+def with_index(**changes):
+    def damage(folder):
+        file = folder / "model_index.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return damage
+
+
+UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+
+
+def half(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        *((without(part), f"no {part} folder in it") for part in ("unet", "vae", "text_encoder", "tokenizer")),
+        (without("scheduler"), "no scheduler folder in it"),
+        (without("unet/config.json"), "config.json"),
+        (without(UNET), "no weights in its unet folder"),
+        (without(TEXT), "no weights in its text_encoder folder"),
+        (without("tokenizer/tokenizer.json"), "no vocabulary in its tokenizer folder"),
+        (with_bytes(UNET, half), "Unable to load weights"),
+        (with_bytes(UNET, lambda _: b""), "Unable to load weights"),
+        (with_bytes("vae/diffusion_pytorch_model.safetensors", half), "Unable to load weights"),
+        (with_bytes(TEXT, half), "incomplete metadata"),
+        (with_bytes("tokenizer/tokenizer.json", half), "can't be loaded"),
+        (with_bytes("unet/config.json", half), "not a valid JSON file"),
+        (with_bytes("unet/config.json", lambda b: b.replace(b"CrossAttnDown", b"NoSuch")), "does not exist"),
+        (with_bytes("scheduler/scheduler_config.json", lambda _: b"{"), "not a valid JSON file"),
+        (with_bytes("model_index.json", half), "model_index.json can't be read"),
+        (with_bytes("model_index.json", lambda _: b"\xff\xfe"), "model_index.json can't be read"),
+        (with_index(_class_name="StableDiffusionXLPipeline"), "is a StableDiffusionXLPipeline. Supported:"),
+        (with_index(unet=["diffusers", "NoSuchModel"]), "NoSuchModel"),
+        (with_index(unet=["nosuchlibrary", "Model"]), "nosuchlibrary"),
+        (with_index(unet="x"), "can't be loaded"),
+        (with_index(text_encoder=["transformers", "NoSuchModel"]), "NoSuchModel"),
+        (without_weight(UNET, "conv_in.weight"), "the unet lacks conv_in.weight"),
+        (without_weight(TEXT, "final_layer_norm.weight"), "the text_encoder lacks"),
+    ],
+)  # fmt: skip
+def test_a_damaged_model_is_told_in_one_line_and_never_half_random(tiny_model, tmp_path, damage, words):
+    shutil.copytree(tiny_model, tmp_path / "damaged")
+    damage(tmp_path / "damaged")
+    with pytest.raises(ModelError) as caught:
+        load_pipeline(tmp_path / "damaged")
+    said = str(caught.value)
+    assert said.startswith("damaged")
+    assert words in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_pipeline_is_loaded_for_the_cpu_in_the_asked_dtype(tiny_model):
+    pipe, family = load_pipeline(tiny_model, torch.bfloat16)
+    assert family is STABLE_DIFFUSION
+    assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.bfloat16}
+    assert {pipe.unet.device, pipe.vae.device, pipe.text_encoder.device} == {torch.device("cpu")}
+    assert not any(part.training for part in (pipe.unet, pipe.vae, pipe.text_encoder))
+
+
+# ---- What a family knows
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model):
+    return load_pipeline(tiny_model)
+
+
+def test_stable_diffusion_reads_its_facts_from_the_model(loaded):
+    pipe, family = loaded
+    assert family.resolution(pipe) == 32
+    assert family.objective(pipe).prediction == "epsilon"
+    assert torch.equal(family.objective(pipe).alphas_cumprod, pipe.scheduler.alphas_cumprod)
+
+
+def test_prompts_are_padded_and_cut_to_the_models_length(loaded):
+    pipe, family = loaded
+    ids = family.tokenize(pipe, ["a photo of sks dog", "a dog " * 50, ""])
+    assert ids.shape == (3, 16)
+    assert ids.dtype == torch.int64
+    assert ids[1, -1] == pipe.tokenizer.eos_token_id, "a cut prompt still ends"
+
+
+def test_conditioning_is_what_the_pipeline_would_use(loaded):
+    pipe, family = loaded
+    prompts = ["a photo of sks dog", "a cat in the snow"]
+    with torch.no_grad():
+        ours = family.encode_text(pipe, family.tokenize(pipe, prompts))["encoder_hidden_states"]
+        theirs, _ = pipe.encode_prompt(prompts, "cpu", 1, False)
+    assert torch.equal(ours, theirs)
+
+
+def test_latents_are_the_scaled_posterior(loaded):
+    pipe, family = loaded
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        mean, std = family.encode_images(pipe, pixels)
+        posterior = pipe.vae.encode(pixels).latent_dist
+    assert mean.shape == std.shape == (2, 4, 8, 8)
+    torch.testing.assert_close(mean, posterior.mode() * 0.18215)
+    torch.testing.assert_close(std, posterior.std * 0.18215)
+
+
+def test_the_faster_attention_predicts_the_same(tiny_model, loaded):
+    pipe, family = load_pipeline(tiny_model)
+    plain, _ = loaded
+    use_fastest_attention(pipe, family, 64)
+    noisy, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([10, 900])
+    with torch.no_grad():
+        conditioning = family.encode_text(plain, family.tokenize(plain, ["a dog", "a cat"]))
+        ours, theirs = (family.predict(p, noisy, t, conditioning) for p in (pipe, plain))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_an_older_text_encoder_file_loads_its_weights(tiny_model, tmp_path):
+    """transformers 4 wrote `text_model.` before each name; what generation saves keeps to that."""
+    shutil.copytree(tiny_model, tmp_path / "old")
+    file = tmp_path / "old" / TEXT
+    state = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(file).items()}
+    save_file(state, file, {"format": "pt"})
+    old, _ = load_pipeline(tmp_path / "old")
+    new, _ = load_pipeline(tiny_model)
+    assert all(torch.equal(a, b) for a, b in zip(old.text_encoder.parameters(), new.text_encoder.parameters()))
+
+
+def test_two_models_share_no_weights(tmp_path, tiny_model):
+    other = tiny.stable_diffusion(tmp_path / "other", seed=1)
+    a, b = (load_pipeline(folder)[0] for folder in (tiny_model, other))
+    assert not torch.equal(a.unet.conv_in.weight, b.unet.conv_in.weight)

@@ -1,0 +1,140 @@
+"""Files and folders are whole or not there, whatever happens while they are written."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dreambooth.files import atomic_file, atomic_folder
+
+
+def write_and_fail(place, final: Path, failure: BaseException) -> None:
+    """Begin to write at `final` with `place`, and fail half way."""
+    with place(final) as partial:
+        (partial / "a" if partial.is_dir() else partial).write_text("ha")
+        raise failure
+
+
+FAILURES = [ValueError("stop"), KeyboardInterrupt("stop"), GeneratorExit("stop"), OSError(28, "No space left")]
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---- One file
+
+
+def test_a_file_appears_with_its_content(tmp_path):
+    with atomic_file(tmp_path / "new" / "a.txt") as partial:
+        partial.write_text("all")
+        assert names(tmp_path / "new") == [partial.name], "not under its own name yet"
+    assert (tmp_path / "new" / "a.txt").read_text() == "all"
+    assert names(tmp_path / "new") == ["a.txt"]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=repr)
+def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_else(tmp_path, failure):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(type(failure), match=r"stop|No space"):
+        write_and_fail(atomic_file, tmp_path / "a.txt", failure)
+    assert names(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_file_is_replaced(tmp_path):
+    for text in ("old", "new"):
+        with atomic_file(tmp_path / "a.txt") as partial:
+            partial.write_text(text)
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_reader_of_the_old_file_keeps_it_whole(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    with (tmp_path / "a.txt").open() as reader:
+        with atomic_file(tmp_path / "a.txt") as partial:
+            partial.write_text("new")
+        assert reader.read() == "old"
+
+
+def test_pillow_knows_the_format_while_it_writes(tmp_path):
+    for name in ("a.png", "b.jpg", "c.webp"):
+        with atomic_file(tmp_path / name) as partial:
+            Image.new("RGB", (8, 8)).save(partial)
+        with Image.open(tmp_path / name) as image:
+            assert image.format in ("PNG", "JPEG", "WEBP")
+
+
+def test_others_may_read_a_file_and_a_folder(tmp_path):
+    """Unlike the temporary ones they were, which are the owner's alone."""
+    with atomic_file(tmp_path / "a.txt") as partial:
+        partial.write_text("x")
+    with atomic_folder(tmp_path / "b"):
+        pass
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o644
+    assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o755
+
+
+def test_where_no_file_can_be_written_nothing_is(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for target in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deep" / "a.txt"):
+        with pytest.raises(OSError, match=r"[Nn]ot a directory|File exists"), atomic_file(target):
+            pytest.fail("the block ran")
+        with pytest.raises(OSError, match=r"[Nn]ot a directory|File exists"), atomic_folder(target):
+            pytest.fail("the block ran")
+    assert names(tmp_path) == ["file"]
+
+
+# ---- One folder
+
+
+def test_a_folder_appears_with_all_its_files(tmp_path):
+    with atomic_folder(tmp_path / "deep" / "model") as partial:
+        (partial / "a").write_text("1")
+        (partial / "sub").mkdir()
+        (partial / "sub" / "b").write_text("2")
+        assert not (tmp_path / "deep" / "model").exists()
+    assert names(tmp_path / "deep") == ["model"]
+    assert (tmp_path / "deep" / "model" / "sub" / "b").read_text() == "2"
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=repr)
+@pytest.mark.parametrize("old", [True, False])
+def test_a_folder_that_fails_half_way_leaves_the_old_one_and_nothing_else(tmp_path, failure, old):
+    final = tmp_path / "model"
+    if old:
+        final.mkdir()
+        (final / "a").write_text("old")
+    with pytest.raises(type(failure), match=r"stop|No space"):
+        write_and_fail(atomic_folder, final, failure)
+    assert names(tmp_path) == (["model"] if old else [])
+    if old:
+        assert (final / "a").read_text() == "old"
+
+
+def test_a_folder_is_replaced_with_no_old_file_left_in_it(tmp_path):
+    for name in ("first", "second"):
+        with atomic_folder(tmp_path / "model") as partial:
+            (partial / name).write_text("x")
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["second"]
+
+
+def test_what_another_process_left_half_written_is_in_nobodys_way(tmp_path):
+    (tmp_path / ".model.x1.partial").mkdir()
+    (tmp_path / ".model.x1.partial" / "a").write_text("ha")
+    with atomic_folder(tmp_path / "model") as partial:
+        (partial / "a").write_text("whole")
+    assert (tmp_path / "model" / "a").read_text() == "whole"
+    assert [name for name in names(tmp_path) if not name.startswith(".")] == ["model"]
+
+
+def test_two_writers_of_one_file_do_not_mix(tmp_path):
+    with atomic_file(tmp_path / "a.txt") as one, atomic_file(tmp_path / "a.txt") as other:
+        one.write_text("one" * 1000)
+        other.write_text("two")
+    assert (tmp_path / "a.txt").read_text() == "one" * 1000, "the one that ended last"
+    assert os.listdir(tmp_path) == ["a.txt"]

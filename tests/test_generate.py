@@ -1,0 +1,236 @@
+"""Pictures: reproducible one by one, marked with what they were made from, refused before anything is drawn."""
+
+import shutil
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+
+from dreambooth import generate as module
+from dreambooth.config import SamplingConfig
+from dreambooth.errors import ConfigError, ModelError, RunError
+from dreambooth.generate import SCHEDULERS, Source, draw, generate, open_source, save_picture, with_scheduler
+from dreambooth.runs import Run
+from tests import tiny
+
+QUICK = SamplingConfig(steps=2)
+
+
+@pytest.fixture(scope="module")
+def source(tiny_model) -> Source:
+    return open_source(str(tiny_model))
+
+
+def pictures(source, prompts, **options):
+    options = {"sampling": QUICK} | options
+    return [picture for batch in generate(source, prompts, **options) for picture in batch]
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, np.int16)
+
+
+def difference(a: Image.Image, b: Image.Image) -> int:
+    """The largest, of 255."""
+    return int(np.abs(pixels(a) - pixels(b)).max())
+
+
+# ---- Seeds and batches
+
+
+def test_pictures_come_prompt_by_prompt_with_counting_seeds(source):
+    drawn = pictures(source, ["a dog", "a cat"], num_images=2, seed=7)
+    assert [(p.prompt, p.seed) for p in drawn] == [("a dog", 7), ("a dog", 8), ("a cat", 7), ("a cat", 8)]
+    assert all(p.image.size == (32, 32) and p.image.mode == "RGB" for p in drawn)
+    assert difference(drawn[0].image, drawn[1].image) > 0, "another seed, another picture"
+    assert difference(drawn[0].image, drawn[2].image) > 0, "another prompt, another picture"
+
+
+def test_a_seed_gives_the_same_picture_twice(source):
+    first, second = (pictures(source, ["a dog"], num_images=2, seed=5) for _ in range(2))
+    assert [difference(a.image, b.image) for a, b in zip(first, second, strict=True)] == [0, 0]
+
+
+def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(source, monkeypatch):
+    """To one grey level: a CPU adds the same numbers up in another order in a larger batch."""
+    alone = pictures(source, ["a dog"], num_images=1, seed=5)[0]
+    among = pictures(source, ["a cat", "a dog", "a photo of snow"], num_images=3, seed=3)[5]
+    assert (among.prompt, among.seed) == ("a dog", 5)
+    assert difference(alone.image, among.image) <= 1
+    monkeypatch.setattr(module, "MAX_BATCH", 2)
+    batches = list(generate(source, ["a dog"], num_images=5, seed=3, sampling=QUICK))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert difference(batches[1][0].image, alone.image) <= 1
+
+
+def test_drawing_does_not_touch_the_global_randomness(source):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    pictures(source, ["a dog"], num_images=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_seeds_wrap_at_the_largest(source):
+    drawn = pictures(source, ["a dog"], num_images=2, seed=2**32 - 1)
+    assert [p.seed for p in drawn] == [2**32 - 1, 0]
+
+
+def test_many_pictures_are_drawn_a_bounded_number_at_a_time(source):
+    sizes = [len(batch) for batch in generate(source, ["a dog"], num_images=module.MAX_BATCH + 1, sampling=QUICK)]
+    assert sizes == [module.MAX_BATCH, 1]
+
+
+# ---- Prompts, guidance, schedulers
+
+
+def test_a_negative_prompt_changes_the_picture(source):
+    plain, avoiding = (
+        pictures(source, ["a dog"], num_images=1, negative_prompt=negative)[0] for negative in ("", "a cat in the snow")
+    )
+    assert difference(plain.image, avoiding.image) > 0
+
+
+def test_guidance_and_steps_change_the_picture(source):
+    plain, strict, slow = (
+        pictures(source, ["a dog"], num_images=1, sampling=sampling)[0]
+        for sampling in (QUICK, SamplingConfig(steps=2, guidance_scale=12), SamplingConfig(steps=4))
+    )
+    assert difference(plain.image, strict.image) > 0
+    assert difference(plain.image, slow.image) > 0
+
+
+def test_another_resolution_can_be_asked_for(source):
+    image = draw(source.pipe, ["a dog"], [0], QUICK, resolution=64)[0]
+    assert image.size == (64, 64)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_every_scheduler_draws_and_leaves_the_models_own_in_place(tmp_path, prediction):
+    pipe = open_source(str(tiny.stable_diffusion(tmp_path / "m", prediction=prediction))).pipe
+    own = pipe.scheduler
+    for name in ("default", *SCHEDULERS):
+        image = draw(pipe, ["a dog"], [0], SamplingConfig(steps=4, scheduler=name))[0]
+        assert pixels(image).std() > 1, f"{name} drew a blank picture"
+        assert with_scheduler(pipe, name).config.prediction_type == prediction
+        assert pipe.scheduler is own
+
+
+def zero_snr(source: Source) -> Source:
+    pipe = deepcopy(source.pipe)
+    pipe.scheduler = DDIMScheduler.from_config(
+        pipe.scheduler.config, rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"
+    )
+    return Source(pipe, source.family, source.name, source.sampling, None)
+
+
+def test_a_sampler_that_can_not_follow_the_models_schedule_is_refused(source):
+    rescaled = zero_snr(source)
+    own = rescaled.pipe.scheduler
+    with pytest.raises(ConfigError, match=r"scheduler pndm can't follow .* Use default, ddim"):
+        pictures(rescaled, ["a dog"], sampling=SamplingConfig(steps=2, scheduler="pndm"))
+    assert rescaled.pipe.scheduler is own
+    for name in ("default", "ddim", "dpm++", "euler", "unipc"):
+        sampling = SamplingConfig(steps=3, scheduler=name)
+        assert pixels(pictures(rescaled, ["a dog"], num_images=1, sampling=sampling)[0].image).std() > 1, name
+
+
+def test_a_failure_while_drawing_leaves_the_models_own_scheduler(source):
+    own = source.pipe.scheduler
+    with pytest.raises(ValueError, match="divisible by 8"):
+        draw(source.pipe, ["a dog"], [0], SamplingConfig(steps=2, scheduler="euler"), resolution=33)
+    assert source.pipe.scheduler is own
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "words"),
+    [
+        ([], {}, "The prompt is empty. Say what to draw"),
+        ([""], {}, "The prompt is empty"),
+        (["a dog", " \t"], {}, "The prompt is empty"),
+        (["a dog"], {"num_images": 0}, "num_images is 0. Give 1 or more."),
+        (["a dog"], {"seed": -1}, "seed is -1"),
+        (["a dog"], {"seed": 2**32}, "seed is 4294967296"),
+    ],
+)
+def test_what_can_not_be_drawn_is_refused_before_anything_is(source, prompts, options, words, monkeypatch):
+    monkeypatch.setattr(type(source.pipe), "__call__", lambda *_, **__: pytest.fail("something was drawn"))
+    with pytest.raises(ConfigError) as caught:
+        pictures(source, prompts, **options)
+    assert words in str(caught.value)
+
+
+def test_running_out_of_memory_is_told_with_what_to_do(source, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(type(source.pipe.unet), "forward", fail)
+    with pytest.raises(RunError, match=r"memory ran out .* fewer pictures"):
+        pictures(source, ["a dog"], num_images=2)
+
+
+# ---- Where a model comes from
+
+
+def finished_run(config, path, model) -> Run:
+    """A run directory as training leaves it."""
+    run = Run.create(config, path)
+    shutil.copytree(model, path / "model")
+    return run
+
+
+def test_a_run_draws_with_its_model_and_its_settings(make_config, tmp_path, tiny_model, source):
+    config = make_config(sampling={"steps": 3, "guidance_scale": 4.0})
+    opened = open_source(str(finished_run(config, tmp_path / "my-run", tiny_model).path))
+    assert (opened.name, opened.config, opened.sampling) == ("my-run", config, config.sampling)
+    ours = next(generate(opened, ["a dog"], num_images=1))[0].image
+    plain = pictures(source, ["a dog"], num_images=1, sampling=SamplingConfig(steps=3, guidance_scale=4.0))[0].image
+    assert difference(ours, plain) == 0
+
+
+def test_a_folder_has_the_usual_settings_and_its_own_name(tiny_model, source, monkeypatch):
+    assert (source.name, source.config, source.sampling) == (tiny_model.name, None, SamplingConfig())
+    monkeypatch.chdir(tiny_model)
+    assert open_source(".").name == tiny_model.name
+
+
+def test_a_run_without_a_finished_model_says_so(make_config, tmp_path):
+    run = Run.create(make_config(), tmp_path / "run")
+    with pytest.raises(RunError, match=r"has no finished model. Train it to the end first: .*--resume"):
+        open_source(str(run.path))
+    (run.path / "model").mkdir()
+    with pytest.raises(RunError, match="has no finished model"):
+        open_source(str(run.path))
+
+
+def test_what_is_neither_run_nor_model_is_named(tmp_path):
+    for missing in (str(tmp_path / "none"), "~nosuchuser/x"):
+        with pytest.raises(ModelError, match="no such folder"):
+            open_source(missing)
+    with pytest.raises(ModelError, match=r"no model_index\.json"):
+        open_source(str(tmp_path))
+
+
+# ---- On disk
+
+
+def test_a_saved_picture_carries_what_it_was_made_from(tmp_path):
+    image = Image.new("RGB", (8, 8), "red")
+    save_picture(tmp_path / "new" / "a.png", image, prompt="été, 写真\nand more", seed=3, steps=25, model="my-run")
+    with Image.open(tmp_path / "new" / "a.png") as saved:
+        assert saved.text == {"prompt": "été, 写真\nand more", "seed": "3", "steps": "25", "model": "my-run"}
+        assert difference(saved, image) == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
+
+
+def test_a_picture_that_can_not_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        save_picture(tmp_path / "a.png", Image.new("RGB", (8, 8)))
+    assert list(tmp_path.iterdir()) == []

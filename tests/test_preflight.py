@@ -1,0 +1,365 @@
+"""The preflight: exact counts, the same bytes as real tensors, and advice that works."""
+
+import json
+import re
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import CLIPTextConfig
+
+from dreambooth import preflight
+from dreambooth.config import Config
+from dreambooth.errors import ConfigError, ModelError
+from dreambooth.families import STABLE_DIFFUSION, load_pipeline
+from dreambooth.methods import get_method
+from dreambooth.preflight import (
+    Rehearsal,
+    Speed,
+    available_memory,
+    blank_pipeline,
+    check,
+    check_optimizer,
+    resolve_device,
+    resolve_precision,
+)
+from tests import tiny
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SPEED = Speed(flops=1e11, bandwidth=1e10, call=1e-6)
+AMPLE = 2**40
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny.stable_diffusion(tmp_path_factory.mktemp("model"))
+
+
+probe = preflight._probe
+
+
+@pytest.fixture(autouse=True)
+def _known_speed(monkeypatch):
+    monkeypatch.setattr(preflight, "_probe", lambda device, precision: SPEED)
+
+
+def config(**settings) -> Config:
+    """A config for the tiny model; `train__batch_size=2` sets train.batch_size."""
+    nested = {"base_model": "some/model", "subject": {"photos": "photos", "class_noun": "dog"}}
+    nested |= {"train": {"resolution": 32, "mixed_precision": "no"}, "prior": {"num_images": 8}, "sampling": {}}
+    for key, value in settings.items():
+        section, name = key.split("__")
+        nested[section][name] = value
+    return Config.from_dict(nested)
+
+
+def estimate(model: Path, available: int = AMPLE, **settings) -> preflight.Estimate:
+    return check(config(**settings), model, CPU, available=available)
+
+
+# ------------------------------------------------------------------------------------------------- counted exactly
+
+
+@pytest.mark.parametrize("text_encoder", [True, False])
+def test_parameters_are_those_of_the_loaded_model(model, text_encoder):
+    settings = config(train__text_encoder=text_encoder)
+    pipe, family = load_pipeline(model)
+    trainable = get_method("full").attach(pipe, family, settings)
+    trained = sum(p.numel() for group in trainable.parameter_groups for p in group["params"])
+    everything = sum(p.nbytes for name in ("unet", "vae", "text_encoder") for p in getattr(pipe, name).parameters())
+    found = check(settings, model, CPU, available=AMPLE)
+    assert found.trainable_parameters == trained
+    assert found.parts["weights"] == pytest.approx(everything, abs=1000)  # and the position ids
+    assert found.parts["optimizer state"] == 8 * trained
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_rehearsed_step_allocates_what_a_real_one_does(model, monkeypatch, precision, checkpointing):
+    settings = config(train__batch_size=3, train__resolution=64, train__mixed_precision=precision)
+    rehearsed = Rehearsal(model, CPU, SPEED).step(settings, checkpointing)
+    monkeypatch.setattr(preflight, "blank_pipeline", lambda model, *_: load_pipeline(model)[0])
+    real = Rehearsal(model, CPU, SPEED)
+    real.fake = nullcontext()
+    assert rehearsed == real.step(settings, checkpointing)
+    assert rehearsed.peak["activations"] > 2**20
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_rehearsed_pictures_allocate_what_real_ones_do(model, monkeypatch, precision):
+    settings = config(train__mixed_precision=precision)
+    rehearsal = Rehearsal(model, CPU, SPEED)
+    rehearsed = rehearsal.draw(settings, 2, 3, 7.5), rehearsal.encode(settings, 4)
+    monkeypatch.setattr(preflight, "blank_pipeline", lambda model, *_: load_pipeline(model)[0])
+    real = Rehearsal(model, CPU, SPEED)
+    real.fake = nullcontext()
+    assert rehearsed == (real.draw(settings, 2, 3, 7.5), real.encode(settings, 4))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+def test_optimizer_state_is_what_the_optimizer_keeps(name):
+    kind = pytest.importorskip("bitsandbytes").optim.AdamW8bit if name == "adamw8bit" else torch.optim.AdamW
+    for size in (100, 4096, 10_001):
+        weight = torch.nn.Parameter(torch.ones(size))
+        weight.grad = torch.ones(size)
+        optimizer = kind([weight])
+        optimizer.step()
+        kept = {k: v for k, v in optimizer.state[weight].items() if torch.is_tensor(v) and v.numel() > 1}
+        assert preflight._state_bytes(size, name) == sum(v.nbytes for k, v in kept.items() if "qmap" not in k)
+
+
+def test_stable_diffusion_15_has_its_parameters(tmp_path):
+    folder = stable_diffusion_15(tmp_path)
+    pipe = blank_pipeline(folder, STABLE_DIFFUSION, FakeTensorMode(allow_non_fake_inputs=True))
+    assert sum(p.numel() for p in pipe.unet.parameters()) == 859_520_964
+    assert sum(p.numel() for p in pipe.text_encoder.parameters()) == 123_060_480
+    assert sum(p.numel() for p in pipe.vae.parameters()) == 83_653_863
+
+
+def test_nothing_random_is_drawn_and_nothing_is_left_behind(model):
+    before = torch.get_rng_state()
+    estimate(model)
+    assert torch.equal(before, torch.get_rng_state())
+    assert type(torch.ones(1)) is torch.Tensor
+
+
+# ----------------------------------------------------------------------------------------------------- how it grows
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({"train__batch_size": 4}, {"train__batch_size": 8}),
+        ({"train__resolution": 64}, {"train__resolution": 128}),
+        ({"train__gradient_checkpointing": True}, {"train__gradient_checkpointing": False}),
+        ({"train__optimizer": "adamw8bit"}, {"train__optimizer": "adamw"}),
+        ({"train__text_encoder": False}, {"train__text_encoder": True}),
+        ({"train__mixed_precision": "bf16"}, {"train__mixed_precision": "no"}),
+        ({}, {"train__ema_decay": 0.999}),
+        ({}, {"train__gradient_accumulation": 2}),
+        ({"prior__enabled": False}, {"prior__enabled": True}),
+    ],
+)
+def test_training_takes_more(model, less, more):
+    few, many = (
+        estimate(model, **{"train__batch_size": 8, "train__resolution": 64, "train__gradient_checkpointing": False} | s)
+        for s in (less, more)
+    )
+    assert few.stages["training"] < many.stages["training"]
+
+
+def test_a_large_batch_of_class_images_is_the_peak(model):
+    found = estimate(model, prior__batch_size=64)
+    assert found.stage == "class images"
+    assert estimate(model, prior__batch_size=64, prior__enabled=False).peak_bytes < found.peak_bytes
+
+
+def test_parts_add_up_to_the_largest_stage(model):
+    found = estimate(model, train__ema_decay=0.9)
+    assert sum(found.parts.values()) == found.peak_bytes == found.stages[found.stage] == max(found.stages.values())
+    assert "moving average" in found.parts
+
+
+def test_twice_the_steps_take_twice_the_time(model):
+    once, twice = (
+        estimate(model, train__steps=n, prior__enabled=False, train__sample_every=0).seconds for n in (1000, 2000)
+    )
+    assert twice == pytest.approx(2 * once, rel=0.01)
+    assert estimate(model, train__steps=1000).seconds > once
+
+
+def test_cuda_keeps_norms_in_float32_and_only_what_a_step_uses(model):
+    settings = config(train__mixed_precision="bf16", train__text_encoder=False)
+    cpu, cuda = (Rehearsal(model, device, SPEED).step(settings, False) for device in (CPU, CUDA))
+    assert cuda.peak["activations"] > cpu.peak["activations"]
+    pipe, _ = load_pipeline(model)
+    assert cuda.weights == sum(p.nbytes for p in pipe.unet.parameters())
+
+
+def test_description_is_one_line_with_the_figures(model):
+    line = estimate(model).describe()
+    assert re.fullmatch(r"about \d.* GiB of memory at most, .* and roughly \d+ \w+ for .*", line)
+
+
+# ------------------------------------------------------------------------------------------------ what does not fit
+
+
+def apply(settings: Config, words: str) -> Config:
+    nested = settings.model_dump(mode="json")
+    for section, name, value in re.findall(r"(\w+)\.(\w+): ([\w.]+)", words):
+        nested[section][name] = yaml.safe_load(value)
+    return Config.from_dict(nested)
+
+
+HEAVY = [
+    {"train__batch_size": 16, "train__resolution": 128, "train__gradient_checkpointing": False},
+    {"train__batch_size": 4, "train__ema_decay": 0.99, "prior__batch_size": 32},
+    {"sampling__num_images": 16, "prior__enabled": False},
+]
+
+
+@pytest.mark.parametrize("heavy", HEAVY)
+@pytest.mark.parametrize("share", [0.98, 0.8, 0.5, 0.2, 0.05])
+def test_what_is_advised_fits(model, monkeypatch, heavy, share):
+    monkeypatch.setattr(preflight, "PROGRAM", 0)
+    settings = config(**heavy)
+    checkpointing = settings.train.gradient_checkpointing is not False
+    most = preflight._estimate(Rehearsal(model, CPU, SPEED), settings, checkpointing).peak_bytes
+    available = int(share * most)
+    with pytest.raises(ConfigError) as refused:
+        check(settings, model, CPU, available=available)
+    assert refused.value.exit_code == 2
+    assert "GiB" in refused.value.message
+    if "smaller base model" in refused.value.hint:
+        assert share < 0.3
+        return
+    for alternative in refused.value.hint.split(", or "):
+        changed = apply(settings, alternative)
+        assert changed != settings
+        assert check(changed, model, CPU, available=available).peak_bytes <= available
+
+
+def test_the_impossible_is_said_to_be(model):
+    with pytest.raises(ConfigError, match=r"Even train\.optimizer: .* use a smaller base model"):
+        estimate(model, available=2**20)
+    settings = {"train__optimizer": "adamw8bit", "train__text_encoder": False, "train__sample_every": 0}
+    with pytest.raises(ConfigError, match=r"can be had\. Use a smaller base model"):
+        estimate(model, available=2**20, prior__enabled=False, **settings)
+
+
+def test_checkpointing_is_turned_on_only_where_it_is_needed(model):
+    big = {"train__batch_size": 16, "train__resolution": 128, "prior__enabled": False, "train__sample_every": 0}
+    off, on = (estimate(model, train__gradient_checkpointing=way, **big) for way in (False, True))
+    assert not estimate(model, **big).gradient_checkpointing
+    assert estimate(model, available=off.peak_bytes - 1, **big) == on
+
+
+def test_resolution_is_the_models_own_unless_given(model):
+    assert estimate(model, train__resolution="auto").resolution == 32
+    assert estimate(model, train__resolution=64).resolution == 64
+
+
+@pytest.mark.parametrize("damage", ["missing", "text", "library", "class"])
+def test_a_damaged_folder_is_named(tmp_path, damage):
+    folder = tiny.stable_diffusion(tmp_path / "broken")
+    index = json.loads((folder / "model_index.json").read_text())
+    if damage == "missing":
+        (folder / "unet" / "config.json").unlink()
+    elif damage == "text":
+        (folder / "unet" / "config.json").write_text("{")
+    elif damage == "library":
+        index["unet"] = ["os", "system"]
+    else:
+        index["unet"] = ["diffusers", "NoSuchModel"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="broken"):
+        estimate(folder)
+
+
+# ---------------------------------------------------------------------------------------------------- the machine
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_an_absent_device_is_refused(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert resolve_device("auto") == resolve_device("cpu") == CPU
+    with pytest.raises(ConfigError, match=f"device is {name}.*auto or cpu"):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx512_f", "no")])
+def test_a_cpu_uses_bf16_only_where_it_is_fast(monkeypatch, capability, chosen):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
+    assert resolve_precision("auto", CPU) == chosen
+    assert resolve_precision("bf16", CPU) == "bf16"
+    assert resolve_precision("auto", torch.device("mps")) == "no"
+
+
+@pytest.mark.parametrize(("native", "chosen"), [(True, "bf16"), (False, "fp16")])
+def test_a_gpu_uses_fp16_where_it_has_no_bf16(monkeypatch, native, chosen):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert resolve_precision("auto", CUDA) == chosen
+    assert resolve_precision("fp16", CUDA) == "fp16"
+
+
+def test_fp16_needs_a_gpu():
+    with pytest.raises(ConfigError, match="fp16, which needs a CUDA GPU; the device is cpu"):
+        resolve_precision("fp16", CPU)
+
+
+def test_8_bit_adamw_is_refused_where_it_does_not_work(monkeypatch):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    check_optimizer("adamw8bit", CPU)  # has worked on CPUs since 0.49
+
+    def fail(self):
+        raise RuntimeError("no kernel here\nand more")
+
+    monkeypatch.setattr(bitsandbytes.optim.AdamW8bit, "step", fail)
+    with pytest.raises(ConfigError, match=r"fails on cpu here \(no kernel here\).*optimizer: adamw"):
+        check_optimizer("adamw8bit", CPU)
+    check_optimizer("adamw", CPU)
+
+
+def test_8_bit_adamw_is_refused_and_not_advised_where_it_is_missing(monkeypatch, model):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+        estimate(model, train__optimizer="adamw8bit")
+    with pytest.raises(ConfigError, match=r"Even train\.text_encoder: false would"):
+        estimate(model, available=2**20)
+
+
+@pytest.mark.parametrize(
+    ("groups", "folder", "limit", "usage"),
+    [
+        ("0::/app/job\n", "app", "memory.max", "memory.current"),
+        ("0::/not/seen/from/inside\n", "", "memory.max", "memory.current"),
+        ("5:cpu:/\n4:memory:/job\n", "memory/job", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ],
+)
+def test_a_containers_limit_counts(tmp_path, groups, folder, limit, usage):
+    (tmp_path / "own").write_text(groups)
+    group = tmp_path / "groups" / folder
+    group.mkdir(parents=True)
+    (group / limit).write_text("3000\n")
+    (group / usage).write_text("1000\n")
+    (group / "memory.stat").write_text("anon 500\nactive_file 100\ninactive_file 200\n")
+    assert list(preflight._cgroup_room(tmp_path / "groups", tmp_path / "own")) == [2300]
+    (group / limit).write_text("max\n")
+    assert list(preflight._cgroup_room(tmp_path / "groups", tmp_path / "own")) == []
+
+
+def test_available_memory_is_of_this_machine(monkeypatch):
+    assert 2**28 < available_memory(CPU) < 2**50
+    monkeypatch.setattr(preflight, "_cgroup_room", lambda root: [2**20])
+    assert available_memory(CPU) <= preflight.PROGRAM + 2**20
+
+
+def test_the_probe_measures_something_plausible():
+    speed = probe(CPU, "no")
+    assert 1e7 < speed.flops < 1e14
+    assert 1e6 < speed.bandwidth < 1e13
+    assert 1e-8 < speed.call < 1e-2
+
+
+def stable_diffusion_15(folder: Path) -> Path:
+    """The configs of Stable Diffusion 1.5 without its weights."""
+    tiny.stable_diffusion(folder)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
+    unet.save_config(folder / "unet")
+    vae.save_config(folder / "vae")
+    CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+    ).save_pretrained(folder / "text_encoder")
+    return folder
