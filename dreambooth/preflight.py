@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -381,12 +381,16 @@ class Rehearsal:
         return self._once(("encode", pictures), config, lambda: self._run(self.pipe, config, work))
 
     def step(self, config: Config, checkpointing: bool) -> Trace:
-        """Take one batch forward and backward."""
-        key = ("step", config.train.batch_size, config.train.text_encoder, checkpointing)
-        return self._once(key, config, lambda: self._step(config, checkpointing))
+        """Take one batch forward and backward; each different prompt is encoded once."""
+        train, prior = config.train, config.prior.active
+        prompts = [config.instance_prompt] * (train.batch_size if config.subject.captions else 1)
+        prompts += [config.class_prompt] * prior
+        batch = train.batch_size * (1 + prior)
+        key = ("step", batch, len(prompts), train.gradient_accumulation > 1, train.text_encoder, checkpointing)
+        return self._once(key, config, lambda: self._step(config, checkpointing, prompts, batch))
 
-    def _step(self, config: Config, checkpointing: bool) -> Trace:
-        family, train = self.family, config.train
+    def _step(self, config: Config, checkpointing: bool, prompts: list[str], batch: int) -> Trace:
+        family = self.family
         pipe = blank_pipeline(self.model, family, self.fake)
         trainable = get_method(config.method).attach(pipe, family, config)
         for module in trainable.modules.values():
@@ -395,18 +399,15 @@ class Rehearsal:
                 enable_gradient_checkpointing(module)
         parameters = [p for group in trainable.parameter_groups for p in group["params"]]
         text_trained = any(name in trainable.modules for name in family.text_encoders)
-        prompts = [config.instance_prompt] * (train.batch_size if config.subject.captions else 1)
-        prompts += [config.class_prompt] * config.prior.active
-        batch = train.batch_size * (1 + config.prior.active)
 
         def work(tracker: Tracker) -> None:
             for p in parameters:
                 p.register_post_accumulate_grad_hook(lambda p: tracker.follow(p.grad, "gradients"))
-                if train.gradient_accumulation > 1:  # all batches but the first find gradients already there
+                if config.train.gradient_accumulation > 1:  # all batches but the first find gradients already there
                     p.grad = torch.empty_like(p)
                     tracker.follow(p.grad, "gradients")
             with self._autocast(config):
-                with torch.set_grad_enabled(text_trained):  # each different prompt is encoded once
+                with torch.set_grad_enabled(text_trained):
                     encoded = family.encode_text(pipe, family.tokenize(pipe, prompts))
                 where = torch.zeros(batch, dtype=torch.long)
                 conditioning = {name: value[where] for name, value in encoded.items()}
@@ -475,8 +476,7 @@ def _blank_component(folder: Path, library: str, name: str, fake: FakeTensorMode
             module = kind.from_config(kind.load_config(folder))
         else:
             module = kind(kind.config_class.from_pretrained(folder))
-    with fake:
-        return module.to_empty(device="cpu").eval()
+    return module._apply(lambda tensor: FakeTensor(fake, tensor.detach(), torch.device("cpu"))).eval()
 
 
 def enable_gradient_checkpointing(module: nn.Module) -> None:

@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
@@ -164,16 +163,13 @@ def test_ctrl_c_keeps_what_was_learned_and_resume_finishes(config_file, tmp_path
     arguments = ["train", config_file, "--run-dir", "run", "--set", "train.steps=100"]
     arguments += ["--set", "train.checkpoint_every=1000"]
     running = process(*arguments, cwd=tmp_path)
-    log, deadline = tmp_path / "run" / "events.jsonl", time.monotonic() + 120
-    while not (log.exists() and '"event": "step"' in log.read_text()):
-        assert running.poll() is None, "it ended before it could be stopped"
-        assert time.monotonic() < deadline
+    assert any(line.startswith("train 10/100 ") for line in running.stderr), "it ended before it could be stopped"
     running.send_signal(signal.SIGINT)
     code, _, err = result(running)
     run = Run.open(tmp_path / "run")
     assert (code, run.status) == (1, "cancelled")
     step = run.events()[-1].step
-    assert 0 < step < 100
+    assert 10 <= step < 100
     assert err.splitlines()[-1] == f"Stopped after step {step}; go on with --resume."
     assert "Traceback" not in err
     assert [path.name for path in list_checkpoints(run.path / "checkpoints")] == [f"step-{step:06d}"]

@@ -50,7 +50,7 @@ def middle_colours(images) -> np.ndarray:
 
 
 def test_a_short_training_teaches_the_subjects_colours(tmp_path):
-    """60 steps on the teal backpack with a purple pocket: its pictures share more colours with the photos than before."""
+    """60 steps on the teal backpack with a purple pocket: its pictures get more of the photos' colours."""
     folder = SUBJECTS / "backpack"
     settings = {
         "subject": {"photos": str(folder), "class_noun": "backpack"},
