@@ -43,11 +43,14 @@ PROGRAM = 550 * 2**20
 """Resident bytes on a CPU: Python and the libraries 450 MiB, oneDNN's kernels and buffers 100 more (measured)."""
 LARGE_BLOCK = 32 * 2**20
 """From this size on a freed block goes back to the system at once (glibc's largest mmap threshold, mallopt(3))."""
-FRAGMENTATION = 0.25
+FRAGMENTATION = 0.4
 """Room lost between smaller blocks, as a share of them (measured: 0.15 to 0.6, on a CPU, 80 M and 215 M weights)."""
-UTILISATION = 0.6
-"""Share of the probed layer's speed that whole steps reach. With it, estimates were 0.64 to 1.39 times the measured
-seconds of steps and of sampling (UNets of 4 M and 81 M weights on a CPU, batches of 2 to 50, with bf16 and without)."""
+UTILISATION = 0.45
+"""Share of the probed layer's speed that whole steps reach."""
+OVERHEAD = 4
+"""How many tiny operations cost as much as the Python and autograd around each operation of a step. With both figures,
+estimates were 0.8 to 1.6 times the measured seconds of steps and of denoising (one CPU core, 4 M and 81 M weights,
+batches of 2 to 50, bf16 and float32)."""
 UPDATE_8BIT_ON_CPU = 2000
 """Bytes that could be moved while bitsandbytes 0.50 updates one number on a CPU (measured: 50 times plain AdamW)."""
 PHOTOS = 5
@@ -228,7 +231,7 @@ def _probe(device: torch.device, precision: str) -> Speed:
     return Speed(
         3 * 2 * 9 * batch * width**2 * side**2 / seconds,
         2 * large.nbytes / _fastest(lambda: large.add_(1), device),
-        _fastest(lambda: [small + 1 for _ in range(100)], device) / 100,
+        OVERHEAD * _fastest(lambda: [small + 1 for _ in range(100)], device) / 100,
     )
 
 
@@ -368,7 +371,7 @@ class Rehearsal:
         def work(tracker: Tracker) -> None:
             ids = self.family.tokenize(self.pipe, [config.class_prompt] * batch)
             latents, t = self._latents(config, batch)
-            with torch.no_grad(), self._autocast(config):
+            with torch.inference_mode(), self._autocast(config):
                 conditioning = self.family.encode_text(self.pipe, ids)
                 with tracker.repeated(steps):
                     self.family.predict(self.pipe, latents, t, conditioning)
@@ -381,7 +384,7 @@ class Rehearsal:
 
         def work(tracker: Tracker) -> None:
             pixels = torch.empty(pictures, 3, config.train.resolution, config.train.resolution)
-            with torch.no_grad(), self._autocast(config):
+            with torch.inference_mode(), self._autocast(config):
                 self.family.encode_images(self.pipe, pixels)
 
         return self._once(("encode", pictures), config, lambda: self._run(self.pipe, config, work))
