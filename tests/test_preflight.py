@@ -75,6 +75,10 @@ def _known_speed_and_shared_rehearsals(monkeypatch):
 
     monkeypatch.setattr(preflight, "_probe", lambda device, precision: SPEED)
     monkeypatch.setattr(preflight, "Rehearsal", shared)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for models this small more only wait for each other
+    yield
+    torch.set_num_threads(threads)
 
 
 def config(**settings) -> Config:
