@@ -122,7 +122,7 @@ def generate(
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"--{first['loc'][0]} {first['input']!r}: {first['msg']}.") from None
-    number = 0
+    number = 1 + max((int(path.name[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]-*.png")), default=-1)
     for pictures in draw(
         opened, list(prompts), num_images=num_images, seed=seed, sampling=sampling, negative_prompt=negative_prompt
     ):
@@ -260,6 +260,8 @@ class _Console:
                 self._advance(step, loss)
             case events.Metric("estimated_peak_memory_bytes", value):
                 self._line(f"estimated peak memory {value / 2**30:.1f} GiB")
+            case events.Metric("estimated_seconds", value):
+                self._line(f"estimated time {value:.0f} s (roughly)")
             case events.Metric("peak_memory_bytes", value):
                 self._line(f"peak memory {value / 2**30:.2f} GiB")
             case events.Warning(message):

@@ -49,8 +49,8 @@ class Family:
     """The pipeline's attribute that predicts: unet or transformer."""
     text_encoders: tuple[str, ...]
     """The pipeline's attributes that read prompts."""
-    resolution: Callable[[DiffusionPipeline], int]
-    """Side in pixels of the pictures the model was trained on."""
+    resolution: Callable[[Path], int]
+    """(model folder) -> side in pixels of the pictures the model was trained on, from its configuration files."""
     objective: Callable[[DiffusionPipeline], Diffusion]
     tokenize: Callable[[DiffusionPipeline, list[str]], Tensor]
     """(pipe, prompts) -> (B, tokens) int64 ids, padded and cut to the model's length."""
@@ -63,6 +63,16 @@ class Family:
     lora_targets: tuple[str, ...]
     cross_attention: tuple[str, ...]
     """Key and value projections of cross-attention; () where Custom Diffusion can't be used."""
+
+
+def _sd_resolution(folder: Path) -> int:
+    try:
+        unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+        return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ModelError(
+            f"{folder.name}: its configuration can't be read: {_first_line(error)}.", "Download or save it again."
+        ) from None
 
 
 def _sd_tokenize(pipe: DiffusionPipeline, prompts: list[str]) -> Tensor:
@@ -82,7 +92,7 @@ STABLE_DIFFUSION = Family(
     pipeline=StableDiffusionPipeline,
     denoiser="unet",
     text_encoders=("text_encoder",),
-    resolution=lambda pipe: pipe.unet.config.sample_size * pipe.vae_scale_factor,
+    resolution=_sd_resolution,
     objective=lambda pipe: Diffusion(pipe.scheduler.alphas_cumprod, pipe.scheduler.config.prediction_type),
     tokenize=_sd_tokenize,
     encode_text=lambda pipe, ids: {"encoder_hidden_states": pipe.text_encoder(ids)[0]},

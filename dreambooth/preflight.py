@@ -24,6 +24,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -102,7 +103,7 @@ def check(config: Config, model: Path, device: torch.device, *, available: int |
     rehearsal = Rehearsal(model, device, _probe(device, precision))
     changes: dict[str, Any] = {"train.mixed_precision": precision}
     if config.train.resolution == "auto":
-        changes["train.resolution"] = rehearsal.family.resolution(rehearsal.pipe)
+        changes["train.resolution"] = rehearsal.family.resolution(model)
     config = _with(config, changes)
     asked = config.train.gradient_checkpointing
     for checkpointing in (False, True) if asked == "auto" else (asked,):
@@ -237,7 +238,7 @@ def _probe(device: torch.device, precision: str) -> Speed:
 
 def _fastest(work: Callable[[], object], device: torch.device, budget: float = 0.06) -> float:
     """Seconds of the fastest of as many runs as `budget` seconds hold, at least two, after one to warm up."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
     work()
     times, end = [], time.perf_counter() + budget
     while len(times) < 2 or time.perf_counter() < end:
@@ -445,8 +446,13 @@ class Rehearsal:
         weights = {name: list(chain(part.parameters(), part.buffers())) for name, part in modules.items()}
         tracker = Tracker(chain(*weights.values()), self.speed)
         cuda_autocast = self.device.type == "cuda" and config.train.mixed_precision != "no"
-        with self.fake, tracker, _NormsInFloat32() if cuda_autocast else nullcontext():
-            work(tracker)
+        try:
+            with self.fake, tracker, _NormsInFloat32() if cuda_autocast else nullcontext():
+                work(tracker)
+        except RuntimeError as error:  # shapes that do not match
+            raise ModelError(
+                f"{self.model.name} can't be trained: {_first_line(error)}.", "Check that its parts belong together."
+            ) from None
         kept = sum(tensor.nbytes for name, tensors in weights.items() if name not in idle for tensor in tensors)
         return Trace(dict(tracker.peak), tracker.small_peak, tracker.seconds, kept, tuple(p.numel() for p in trained))
 
@@ -468,7 +474,7 @@ def blank_pipeline(model: Path, family: Family, fake: FakeTensorMode) -> Diffusi
                 left_out = name in ("safety_checker", "feature_extractor") or entry[0] is None
                 parts[name] = None if left_out else _blank_component(model / name, *entry, fake)
         return family.pipeline(**parts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ModelError(
             f"{model.name}: its configuration can't be read: {_first_line(error)}.", "Download or save it again."
         ) from None
@@ -477,14 +483,16 @@ def blank_pipeline(model: Path, family: Family, fake: FakeTensorMode) -> Diffusi
 def _blank_component(folder: Path, library: str, name: str, fake: FakeTensorMode) -> Any:
     if library not in ("diffusers", "transformers"):  # any module could be named there
         raise ValueError(f"{folder.name} is of {library}, which is not supported")
+    if not folder.is_dir():  # else it would be looked for on the Hub
+        raise FileNotFoundError(f"{folder.name} is missing")
     kind = getattr(importlib.import_module(library), name)
     if not issubclass(kind, nn.Module):
-        return kind.from_pretrained(folder)
+        return kind.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):  # skips the initialisation
         if library == "diffusers":
-            module = kind.from_config(kind.load_config(folder))
+            module = kind.from_config(kind.load_config(folder, local_files_only=True))
         else:
-            module = kind(kind.config_class.from_pretrained(folder))
+            module = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
     return module._apply(lambda tensor: FakeTensor(fake, tensor.detach(), torch.device("cpu"))).eval()
 
 
@@ -516,7 +524,7 @@ def _estimate(rehearsal: Rehearsal, config: Config, checkpointing: bool) -> Esti
     updating = replace(step, peak=update, small=sum(4 * size for size in step.trained if 4 * size < LARGE_BLOCK))
     stages = {"encoding": (encoding, {}), "training": (step, held), UPDATE: (updating, held)}
     seconds = encoding.seconds * encoded / min(crops, ENCODE_BATCH)
-    seconds += train.steps * (train.gradient_accumulation * step.seconds)
+    seconds += train.steps * train.gradient_accumulation * step.seconds
     seconds += train.steps * moved / (UTILISATION * rehearsal.speed.bandwidth)
     if prior.active:
         drawing = rehearsal.draw(config, prior.batch_size, prior.steps, prior.guidance_scale)
@@ -649,4 +657,4 @@ def _duration(seconds: float) -> str:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(". ")
+    return (lines[0] if lines else type(error).__name__).rstrip(".: ")

@@ -33,8 +33,8 @@ def cache_root() -> Path:
     return Path(base).expanduser() / "class_images"
 
 
-def cache_key(config: Config, model: Path, resolution: int) -> dict[str, object]:
-    """Everything that shapes the class images; `model` is the base model's folder."""
+def cache_key(config: Config, model: Path, resolution: int, precision: str) -> dict[str, object]:
+    """Everything that shapes the class images; `model` is the base model's folder, `precision` no, bf16 or fp16."""
     prior = config.prior
     return {
         "base_model": fingerprint(model),
@@ -42,6 +42,7 @@ def cache_key(config: Config, model: Path, resolution: int) -> dict[str, object]
         "steps": prior.steps,
         "guidance_scale": prior.guidance_scale,
         "resolution": resolution,
+        "precision": precision,
         "seed": config.seed,
     }
 

@@ -31,7 +31,7 @@ from dreambooth.config import Config
 from dreambooth.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variants, encode, generator, photo_variants
 from dreambooth.errors import PhotoError, RunError
 from dreambooth.events import Event
-from dreambooth.families import Family, fetch_model, load_pipeline, use_fastest_attention
+from dreambooth.families import Family, family_of, fetch_model, load_pipeline, use_fastest_attention
 from dreambooth.files import atomic_folder
 from dreambooth.generate import MAX_BATCH, draw, save_picture
 from dreambooth.methods import get_method
@@ -61,11 +61,12 @@ def train(
     precision = resolve_precision(settings.mixed_precision, device)
     dtype = DTYPES[precision]
     model = fetch_model(config.base_model, config.revision)
-    estimate = preflight(config, model, device)
-    yield events.Metric("estimated_peak_memory_bytes", estimate.peak_bytes, 0)
-    resolution = estimate.resolution
+    resolution = family_of(model).resolution(model) if settings.resolution == "auto" else settings.resolution
     if not (run / "photos").is_dir():
         yield from _prepare_photos(config, run, resolution)
+    estimate = preflight(config, model, device)
+    yield events.Metric("estimated_peak_memory_bytes", estimate.peak_bytes, 0)
+    yield events.Metric("estimated_seconds", estimate.seconds, 0)
 
     yield events.Stage("load model")
     pipe, family = load_pipeline(model)
@@ -73,14 +74,14 @@ def train(
     use_fastest_attention(pipe, family, (resolution // pipe.vae_scale_factor) ** 2)
     use_prior = config.prior.active
     if use_prior:
-        key = prior.cache_key(config, model, resolution)
+        key = prior.cache_key(config, model, resolution, precision)
         class_folder = prior.cache_folder(key)
         missing = len(prior.missing_images(class_folder, config.prior.num_images))
         if missing:
             yield events.Stage("class images", config.prior.num_images)
             for done in prior.draw_class_images(pipe, config, class_folder, key, dtype):
                 yield events.Progress(done)
-                if should_stop():
+                if should_stop() and done < config.prior.num_images:
                     yield events.Cancelled(0)
                     return
         _point_to(run / "class_images", class_folder)

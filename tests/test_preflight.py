@@ -271,21 +271,23 @@ def test_resolution_is_the_models_own_unless_given(model):
     assert estimate(model, train__resolution=64).resolution == 64
 
 
-@pytest.mark.parametrize("damage", ["missing", "text", "library", "class"])
-def test_a_damaged_folder_is_named(tmp_path, damage):
-    folder = tiny.stable_diffusion(tmp_path / "broken")
-    index = json.loads((folder / "model_index.json").read_text())
-    if damage == "missing":
-        (folder / "unet" / "config.json").unlink()
-    elif damage == "text":
-        (folder / "unet" / "config.json").write_text("{")
-    elif damage == "library":
-        index["unet"] = ["os", "system"]
-    else:
-        index["unet"] = ["diffusers", "NoSuchModel"]
-    (folder / "model_index.json").write_text(json.dumps(index))
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("unet/config.json", None),
+        ("unet/config.json", {"block_out_channels": [7, 9]}),
+        ("text_encoder/config.json", {"hidden_size": "wide"}),
+        ("text_encoder/config.json", {"hidden_size": 32}),  # but the denoiser takes 16
+        ("model_index.json", {"unet": ["os", "system"]}),
+        ("model_index.json", {"unet": ["diffusers", "NoSuchModel"]}),
+        ("model_index.json", {"missing": ["diffusers", "UNet2DConditionModel"]}),
+    ],
+)
+def test_a_damaged_folder_is_named(tmp_path, file, changes):
+    path = tiny.stable_diffusion(tmp_path / "broken") / file
+    path.write_text("{" if changes is None else json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ModelError, match="broken"):
-        estimate(folder)
+        estimate(tmp_path / "broken")
 
 
 # ---------------------------------------------------------------------------------------------------- the machine

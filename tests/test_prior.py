@@ -25,7 +25,7 @@ def pipe(tiny_model):
 
 
 def draw(pipe, config, folder, key=None) -> list[int]:
-    key = key or prior.cache_key(config, Path(config.base_model), 32)
+    key = key or prior.cache_key(config, Path(config.base_model), 32, "no")
     return list(prior.draw_class_images(pipe, config, folder, key, None))
 
 
@@ -38,7 +38,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def folder_of(config, resolution=32) -> Path:
-    return prior.cache_folder(prior.cache_key(config, Path(config.base_model), resolution))
+    return prior.cache_folder(prior.cache_key(config, Path(config.base_model), resolution, "no"))
 
 
 def test_what_shapes_the_pictures_makes_another_folder(make_config, tmp_path):
@@ -77,7 +77,7 @@ def test_the_folder_says_what_its_pictures_were_made_from(make_config, pipe, tmp
     config = make_config()
     draw(pipe, config, tmp_path / "images")
     key = json.loads((tmp_path / "images" / "key.json").read_text())
-    assert key == prior.cache_key(config, Path(config.base_model), 32)
+    assert key == prior.cache_key(config, Path(config.base_model), 32, "no")
     assert (key["class_prompt"], key["resolution"], key["steps"]) == ("a photo of a dog", 32, 2)
 
 
@@ -128,7 +128,7 @@ def test_a_picture_depends_on_the_key_and_its_number_alone(make_config, pipe, tm
     draw(pipe, config, tmp_path / "whole")
     parts = prior.draw_class_images(
         pipe, make_config(prior={"num_images": 5, "batch_size": 2}), tmp_path / "parts",
-        prior.cache_key(config, Path(config.base_model), 32), None,
+        prior.cache_key(config, Path(config.base_model), 32, "no"), None,
     )  # fmt: skip
     next(parts)
     parts.close()

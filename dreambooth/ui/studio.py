@@ -17,14 +17,12 @@ from pathlib import Path
 
 import gradio as gr
 from PIL import Image
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dreambooth.config import TOYBOX, Config, load_preset
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.families import family_of, fetch_model
 from dreambooth.files import atomic_file
 from dreambooth.photos import open_photo
-from dreambooth.preflight import blank_pipeline
 from dreambooth.runs import Run, Worker, list_runs, runs_root
 
 RECIPES = {
@@ -113,8 +111,7 @@ class Studio:
         if model != TOYBOX and not Path(model).is_dir():
             return UNKNOWN_RESOLUTION
         folder = fetch_model(model)
-        family = family_of(folder)
-        return family.resolution(blank_pipeline(folder, family, FakeTensorMode(allow_non_fake_inputs=True)))
+        return family_of(folder).resolution(folder)
 
     def create_run(self, owner: str, settings: dict, photos: Sequence[str]) -> Run:
         """A new run of `owner` with copies of the photos, and without what they tell but pixels (place, camera, name).
