@@ -110,7 +110,7 @@ def generate(
 
     from dreambooth.generate import generate as draw
     from dreambooth.generate import open_source, save_picture
-    from dreambooth.preflight import resolve_device
+    from dreambooth.machine import resolve_device
 
     if not all(prompt.strip() for prompt in prompts):
         raise ConfigError("--prompt is empty.", "Say what to draw.")

@@ -40,3 +40,9 @@ class RunError(DreamBoothError):
 
 class HubError(DreamBoothError):
     """The Hub refused or could not be reached."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a foreign error's text, without its full stop, to quote in one of ours."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(". ")

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dreambooth.config import TOYBOX
-from dreambooth.errors import DreamBoothError, HubError, ModelError
+from dreambooth.errors import DreamBoothError, HubError, ModelError, first_line
 from dreambooth.objectives import Diffusion
 
 PLAIN_ATTENTION_TOKENS = 256
@@ -71,7 +71,7 @@ def _sd_resolution(folder: Path) -> int:
         return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ModelError(
-            f"{folder.name}: its configuration can't be read: {_first_line(error)}.", "Download or save it again."
+            f"{folder.name}: its configuration can't be read: {first_line(error)}.", "Download or save it again."
         ) from None
 
 
@@ -146,13 +146,13 @@ def _download_failure(base_model: str, revision: str | None, error: Exception) -
             "Check the spelling; for a private one log in with `hf auth login`.",
         )
     if isinstance(error, RemoteEntryNotFoundError):
-        return ModelError(f"{base_model} lacks a file: {_first_line(error)}.", "Give a repo with a diffusers pipeline.")
+        return ModelError(f"{base_model} lacks a file: {first_line(error)}.", "Give a repo with a diffusers pipeline.")
     if isinstance(error, LocalEntryNotFoundError) or (wrapped and not isinstance(error, HfHubHTTPError)):
         return HubError(
             f"{base_model} is not downloaded and the Hub can't be reached.", "Check the connection and try again."
         )
     return HubError(
-        f"{base_model} could not be downloaded: {_first_line(error)}.", "Try again; files that arrived whole are kept."
+        f"{base_model} could not be downloaded: {first_line(error)}.", "Try again; files that arrived whole are kept."
     )
 
 
@@ -162,7 +162,7 @@ def family_of(folder: Path) -> Family:
         name = json.loads((folder / "model_index.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{folder.name}: model_index.json can't be read ({_first_line(error)}).", "Download it again."
+            f"{folder.name}: model_index.json can't be read ({first_line(error)}).", "Download it again."
         ) from None
     for family in FAMILIES:
         if family.pipeline.__name__ == name:
@@ -186,9 +186,7 @@ def load_pipeline(
         encoders = {name: _load_text_encoder(folder, name, dtype) for name in family.text_encoders}
         pipe = family.pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **encoders, **dropped)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"{folder.name} can't be loaded: {_first_line(error)}.", "Download or save it again."
-        ) from None
+        raise ModelError(f"{folder.name} can't be loaded: {first_line(error)}.", "Download or save it again.") from None
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and (lacking := [key for key, p in part.named_parameters() if p.is_meta]):
             raise ModelError(f"{folder.name}: the {name} lacks {lacking[0]}.", "Download or save it again.")
@@ -228,8 +226,3 @@ def use_fastest_attention(pipe: DiffusionPipeline, family: Family, tokens: int) 
         and isinstance(denoiser, UNet2DConditionModel)
     ):
         denoiser.set_attn_processor(AttnProcessor())
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(". ")

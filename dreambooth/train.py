@@ -34,11 +34,12 @@ from dreambooth.events import Event
 from dreambooth.families import Family, family_of, fetch_model, load_pipeline, use_fastest_attention
 from dreambooth.files import atomic_folder
 from dreambooth.generate import MAX_BATCH, draw, save_picture
+from dreambooth.machine import resolve_device, resolve_precision
 from dreambooth.methods import get_method
 from dreambooth.objectives import dreambooth_loss
 from dreambooth.photos import find_photos, prepare_photos, save_prepared
 from dreambooth.preflight import check as preflight
-from dreambooth.preflight import resolve_device, resolve_precision
+from dreambooth.rehearsal import enable_gradient_checkpointing
 
 DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -106,7 +107,7 @@ def train(
     modules = nn.ModuleDict(trainable.modules).train()
     if estimate.gradient_checkpointing:
         for module in modules.values():
-            _enable_gradient_checkpointing(module)
+            enable_gradient_checkpointing(module)
     optimizer = accelerator.prepare(_optimizer(config, trainable.parameter_groups))
     schedule = get_scheduler(
         {"constant": "constant_with_warmup"}.get(settings.lr_schedule, settings.lr_schedule), optimizer.optimizer,
@@ -250,12 +251,6 @@ def _optimizer(config: Config, groups: list[dict]) -> torch.optim.Optimizer:
 
         return AdamW8bit(groups, **arguments)
     return torch.optim.AdamW(groups, **arguments, fused=True)
-
-
-def _enable_gradient_checkpointing(module: nn.Module) -> None:
-    """The same switch under diffusers' name and transformers' name."""
-    diffusers_switch = getattr(module, "enable_gradient_checkpointing", None)
-    (diffusers_switch or module.gradient_checkpointing_enable)()
 
 
 def _move(pipe: DiffusionPipeline, names: list[str], device: torch.device | str) -> None:

@@ -328,9 +328,9 @@ def loaded(tiny_model):
     return load_pipeline(tiny_model)
 
 
-def test_stable_diffusion_reads_its_facts_from_the_model(loaded):
+def test_stable_diffusion_reads_its_facts_from_the_model(loaded, tiny_model):
     pipe, family = loaded
-    assert family.resolution(pipe) == 32
+    assert family.resolution(tiny_model) == 32
     assert family.objective(pipe).prediction == "epsilon"
     assert torch.equal(family.objective(pipe).alphas_cumprod, pipe.scheduler.alphas_cumprod)
 

@@ -6,17 +6,18 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "dreambooth"
 LAYERS = [
     {"errors", "config", "events", "files"},
-    {"photos", "coach", "objectives"},
+    {"photos", "coach", "objectives", "machine"},
     {"families", "methods", "tokens", "checkpoints"},
-    {"generate", "prior", "dataset", "preflight", "train"},
+    {"generate", "prior", "dataset", "rehearsal", "preflight", "train"},
     {"runs"},
     {"cli", "__main__", "ui"},
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 SAME_ROW = {
     ("events", "errors"), ("config", "errors"), ("coach", "photos"), ("methods", "families"), ("tokens", "families"),
-    ("prior", "generate"), ("preflight", "generate"), ("preflight", "dataset"),
-    ("train", "generate"), ("train", "prior"), ("train", "dataset"), ("train", "preflight"), ("__main__", "cli"),
+    ("prior", "generate"), ("preflight", "generate"), ("preflight", "dataset"), ("preflight", "rehearsal"),
+    ("train", "generate"), ("train", "prior"), ("train", "dataset"), ("train", "preflight"),
+    ("train", "rehearsal"), ("__main__", "cli"),
 }  # fmt: skip
 """Within a row: who may build on whom, one way only."""
 

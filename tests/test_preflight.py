@@ -13,21 +13,15 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextConfig
 
-from dreambooth import preflight
+from dreambooth import machine, preflight
+from dreambooth import rehearsal as rehearsal_module
 from dreambooth.config import Config
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import STABLE_DIFFUSION, load_pipeline
+from dreambooth.machine import Speed, available_memory, check_optimizer, resolve_device, resolve_precision
 from dreambooth.methods import get_method
-from dreambooth.preflight import (
-    Rehearsal,
-    Speed,
-    available_memory,
-    blank_pipeline,
-    check,
-    check_optimizer,
-    resolve_device,
-    resolve_precision,
-)
+from dreambooth.preflight import check
+from dreambooth.rehearsal import Rehearsal, blank_pipeline
 from tests import tiny
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -62,7 +56,7 @@ def configs(tmp_path_factory) -> Path:
     return folder
 
 
-probe = preflight._probe
+probe = machine.probe
 rehearsals: dict[tuple, Rehearsal] = {}
 
 
@@ -73,7 +67,7 @@ def _known_speed_and_shared_rehearsals(monkeypatch):
             rehearsals[model, device] = Rehearsal(model, device, speed)
         return rehearsals[model, device]
 
-    monkeypatch.setattr(preflight, "_probe", lambda device, precision: SPEED)
+    monkeypatch.setattr(preflight, "probe", lambda device, precision: SPEED)
     monkeypatch.setattr(preflight, "Rehearsal", shared)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for models this small more only wait for each other
@@ -112,13 +106,13 @@ def test_parameters_are_those_of_the_loaded_model(model, text_encoder):
 
 
 def on_real_tensors(model: Path, monkeypatch) -> Rehearsal:
-    monkeypatch.setattr(preflight, "blank_pipeline", lambda model, *_: load_pipeline(model)[0])
+    monkeypatch.setattr(rehearsal_module, "blank_pipeline", lambda model, *_: load_pipeline(model)[0])
     rehearsal = Rehearsal(model, CPU, SPEED)
     rehearsal.fake = nullcontext()
     return rehearsal
 
 
-def memory(trace: preflight.Trace) -> dict[str, int]:
+def memory(trace: rehearsal_module.Trace) -> dict[str, int]:
     return {**trace.peak, "small": trace.small, "weights": trace.weights, "trained": sum(trace.trained)}
 
 
@@ -359,14 +353,14 @@ def test_a_containers_limit_counts(tmp_path, groups, folder, limit, usage):
     (group / limit).write_text("3000\n")
     (group / usage).write_text("1000\n")
     (group / "memory.stat").write_text("anon 500\nactive_file 100\ninactive_file 200\n")
-    assert list(preflight._cgroup_room(tmp_path / "groups", tmp_path / "own")) == [2300]
+    assert list(machine._cgroup_room(tmp_path / "groups", tmp_path / "own")) == [2300]
     (group / limit).write_text("max\n")
-    assert list(preflight._cgroup_room(tmp_path / "groups", tmp_path / "own")) == []
+    assert list(machine._cgroup_room(tmp_path / "groups", tmp_path / "own")) == []
 
 
 def test_available_memory_is_of_this_machine(monkeypatch):
     assert 2**28 < available_memory(CPU) < 2**50
-    monkeypatch.setattr(preflight, "_cgroup_room", lambda root: [2**20])
+    monkeypatch.setattr(machine, "_cgroup_room", lambda root: [2**20])
     assert available_memory(CPU) <= preflight.PROGRAM + 2**20
 
 

@@ -31,7 +31,7 @@ def execute(config, path, **options) -> list:
 def weights(run: Path) -> dict[str, torch.Tensor]:
     files = sorted((run / "model").rglob("*.safetensors"))
     assert files
-    return {f"{f.parent.name}.{k}": v for f in files for k, v in load_file(f).items()}
+    return {f"{f.parent.name}.{k.removeprefix('text_model.')}": v for f in files for k, v in load_file(f).items()}
 
 
 def assert_equal(a: dict, b: dict) -> None:
@@ -72,7 +72,7 @@ def load_base(folder: Path) -> dict[str, torch.Tensor]:
     pipe, _ = load_pipeline(folder)
     named = {f"{n}.{k}": v for n in ("unet", "vae") for k, v in getattr(pipe, n).state_dict().items()}
     text = pipe.text_encoder.state_dict()
-    return named | {f"text_encoder.text_model.{k.removeprefix('text_model.')}": v for k, v in text.items()}
+    return named | {f"text_encoder.{k.removeprefix('text_model.')}": v for k, v in text.items()}
 
 
 def test_the_model_loads_and_draws_in_stock_diffusers_without_us(make_config, tmp_path):

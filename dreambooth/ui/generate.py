@@ -12,7 +12,7 @@ import gradio as gr
 from dreambooth.config import TOYBOX, SamplingConfig, load_preset
 from dreambooth.generate import MAX_BATCH, open_source, save_picture
 from dreambooth.generate import generate as draw
-from dreambooth.preflight import resolve_device
+from dreambooth.machine import resolve_device
 from dreambooth.toybox.world import CONTEXTS
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner, title
 

@@ -1,0 +1,150 @@
+"""What this machine can do: its devices, precisions, optimisers and memory, and how fast it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dreambooth.errors import ConfigError, first_line
+
+PROGRAM = 550 * 2**20
+"""Resident bytes on a CPU: Python and the libraries 450 MiB, oneDNN's kernels and buffers 100 more (measured)."""
+OVERHEAD = 4
+"""How many tiny operations cost as much as the Python and autograd around each operation of a step. With both figures,
+estimates were 0.8 to 1.6 times the measured seconds of steps and of denoising (one CPU core, 4 M and 81 M weights,
+batches of 2 to 50, bf16 and float32)."""
+
+
+def resolve_device(setting: str) -> torch.device:
+    """The device that `device` names, or the best there is for auto; raises `ConfigError` for one that is absent."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if setting == "auto":
+        return torch.device(next(name for name, there in present.items() if there))
+    if not present[setting]:
+        raise ConfigError(f"device is {setting}, which this machine or its PyTorch lacks.", "Set device: auto or cpu.")
+    return torch.device(setting)
+
+
+def resolve_precision(setting: str, device: torch.device) -> str:
+    """no, bf16 or fp16 for `mixed_precision` on `device`; raises `ConfigError` for fp16 where there is no CUDA GPU."""
+    if setting == "fp16" and device.type != "cuda":
+        raise ConfigError(
+            f"train.mixed_precision is fp16, which needs a CUDA GPU; the device is {device.type}.",
+            "Set train.mixed_precision: auto.",
+        )
+    if setting != "auto":
+        return setting
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        # oneDNN takes bf16 on every AVX-512 CPU, but is faster with it only where there are instructions for it.
+        known = torch.cpu.get_capabilities()
+        return "bf16" if any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else "no"
+    return "no"
+
+
+def check_optimizer(setting: str, device: torch.device) -> None:
+    """Raise `ConfigError` where bitsandbytes' 8-bit AdamW is asked for and one step of it fails on `device`."""
+    if setting != "adamw8bit":
+        return
+    try:
+        from bitsandbytes.optim import AdamW8bit
+
+        weight = nn.Parameter(torch.ones(8192, device=device))  # more than the 4,096 numbers that stay in 32 bits
+        weight.grad = torch.ones_like(weight)
+        AdamW8bit([weight]).step()
+    except ImportError:
+        raise ConfigError(
+            "train.optimizer is adamw8bit, but bitsandbytes is not installed.",
+            "Run pip install bitsandbytes, or set train.optimizer: adamw.",
+        ) from None
+    except (RuntimeError, NotImplementedError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"train.optimizer is adamw8bit, but bitsandbytes fails on {device.type} here ({first_line(error)}).",
+            "Update bitsandbytes, or set train.optimizer: adamw.",
+        ) from None
+
+
+def available_memory(device: torch.device, cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes a run may use: of a GPU's memory beside the CUDA context, else of main memory with what the program has."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    free = min([psutil.virtual_memory().available, *_cgroup_room(cgroups)])
+    return free + min(PROGRAM, psutil.Process().memory_info().rss)
+
+
+def _cgroup_room(root: Path, own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """Bytes left under each memory limit of the control groups (containers) this process is in, version 2 or 1."""
+    for line in own.read_text().splitlines() if own.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top = root / controllers
+        group = top / path.lstrip("/")  # inside a container this is not there, and `top` is the container's own
+        for folder in [group, *group.parents]:
+            for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+                if (folder / limit).is_file() and (most := (folder / limit).read_text().strip()) != "max":
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    cached = (stat.get(f"total_{age}_file", stat[f"{age}_file"]) for age in ("active", "inactive"))
+                    yield int(most) - int((folder / usage).read_text()) + sum(map(int, cached))  # file cache gives way
+            if folder == top:
+                break
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a device does in a second."""
+
+    flops: float
+    """Multiplications and additions of one denoiser layer, forward and backward, in the run's precision."""
+    bandwidth: float
+    """Bytes read and written by an elementwise operation."""
+    call: float
+    """Seconds that an operation takes however small it is."""
+
+
+def probe(device: torch.device, precision: str) -> Speed:
+    """Measure `device`: a normalised convolution as denoisers are made of, an addition in place, and tiny additions."""
+    batch, width, side = (4, 128, 16) if device.type == "cpu" else (8, 640, 64)
+    pixels = torch.ones(batch, width, side, side, device=device, requires_grad=True)
+    kernel = torch.ones(width, width, 3, 3, device=device, requires_grad=True)
+    large, small = torch.ones(16 << 20, device=device), torch.ones(8, device=device)
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+
+    def layer() -> None:
+        with torch.autocast(device.type, dtype, enabled=precision != "no"):
+            out = F.conv2d(F.silu(F.group_norm(pixels, 16)), kernel, padding=1)
+        torch.autograd.grad(out.float().mean(), (pixels, kernel))
+
+    seconds = _fastest(layer, device)
+    if device.type == "cpu":  # on a busy machine threads wait for each other, and one alone says more
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        seconds = min(seconds, _fastest(layer, device))
+        torch.set_num_threads(threads)
+    return Speed(
+        3 * 2 * 9 * batch * width**2 * side**2 / seconds,
+        2 * large.nbytes / _fastest(lambda: large.add_(1), device),
+        OVERHEAD * _fastest(lambda: [small + 1 for _ in range(100)], device) / 100,
+    )
+
+
+def _fastest(work: Callable[[], object], device: torch.device, budget: float = 0.06) -> float:
+    """Seconds of the fastest of as many runs as `budget` seconds hold, at least two, after one to warm up."""
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
+    work()
+    times, end = [], time.perf_counter() + budget
+    while len(times) < 2 or time.perf_counter() < end:
+        wait()
+        start = time.perf_counter()
+        work()
+        wait()
+        times.append(time.perf_counter() - start)
+    return min(times)
