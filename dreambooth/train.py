@@ -193,7 +193,7 @@ def train(
     yield events.Stage("save")
     with _weights_of(ema, modules), atomic_folder(run / "model") as folder:
         trainable.save(folder, model)
-    load_pipeline(run / "model")  # stock diffusers takes it, or this run has not finished
+        load_pipeline(folder)  # stock diffusers takes it, or this run has not finished
     yield events.Metric("peak_memory_bytes", _peak_memory(device), settings.steps)
     yield events.Finished("model", time.monotonic() - started)
 

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dreambooth import events, prior
+from dreambooth.config import Config, preset_names
 from dreambooth.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variants, encode, photo_variants
 from dreambooth.errors import ConfigError, RunError
 from dreambooth.families import load_pipeline
@@ -211,6 +212,19 @@ def test_every_option_trains(make_config, tmp_path, change, tiny_model):
     assert isinstance(happened[-1], events.Finished)
     expected = {"unet"} if change.get("text_encoder") is False else {"unet", "text_encoder"}
     assert changed(load_base(tiny_model), weights(tmp_path / "run")) == expected
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_runs_with_another_base_model(preset, tiny_model, photo_folder, tmp_path):
+    settings = {
+        "preset": preset,
+        "base_model": str(tiny_model),
+        "device": "cpu",
+        "subject": {"photos": str(photo_folder), "class_noun": "dog"},
+        "prior": {"num_images": 2, "steps": 2},
+        "train": {"steps": 1, "sample_every": 0},
+    }
+    assert isinstance(execute(Config.from_dict(settings), tmp_path / "run")[-1], events.Finished)
 
 
 def test_gradient_checkpointing_and_cached_prompts_change_no_number(make_config, tmp_path):
