@@ -261,7 +261,7 @@ class _Console:
             case events.Metric("estimated_peak_memory_bytes", value):
                 self._line(f"estimated peak memory {value / 2**30:.1f} GiB")
             case events.Metric("estimated_seconds", value):
-                self._line(f"estimated time {value:.0f} s (roughly)")
+                self._line(f"estimated time roughly {value:.0f} s")
             case events.Metric("peak_memory_bytes", value):
                 self._line(f"peak memory {value / 2**30:.2f} GiB")
             case events.Warning(message):

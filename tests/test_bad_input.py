@@ -232,7 +232,7 @@ CASES = {
 }  # fmt: skip
 """name: (what makes the command line, its exit code, words that the line holds)"""
 
-PROGRESS = ("…", "GiB", "loss", "step-000002")
+PROGRESS = ("…", "GiB", " s", "loss", "step-000002")
 """Ends of the lines that say how far a training got before it failed."""
 
 
