@@ -69,6 +69,12 @@ def test_a_run_leaves_all_it_should(make_config, tmp_path, tiny_model):
     assert changed(load_base(tiny_model), weights(run)) == {"unet", "text_encoder"}
 
 
+def test_the_model_tells_no_path_of_this_machine(make_config, tmp_path, tiny_model):
+    execute(make_config(), tmp_path / "run")
+    for file in (tmp_path / "run" / "model").rglob("*.json"):
+        assert str(tiny_model) not in file.read_text(encoding="utf-8"), file
+
+
 def load_base(folder: Path) -> dict[str, torch.Tensor]:
     pipe, _ = load_pipeline(folder)
     named = {f"{n}.{k}": v for n in ("unet", "vae") for k, v in getattr(pipe, n).state_dict().items()}

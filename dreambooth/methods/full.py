@@ -34,6 +34,7 @@ def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable
             if isinstance(entry, list) and entry[0] is not None and name not in modules:
                 shutil.copytree(base / name, folder / name)
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        forget_paths(folder)
 
     return Trainable(modules, groups, save)
 
@@ -45,6 +46,14 @@ def use_classic_names(file: Path) -> None:
     """
     state = load_file(file)
     save_file({f"text_model.{k.removeprefix('text_model.')}": v for k, v in state.items()}, file, {"format": "pt"})
+
+
+def forget_paths(folder: Path) -> None:
+    """Take the paths of this machine, which diffusers notes as `_name_or_path`, out of a saved pipeline's configs."""
+    for file in (folder / "model_index.json", *folder.glob("*/*config.json")):
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if settings.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 METHOD = Method(

@@ -416,7 +416,7 @@ def export(work: Path, folder: Path) -> None:
     """
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 
-    from dreambooth.methods.full import use_classic_names
+    from dreambooth.methods.full import forget_paths, use_classic_names
     from dreambooth.toybox.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(work / "tokenizer")
@@ -431,6 +431,7 @@ def export(work: Path, folder: Path) -> None:
         requires_safety_checker=False,
     )  # fmt: skip
     pipe.to(torch.float16).save_pretrained(folder)
+    forget_paths(folder)
     build_tokenizer(folder / "tokenizer")  # with the classic files too
     use_classic_names(folder / "text_encoder" / "model.safetensors")
     # transformers 5 takes the stored type for the wanted one, diffusers takes float32: both must load the same.
