@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dreambooth.errors import ConfigError, ModelError
+from dreambooth.errors import ConfigError, ModelError, first_line
 
 Verdict = Literal["good", "fair", "poor"]
 
@@ -160,7 +160,7 @@ def load_text_side(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
             folder / "text_encoder", local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        problem = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+        problem = first_line(error)
         raise ModelError(f"{folder.name}: its text side can't be loaded: {problem}.", "Download it again.") from None
     if found["missing_keys"]:
         raise ModelError(f"{folder.name}: the text encoder lacks {min(found['missing_keys'])}.", "Download it again.")

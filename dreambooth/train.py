@@ -216,7 +216,7 @@ def _caption(config: Config, photo: Path) -> str:
         return config.instance_prompt
     try:
         caption = config.subject.fill(text.read_text(encoding="utf-8").strip())
-    except (OSError, UnicodeDecodeError, KeyError, IndexError, ValueError) as error:
+    except (OSError, LookupError, ValueError, AttributeError) as error:
         raise PhotoError(f"{text.name}: can't be used as a caption ({error}).", "Write plain text; {identifier} and "
                          "{class_noun} are filled in.") from None  # fmt: skip
     if config.subject.identifier not in caption:
