@@ -33,7 +33,9 @@ def _plain(value: object) -> object:
 
 @dataclass(frozen=True)
 class RunQueued(Event):
-    """The run waits for its turn."""
+    """The run waits for its turn; it takes about `seconds` in all, None where that is unknown."""
+
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ _KINDS: dict[str, type[Event]] = {
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
-def from_json(line: str) -> Event:
+def from_json(line: str | bytes) -> Event:
     """The event in one line of `events.jsonl`; raises `RunError` if it is none."""
     try:
         values = json.loads(line)

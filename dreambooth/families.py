@@ -15,6 +15,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from huggingface_hub import auth_check, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from dreambooth.config import TOYBOX
 from dreambooth.errors import DreamBoothError, HubError, ModelError, first_line
+from dreambooth.machine import one_model_at_a_time
 from dreambooth.objectives import Diffusion
 
 PLAIN_ATTENTION_TOKENS = 256
@@ -123,27 +125,46 @@ def fetch_model(base_model: str, revision: str | None = None) -> Path:
         raise ModelError(
             f"{base_model}: no such folder.", "Give toybox, an existing pipeline folder, or a Hub id OWNER/NAME."
         )
+    return fetch_from_hub(base_model, revision)
+
+
+def fetch_from_hub(repo_id: str, revision: str | None = None, *, public: bool = False) -> Path:
+    """The local folder of a Hub repo's pipeline, downloaded if need be; never a folder of this machine.
+
+    Kinds that are not supported are refused before their weights are downloaded. With `public`, only what the whole
+    world may read is given: no token is sent, and that a repo was downloaded here before is not enough. Raises as
+    `fetch_model` does.
+    """
+    token = False if public else None
     try:
-        return Path(DiffusionPipeline.download(base_model, revision=revision))
+        if public:
+            auth_check(repo_id, token=token)
+        index = hf_hub_download(repo_id, "model_index.json", revision=revision, token=token)
+        family_of(Path(index).parent)
+        return Path(DiffusionPipeline.download(repo_id, revision=revision, token=token))
+    except DreamBoothError:
+        raise
     except Exception as error:  # the HTTP library's errors come through, and which library that is changes
-        raise _download_failure(base_model, revision, error) from error
+        raise _download_failure(repo_id, revision, error, public) from error
 
 
-def _download_failure(base_model: str, revision: str | None, error: Exception) -> DreamBoothError:
+def _download_failure(base_model: str, revision: str | None, error: Exception, public: bool) -> DreamBoothError:
     # diffusers looks in the cache when the Hub gives no answer, and raises an OSError with the Hub's error as its cause
     wrapped = type(error) is OSError and isinstance(error.__cause__, Exception)
     error = error.__cause__ if wrapped else error
     if isinstance(error, GatedRepoError):
         return HubError(
             f"{base_model} is gated.",
-            f"Accept its terms on https://huggingface.co/{base_model} and log in with `hf auth login`.",
+            "This studio opens only models that everybody may read."
+            if public
+            else f"Accept its terms on https://huggingface.co/{base_model} and log in with `hf auth login`.",
         )
     if isinstance(error, RevisionNotFoundError):
         return ModelError(f"{base_model} has no revision {revision!r}.", "Look at the repo's branches and tags.")
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
         return ModelError(
             f"{base_model} is not on the Hub, or is private.",
-            "Check the spelling; for a private one log in with `hf auth login`.",
+            f"Check the spelling{'' if public else '; for a private one log in with `hf auth login`'}.",
         )
     if isinstance(error, RemoteEntryNotFoundError):
         return ModelError(f"{base_model} lacks a file: {first_line(error)}.", "Give a repo with a diffusers pipeline.")
@@ -162,14 +183,23 @@ def family_of(folder: Path) -> Family:
         name = json.loads((folder / "model_index.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{folder.name}: model_index.json can't be read ({first_line(error)}).", "Download it again."
+            f"{_shown(folder)}: model_index.json can't be read ({first_line(error)}).", "Download it again."
         ) from None
     for family in FAMILIES:
         if family.pipeline.__name__ == name:
             return family
-    raise ModelError(f"{folder.name} is a {name}.", f"Supported: {', '.join(f.pipeline.__name__ for f in FAMILIES)}.")
+    raise ModelError(
+        f"{_shown(folder)} is a {name}.", f"Supported: {', '.join(f.pipeline.__name__ for f in FAMILIES)}."
+    )
 
 
+def _shown(folder: Path) -> str:
+    """What messages call a model folder: its name, or the repo's that it was downloaded from."""
+    snapshot = folder.parent.name == "snapshots"
+    return folder.parent.parent.name.removeprefix("models--").replace("--", "/") if snapshot else folder.name
+
+
+@one_model_at_a_time
 def load_pipeline(
     folder: Path, dtype: torch.dtype = torch.float32, *, safety_checker: bool = False
 ) -> tuple[DiffusionPipeline, Family]:
@@ -186,10 +216,12 @@ def load_pipeline(
         encoders = {name: _load_text_encoder(folder, name, dtype) for name in family.text_encoders}
         pipe = family.pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **encoders, **dropped)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder.name} can't be loaded: {first_line(error)}.", "Download or save it again.") from None
+        raise ModelError(
+            f"{_shown(folder)} can't be loaded: {first_line(error)}.", "Download or save it again."
+        ) from None
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and (lacking := [key for key, p in part.named_parameters() if p.is_meta]):
-            raise ModelError(f"{folder.name}: the {name} lacks {lacking[0]}.", "Download or save it again.")
+            raise ModelError(f"{_shown(folder)}: the {name} lacks {lacking[0]}.", "Download or save it again.")
     pipe.set_progress_bar_config(disable=True)
     return pipe, family
 
@@ -199,13 +231,13 @@ def _check_parts(folder: Path, family: Family) -> None:
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in family.text_encoders]
     for name in (family.denoiser, *family.text_encoders, *tokenizers, "vae", "scheduler"):
         if not (folder / name).is_dir():
-            raise ModelError(f"{folder.name}: no {name} folder in it.", "Download or save it again.")
+            raise ModelError(f"{_shown(folder)}: no {name} folder in it.", "Download or save it again.")
     for name in tokenizers:
         if not any((folder / name / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-            raise ModelError(f"{folder.name}: no vocabulary in its {name} folder.", "Download or save it again.")
+            raise ModelError(f"{_shown(folder)}: no vocabulary in its {name} folder.", "Download or save it again.")
     for name in (family.denoiser, *family.text_encoders, "vae"):
         if not any(file.suffix in (".safetensors", ".bin") for file in (folder / name).iterdir()):
-            raise ModelError(f"{folder.name}: no weights in its {name} folder.", "Download or save it again.")
+            raise ModelError(f"{_shown(folder)}: no weights in its {name} folder.", "Download or save it again.")
 
 
 def _load_text_encoder(folder: Path, name: str, dtype: torch.dtype) -> nn.Module:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -28,6 +29,9 @@ SCHEDULERS = {
 }
 MAX_BATCH = 16  # pictures drawn at once: bounds memory whatever the count
 
+OnStep = Callable[[int, int], None]
+"""Told after each denoising step how many are done, of how many; what it raises ends the drawing."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -36,6 +40,8 @@ class Picture:
     image: Image.Image
     prompt: str
     seed: int
+    problem: str = ""
+    """Why there is nothing to see, in words: a safety checker or failed arithmetic left a blank frame."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,13 @@ class Source:
     """The run's settings, where the model came from a run."""
 
 
-def open_source(source: str, revision: str | None = None, device: torch.device | None = None) -> Source:
-    """Load a run directory, toybox, a pipeline folder or a Hub id for generation, with its safety checker, if any.
+def open_source(
+    source: str, revision: str | None = None, device: torch.device | None = None, *, safety_checker: bool = True
+) -> Source:
+    """Load a run directory, toybox, a pipeline folder or a Hub id for generation.
 
-    Raises `RunError` for a run without a finished model, else what `fetch_model` and `load_pipeline` raise.
+    Where the model has a safety checker, it looks at every picture unless `safety_checker` is off. Raises `RunError`
+    for a run without a finished model, else what `fetch_model` and `load_pipeline` raise.
     """
     folder = Path(os.path.expanduser(source))
     config = None
@@ -70,7 +79,7 @@ def open_source(source: str, revision: str | None = None, device: torch.device |
         model = fetch_model(source, revision)
         name = folder.resolve().name if folder.exists() else source
         sampling = SamplingConfig(**(load_preset(TOYBOX)["sampling"] if source == TOYBOX else {}))
-    pipe, family = load_pipeline(model, safety_checker=True)
+    pipe, family = load_pipeline(model, safety_checker=safety_checker)
     if device is not None:
         pipe.to(device)
     return Source(pipe, family, name, sampling, config)
@@ -92,7 +101,6 @@ def with_scheduler(pipe: DiffusionPipeline, name: str) -> object:
     return kind.from_config(config)
 
 
-@torch.inference_mode()
 def draw(
     pipe: DiffusionPipeline,
     prompts: list[str],
@@ -102,11 +110,32 @@ def draw(
     negative_prompt: str = "",
     resolution: int | None = None,
     dtype: torch.dtype | None = None,
+    on_step: OnStep | None = None,
 ) -> list[Image.Image]:
     """Draw one picture for each prompt and its seed, all in one batch, in `dtype` autocast if given.
 
     The noise of a picture comes from its seed alone, drawn on the CPU, so it does not depend on device or batch.
     """
+    return _draw(pipe, prompts, seeds, sampling, negative_prompt, resolution, dtype, on_step).images
+
+
+@torch.inference_mode()
+def _draw(
+    pipe: DiffusionPipeline,
+    prompts: list[str],
+    seeds: list[int],
+    sampling: SamplingConfig,
+    negative_prompt: str = "",
+    resolution: int | None = None,
+    dtype: torch.dtype | None = None,
+    on_step: OnStep | None = None,
+) -> BaseOutput:
+    """What the pipeline says of the pictures that `draw` describes."""
+
+    def after_step(_pipe: DiffusionPipeline, step: int, _timestep: object, _tensors: dict) -> dict:
+        on_step(step + 1, pipe.num_timesteps)
+        return {}
+
     own = pipe.scheduler
     pipe.scheduler = with_scheduler(pipe, sampling.scheduler)
     device = pipe._execution_device
@@ -120,7 +149,9 @@ def draw(
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 height=resolution,
                 width=resolution,
-            ).images
+                callback_on_step_end=after_step if on_step else None,
+                callback_on_step_end_tensor_inputs=[],
+            )
     finally:
         pipe.scheduler = own
 
@@ -133,31 +164,48 @@ def generate(
     seed: int = 0,
     sampling: SamplingConfig | None = None,
     negative_prompt: str = "",
+    batch_size: int = MAX_BATCH,
+    on_step: OnStep | None = None,
 ) -> Iterator[list[Picture]]:
     """Yield batches of pictures: `num_images` of each prompt, seeded `seed`, `seed + 1`, … alike for each prompt.
+
+    At most `batch_size` are drawn at once; `on_step` hears of the steps of each batch.
 
     Raises `ConfigError` for an empty prompt or impossible numbers, before anything is drawn, and `RunError` where the
     memory runs out.
     """
     sampling = sampling or source.sampling
+    check_request(prompts, num_images, seed)
+    jobs = [(prompt, (seed + i) % 2**32) for prompt in prompts for i in range(num_images)]
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
+        texts, seeds = [prompt for prompt, _ in batch], [s for _, s in batch]
+        try:
+            drawn = _draw(source.pipe, texts, seeds, sampling, negative_prompt, on_step=on_step)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise RunError(
+                f"The memory ran out while drawing {len(batch)} pictures at once.", "Ask for fewer pictures at a time."
+            ) from None
+        blocked = getattr(drawn, "nsfw_content_detected", None) or [False] * len(batch)
+        yield [Picture(*one, _problem(one[0], b)) for *one, b in zip(drawn.images, texts, seeds, blocked, strict=True)]
+
+
+def check_request(prompts: list[str], num_images: int, seed: int) -> None:
+    """Raise `ConfigError` for what `generate` would refuse, without a model at hand."""
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ConfigError("The prompt is empty.", "Say what to draw, for example 'a photo of sks dog on a beach'.")
     if num_images < 1:
         raise ConfigError(f"num_images is {num_images}.", "Give 1 or more.")
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed is {seed}.", "Give a whole number from 0 to 4294967295.")
-    jobs = [(prompt, (seed + i) % 2**32) for prompt in prompts for i in range(num_images)]
-    for start in range(0, len(jobs), MAX_BATCH):
-        batch = jobs[start : start + MAX_BATCH]
-        try:
-            images = draw(
-                source.pipe, [p for p, _ in batch], [s for _, s in batch], sampling, negative_prompt=negative_prompt
-            )
-        except (torch.OutOfMemoryError, MemoryError):
-            raise RunError(
-                f"The memory ran out while drawing {len(batch)} pictures at once.", "Ask for fewer pictures at a time."
-            ) from None
-        yield [Picture(image, prompt, s) for image, (prompt, s) in zip(images, batch, strict=True)]
+
+
+def _problem(image: Image.Image, blocked: bool) -> str:
+    if blocked:
+        return "held back by the model's safety checker"
+    extrema = image.getextrema()
+    flat = all(low == high for low, high in (extrema if isinstance(extrema[0], tuple) else [extrema]))
+    return "blank, since the model's arithmetic failed" if flat else ""
 
 
 def save_picture(path: Path, image: Image.Image, **facts: object) -> None:

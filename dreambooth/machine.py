@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +22,24 @@ OVERHEAD = 4
 """How many tiny operations cost as much as the Python and autograd around each operation of a step. With both figures,
 estimates were 0.8 to 1.6 times the measured seconds of steps and of denoising (one CPU core, 4 M and 81 M weights,
 batches of 2 to 50, bf16 and float32)."""
+
+
+_LOADING = threading.RLock()
+
+
+def one_model_at_a_time(build: Callable) -> Callable:
+    """The function, waiting while another thread loads or builds a model.
+
+    diffusers, accelerate and transformers change PyTorch's own classes meanwhile; two at once get empty weights, and
+    leave the whole process without a way to make others.
+    """
+
+    @functools.wraps(build)
+    def alone(*args, **kwargs):
+        with _LOADING:
+            return build(*args, **kwargs)
+
+    return alone
 
 
 def resolve_device(setting: str) -> torch.device:

@@ -35,6 +35,8 @@ CROP_TOLERANCE = 0.02
 
 # The coach looks at every crop at this size, so that its measures do not depend on the camera.
 PREVIEW = 256
+# Long side at which a whole photo is shown with its crop box, enlarged to it if need be.
+SHOWN = 640
 # As many as Ruiz et al. (arXiv 2208.12242) teach a subject from.
 IDEAL_PHOTOS = "3 to 5"
 
@@ -77,6 +79,7 @@ class Prepared:
     name: str  # the file's name, safe to print on one line
     image: Image.Image  # (resolution, resolution) RGB
     preview: Image.Image  # the same crop at PREVIEW pixels, whatever the resolution
+    whole: Image.Image  # the whole upright photo, its long side SHOWN pixels
     size: tuple[int, int]  # width and height of the whole upright photo
     crop: Crop
     chosen: bool  # the caller gave the crop box
@@ -297,13 +300,15 @@ def prepare_photo(path: str | Path, resolution: int, crop: Sequence[float] | Non
     path = Path(path)
     photo, several = _decode(path)
     name = _printable(path.name)
-    box = subject_crop(photo) if crop is None else _checked_crop(crop, photo.size, name)
+    box = subject_crop(photo) if crop is None else checked_crop(crop, photo.size, name)
     image, preview = (
         # reducing_gap: whole-pixel averaging first for what is far too large; Pillow calls 3 visually lossless.
         photo.resize((side, side), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
         for side in (resolution, PREVIEW)
     )
-    return Prepared(name, image, preview, photo.size, box, chosen=crop is not None, several=several)
+    shown = [max(1, round(side * SHOWN / max(photo.size))) for side in photo.size]
+    whole = photo.resize(shown, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return Prepared(name, image, preview, whole, photo.size, box, chosen=crop is not None, several=several)
 
 
 def prepare_photos(
@@ -327,7 +332,7 @@ def prepare_photos(
     return prepared
 
 
-def _checked_crop(box: Sequence[float], size: tuple[int, int], name: str) -> Crop:
+def checked_crop(box: Sequence[float], size: tuple[int, int], name: str) -> Crop:
     """Return the box as an exact square inside the photo, or raise PhotoError."""
     shown = f"{name}: the crop box {box!r}"
     hint = f"Give left, top, right, bottom in pixels of the upright photo, which is {size[0]} x {size[1]}."
@@ -369,6 +374,19 @@ def save_prepared(photos: Sequence[Prepared], folder: str | Path) -> list[Path]:
 
 
 # ---- Showing
+
+
+def show_crop(photo: Prepared) -> Image.Image:
+    """Return the whole photo with a frame around its crop box, and dimmed outside it."""
+    scale = max(photo.whole.size) / max(photo.size)
+    left, top, right, bottom = (round(edge * scale) for edge in photo.crop)
+    right, bottom = max(right, left + 4), max(bottom, top + 4)  # of a photo so long that nothing would be seen of it
+    shown = Image.blend(photo.whole, Image.new("RGB", photo.whole.size), 0.65)
+    shown.paste(photo.whole.crop((left, top, right, bottom)), (left, top))
+    frame = ImageDraw.Draw(shown)
+    frame.rectangle((left, top, right - 1, bottom - 1), outline="black", width=5)
+    frame.rectangle((left + 1, top + 1, right - 2, bottom - 2), outline="white", width=3)
+    return shown
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int, labels: Sequence[str] | None = None) -> Image.Image:

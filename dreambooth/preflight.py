@@ -57,11 +57,11 @@ class Estimate:
 
     def describe(self) -> str:
         """One line for people."""
-        parts = ", ".join(f"{name} {_gib(size)}" for name, size in self.parts.items() if size > self.peak_bytes // 50)
+        parts = ", ".join(f"{name} {gib(size)}" for name, size in self.parts.items() if size > self.peak_bytes // 50)
         checkpointing = "on" if self.gradient_checkpointing else "off"
         return (
-            f"about {_gib(self.peak_bytes)} of memory at most, in {self.stage} ({parts}), and roughly "
-            f"{_duration(self.seconds)} for {self.trainable_parameters / 1e6:,.1f} M trained weights at "
+            f"about {gib(self.peak_bytes)} of memory at most, in {self.stage} ({parts}), and roughly "
+            f"{roughly(self.seconds)} for {self.trainable_parameters / 1e6:,.1f} M trained weights at "
             f"{self.resolution} px; mixed precision {self.mixed_precision}, gradient checkpointing {checkpointing}"
         )
 
@@ -88,8 +88,8 @@ def check(config: Config, model: Path, device: torch.device, *, available: int |
         if estimate.stages[UPDATE] > available:  # where checkpointing changes nothing
             break
     raise ConfigError(
-        f"This run needs about {_gib(estimate.peak_bytes)} of memory on {device.type} ({estimate.stage}), but only "
-        f"{_gib(available)} can be had.",
+        f"This run needs about {gib(estimate.peak_bytes)} of memory on {device.type} ({estimate.stage}), but only "
+        f"{gib(available)} can be had.",
         _advice(rehearsal, config, estimate, available),
     )
 
@@ -181,7 +181,7 @@ def _advice(rehearsal: Rehearsal, config: Config, estimate: Estimate, available:
             together, least = together | change, then
     if least.peak_bytes <= available:
         return f"Set {_settings(together)} ({_needs(least)})."
-    tried = f"Even {_settings(together)} would leave it at {_gib(least.peak_bytes)}: use" if together else "Use"
+    tried = f"Even {_settings(together)} would leave it at {gib(least.peak_bytes)}: use" if together else "Use"
     return f"{tried} a smaller base model, or a machine with more memory."
 
 
@@ -234,14 +234,16 @@ def _settings(changes: dict[str, Any]) -> str:
 
 
 def _needs(estimate: Estimate) -> str:
-    return f"about {_gib(estimate.peak_bytes)}, {_duration(estimate.seconds)}"
+    return f"about {gib(estimate.peak_bytes)}, {roughly(estimate.seconds)}"
 
 
-def _gib(size: int) -> str:
+def gib(size: float) -> str:
+    """Bytes in GiB, in words."""
     return f"{size / GIB:.2f} GiB" if size < GIB else f"{size / GIB:.1f} GiB"
 
 
-def _duration(seconds: float) -> str:
+def roughly(seconds: float) -> str:
+    """Seconds in the largest unit that fits, in words."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

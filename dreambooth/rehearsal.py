@@ -32,7 +32,7 @@ from torch.utils.flop_counter import flop_registry
 from dreambooth.config import Config
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families import Family, family_of
-from dreambooth.machine import Speed
+from dreambooth.machine import Speed, one_model_at_a_time
 from dreambooth.methods import get_method
 
 LARGE_BLOCK = 32 * 2**20
@@ -252,6 +252,7 @@ class Rehearsal:
         return torch.empty(batch, self.pipe.vae.config.latent_channels, side, side), torch.zeros(batch).long()
 
 
+@one_model_at_a_time
 def blank_pipeline(model: Path, family: Family, fake: FakeTensorMode) -> DiffusionPipeline:
     """The pipeline in the folder `model` with modules on fake tensors; raises `ModelError` for a damaged folder."""
     try:

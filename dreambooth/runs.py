@@ -1,21 +1,22 @@
-"""The run directory, and where runs execute: here, step by step, or in a worker thread with a queue.
+"""The run directory, and where runs execute: here, step by step, or in worker threads with a queue.
 
-Everything anyone needs to know about a run is in its directory; nothing about it is kept elsewhere.
+Everything anyone needs to know about a run is in its directory, even that it waits; nothing is kept elsewhere.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
-import queue
 import re
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,10 @@ from dreambooth.files import atomic_file
 from dreambooth.train import train
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_PROBING = threading.Lock()  # two looks at once would take each other for a training
+_PATIENCE = 1.0  # seconds: a look at the lock from elsewhere is over by then
+_TAIL = 4096  # bytes: holds the last line of nearly every run's events
+_ABANDONED = 3600.0  # seconds without a change after which a half-made folder is nobody's
 
 Status = Literal["queued", "running", "interrupted", "finished", "failed", "cancelled"]
 
@@ -85,8 +90,9 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """What was asked."""
-        return Config.from_dict(read_yaml(self.path / "config.yaml"), source=str(self.path / "config.yaml"))
+        """What was asked; raises `ConfigError` where the file is damaged, or of another version."""
+        path = self.path / "config.yaml"
+        return _read_config(path, path.stat().st_mtime_ns if path.exists() else 0)
 
     def events(self) -> list[Event]:
         """Everything that happened so far, oldest first; a line still being written is left for the next look."""
@@ -95,38 +101,86 @@ class Run:
         except FileNotFoundError:
             return []
         # Bytes: a half-written line may end inside a letter, and a text's lines would also end at U+2028 in a prompt.
-        return [events.from_json(line.decode()) for line in written.split(b"\n")[:-1]]
+        return [events.from_json(line) for line in written.split(b"\n")[:-1]]
+
+    def last_event(self) -> Event | None:
+        """The newest event, at the cost of the file's last lines alone."""
+        tail = b""
+        try:
+            with (self.path / "events.jsonl").open("rb") as file:
+                begin = file.seek(0, os.SEEK_END)
+                while begin and tail.count(b"\n") < 2:
+                    end, begin = begin, max(0, begin - _TAIL)
+                    file.seek(begin)
+                    tail = file.read(end - begin) + tail
+        except FileNotFoundError:
+            return None
+        whole = tail.split(b"\n")[:-1]
+        return events.from_json(whole[-1]) if whole else None
 
     def append(self, event: Event) -> None:
-        """Add one event and flush it."""
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(event.to_json() + "\n")
+        """Add one event and flush it, in the place of the half line that a killed process may have left."""
+        with (self.path / "events.jsonl").open("ab+") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(event.to_json().encode() + b"\n")
 
     @property
     def status(self) -> Status:
         """Where the run stands; `interrupted` is one that began, did not end, and whose process is gone."""
-        history = self.events()
-        if not history or isinstance(history[-1], events.RunQueued):
+        last = self.last_event()
+        if last is None or isinstance(last, events.RunQueued):
             return "queued"
         ended = {events.Finished: "finished", events.Failed: "failed", events.Cancelled: "cancelled"}
-        if type(history[-1]) in ended:
-            return ended[type(history[-1])]
+        if type(last) in ended:
+            return ended[type(last)]
         return "running" if self._is_locked() else "interrupted"
+
+    @property
+    def moving(self) -> bool:
+        """Whether it waits or trains; tells even where its events are damaged."""
+        try:
+            return self.status in ("queued", "running")
+        except RunError:
+            return self._is_locked()
+
+    @property
+    def published(self) -> bool:
+        """Whether its model was given to the Hub: publishing leaves `published.json`, and such a run is kept."""
+        return (self.path / "published.json").is_file()
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files, without the shared class images that it points to."""
+        total = 0
+        for folder, _, files in os.walk(self.path):
+            for name in files:
+                with contextlib.suppress(FileNotFoundError):  # it may be training
+                    total += os.lstat(os.path.join(folder, name)).st_size
+        return total
+
+    def delete(self) -> None:
+        """Remove the directory, at once for whoever looks; raises `RunError` while it waits or trains."""
+        if self.path.exists() and self.moving:
+            raise RunError("This run waits or trains.", "Stop it before you delete it.")
+        aside = self.path.with_name(f".{self.id}.{secrets.token_hex(4)}.deleted")
+        with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+            os.replace(self.path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
     def execute(self, *, resume: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train, writing each event to `events.jsonl` before yielding it; a failure is written, then raised.
 
         Raises `RunError` while another process or thread trains this run.
         """
-        lock = self._lock()
+        with self._held():
+            yield from self._train(resume, should_stop)
+
+    def _train(self, resume: bool, should_stop: Callable[[], bool]) -> Iterator[Event]:
+        """`execute`, for who holds the lock."""
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(
-                f"{self.id} is being trained by another process.", "Wait for it, or stop it there."
-            ) from None
-        try:
-            self._drop_torn_line()
+            self._drop_leftovers()
             for event in train(self.config, self.path, resume=resume, should_stop=should_stop):
                 self.append(event)
                 yield event
@@ -139,32 +193,52 @@ class Run:
                 raise failure from error
             self._record_failure(RunError(f"{type(error).__name__}: {error}", "Please report this; it is a bug."))
             raise
-        finally:
-            lock.release()
 
     def _record_failure(self, error: DreamBoothError) -> None:
         with contextlib.suppress(OSError):  # a full or lost disk is the failure being raised
-            self._drop_torn_line()
             self.append(events.Failed(type(error).__name__, error.message, error.hint))
 
-    def _drop_torn_line(self) -> None:
-        """Cut off the half line that a killed process may have left."""
-        path = self.path / "events.jsonl"
-        if path.exists():
-            with path.open("rb+") as file:
-                file.truncate(file.read().rfind(b"\n") + 1)
+    def _drop_leftovers(self) -> None:
+        """Remove what a killed process had half written: a checkpoint may be gigabytes."""
+        for folder in (self.path, self.path / "checkpoints"):
+            for path in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
+                shutil.rmtree(path, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Nobody else trains this run meanwhile; raises `RunError` where somebody does."""
+        lock = self._lock()
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except Timeout:
+            raise RunError(
+                f"{self.id} is being trained by another process.", "Wait for it, or stop it there."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _lock(self) -> FileLock:
         return FileLock(self.path / ".lock")  # the system lets go of it when the process dies, however it dies
 
     def _is_locked(self) -> bool:
+        if not (self.path / ".lock").exists():  # to look would make it, and the directory of a deleted run
+            return False
         lock = self._lock()
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        lock.release()
+        with _PROBING:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                return True
+            lock.release()
         return False
+
+
+@functools.lru_cache(maxsize=1000)
+def _read_config(path: Path, _changed: int) -> Config:
+    """A list of runs is shown again and again, and to read YAML takes milliseconds."""
+    return Config.from_dict(read_yaml(path), source=str(path))
 
 
 def _explain(error: Exception) -> RunError | None:
@@ -187,43 +261,185 @@ def _explain(error: Exception) -> RunError | None:
 
 def list_runs(root: Path) -> list[Run]:
     """The runs in `root`, newest first."""
-    folders = [path for path in root.glob("*") if (path / "config.yaml").is_file()]
-    return [Run(path) for path in sorted(folders, key=lambda p: (p / "config.yaml").stat().st_mtime, reverse=True)]
+    made: list[tuple[int, Path]] = []
+    for path in root.glob("[!.]*"):  # hidden: half made, or being deleted
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            made.append(((path / "config.yaml").stat().st_mtime_ns, path))
+    return [Run(path) for _, path in sorted(made, reverse=True)]
+
+
+# ------------------------------------------------------------------------------------------------------- the worker
+
+
+@dataclass(eq=False)
+class _Job:
+    """A run that waits or trains in this process."""
+
+    run: Run
+    seconds: float | None
+    """The estimate of the whole run."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    began: float = 0.0
+    steps: int = 0
+    first: tuple[int, float] | None = None
+    """The first step that was trained here, and when; by `time.monotonic`, as all times here."""
+    last: tuple[int, float] | None = None
+
+    def note(self, event: Event) -> None:
+        """Take in what tells how long it will last."""
+        match event:
+            case events.Metric("estimated_seconds", seconds):
+                self.seconds = seconds
+            case events.Stage("train", steps):
+                self.steps = steps
+            case events.Step(step=step):
+                self.last = (step, time.monotonic())
+                self.first = self.first or self.last
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By its pace once it steps, sample pictures and all; before by the estimate, and None where there is none."""
+        now, first, last = time.monotonic(), self.first, self.last
+        if first and last and last[0] > first[0]:
+            pace = (last[1] - first[1]) / (last[0] - first[0])
+            return max(0.0, pace * (self.steps - last[0]) - (now - last[1]))
+        return None if self.seconds is None else max(0.0, self.seconds - (now - self.began))
 
 
 class Worker:
-    """One thread that trains queued runs, one at a time, apart from whoever asked for them."""
+    """Threads that train the queued runs of `root`, in order, apart from whoever asked for them.
 
-    def __init__(self) -> None:
-        self._queue: queue.Queue[tuple[Run, bool, threading.Event]] = queue.Queue()
-        self._stops: list[tuple[Path, threading.Event]] = []  # of all that is queued or running
-        threading.Thread(target=self._work, name="dreambooth-worker", daemon=True).start()
+    The queue is what the directories say: a run whose last event is `RunQueued` waits. So whatever ends the process,
+    the next worker goes on with them; the run that was being trained is interrupted, and can be submitted again.
+    """
 
-    def submit(self, run: Run, *, resume: bool = False) -> None:
-        """Queue a run; its directory tells what becomes of it."""
-        run.append(events.RunQueued())
-        stop = threading.Event()
-        self._stops.append((run.path, stop))
-        self._queue.put((run, resume, stop))
+    def __init__(
+        self, root: Path, parallel: int = 1, *, max_seconds: float | None = None,
+        after_run: Callable[[Run], None] = lambda run: None,
+    ):  # fmt: skip
+        """Queue what waits in `root` and start `parallel` threads.
+
+        A run is stopped after `max_seconds` of training at a time; `after_run` is called with each that ended.
+        """
+        self.after_run = after_run
+        self._max_seconds = max_seconds
+        self._changed = threading.Condition()  # guards what follows
+        self._waiting: dict[Path, _Job] = {}
+        self._running: list[_Job] = []
+        self._parallel = parallel
+        _clear_leftovers(root)
+        for run, queued in _queued_runs(root):
+            self._waiting[run.path] = _Job(run, queued.seconds)
+        for number in range(parallel):
+            threading.Thread(target=self._work, name=f"dreambooth-worker-{number}", daemon=True).start()
+
+    def submit(self, run: Run, seconds: float | None = None) -> None:
+        """Queue a run, `seconds` long by estimate; it goes on from its newest checkpoint, where it has one.
+
+        Nothing happens where it waits already; raises `RunError` while it trains.
+        """
+        with self._changed:
+            if run.path in self._waiting:
+                return
+            last = run.last_event()
+            if not isinstance(last, events.RunQueued):
+                if run.status == "running":
+                    raise RunError("This run is running.", "Only one that ended can be queued again.")
+                last = events.RunQueued(seconds)
+                run.append(last)
+            self._waiting[run.path] = _Job(run, last.seconds)
+            self._changed.notify()
 
     def stop(self, run: Run) -> None:
-        """Ask a queued or running run to stop after its current step."""
-        for path, stop in list(self._stops):
-            if path == run.path:
-                stop.set()
+        """Take a waiting run out of the queue, or let a running one stop after its current step."""
+        with self._changed:
+            job = next((job for job in self._running if job.run.path == run.path), None)
+            if job and run.path not in self._waiting:
+                job.stop.set()
+            elif isinstance(run.last_event(), events.RunQueued):  # here, or in another process, which looks again
+                run.append(events.Cancelled(0))
+                self._waiting.pop(run.path, None)
+            elif run.status == "running":
+                raise RunError("This run is being trained by another process.", "Stop it there.")
+
+    @property
+    def waiting(self) -> int:
+        """How many runs wait."""
+        return len(self._waiting)
+
+    def position(self, run: Run) -> int | None:
+        """The run's place in the queue, 1 for the next to start; None where it does not wait."""
+        with self._changed:
+            return next((place for place, path in enumerate(self._waiting, 1) if path == run.path), None)
+
+    def seconds_until_start(self, run: Run) -> float | None:
+        """Until a thread has got to a waiting run; None where that can't be told."""
+        with self._changed:
+            ahead = list(self._waiting.values())
+            running = [job.seconds_left for job in self._running]
+        place = next((i for i, job in enumerate(ahead) if job.run.path == run.path), None)
+        if place is None or None in running or not self._parallel:
+            return None
+        free = sorted([*running, *[0.0] * (self._parallel - len(running))])
+        for job in ahead[:place]:
+            if job.seconds is None:
+                return None
+            free = sorted([free[0] + job.seconds, *free[1:]])
+        return free[0]
 
     def _work(self) -> None:
         while True:
-            run, resume, stop = self._queue.get()
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                job = self._waiting.pop(next(iter(self._waiting)))
+                job.began = time.monotonic()
+                self._running.append(job)
             try:
-                if stop.is_set():
-                    run.append(events.Cancelled(0))
-                    continue
-                for _ in run.execute(resume=resume, should_stop=stop.is_set):
-                    pass
-            except DreamBoothError:
-                pass  # it stands in the run's events, where every reader looks
-            except Exception:  # a bug in one run must not keep the next ones waiting for ever
-                logging.getLogger(__name__).exception("Run %s failed unexpectedly.", run.id)
+                self._train(job)
             finally:
-                self._stops.remove((run.path, stop))
+                with self._changed:
+                    self._running.remove(job)
+            try:
+                self.after_run(job.run)
+            except Exception:
+                logging.getLogger(__name__).exception("After run %s something failed.", job.run.id)
+
+    def _train(self, job: _Job) -> None:
+        run = job.run
+        try:
+            with run._held():
+                if not isinstance(run.last_event(), events.RunQueued):
+                    return  # another process trained it, or its visitor took it back there
+                for event in run._train(resume=True, should_stop=job.stop.is_set):
+                    job.note(event)
+                    self._limit(job)
+        except DreamBoothError:
+            pass  # it stands in the run's events, where every reader looks
+        except Exception:  # a bug in one run must not keep the next ones waiting for ever
+            logging.getLogger(__name__).exception("Run %s failed unexpectedly.", run.id)
+
+    def _limit(self, job: _Job) -> None:
+        limit = self._max_seconds
+        if limit and time.monotonic() - job.began > limit and not job.stop.is_set():
+            said = f"{limit / 60:g} minutes at a time are the limit here. Resume goes on from the last step."
+            job.run.append(events.Warning(said))
+            job.stop.set()
+
+
+def _queued_runs(root: Path) -> list[tuple[Run, events.RunQueued]]:
+    """The runs that wait, first come first; one without any event was made by the command line and does not."""
+    found = []
+    for run in list_runs(root):
+        with contextlib.suppress(RunError):  # damaged events
+            if isinstance(last := run.last_event(), events.RunQueued):
+                found.append((run, last))
+    return sorted(found, key=lambda pair: (pair[1].time, pair[0].id))
+
+
+def _clear_leftovers(root: Path) -> None:
+    """Remove what a killed process was deleting, or making."""
+    for path in root.glob(".*"):
+        with contextlib.suppress(OSError):
+            old = time.time() - path.stat().st_mtime > _ABANDONED
+            if path.name.endswith(".deleted") or (path.name.endswith(".partial") and old):
+                shutil.rmtree(path, ignore_errors=True)

@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth.errors import ConfigError, ModelError, first_line
+from dreambooth.machine import one_model_at_a_time
 
 Verdict = Literal["good", "fair", "poor"]
 
@@ -146,6 +147,7 @@ class _Vocabulary:
         return best, self.words[: self.common][others][where], cosines.mean(dim=-1) + z * cosines.std(dim=-1)
 
 
+@one_model_at_a_time
 def load_text_side(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
     """The tokenizer and text encoder of the pipeline in `folder`, and nothing else of it.
 

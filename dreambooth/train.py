@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState, PartialState, ThreadLocalSharedDict
 from diffusers import DiffusionPipeline
 from diffusers.optimization import get_scheduler
 from PIL import Image
@@ -40,6 +40,9 @@ from dreambooth.objectives import dreambooth_loss
 from dreambooth.photos import find_photos, prepare_photos, save_prepared
 from dreambooth.preflight import check as preflight
 from dreambooth.rehearsal import enable_gradient_checkpointing
+
+for _state in (PartialState, AcceleratorState, GradientState):  # else runs in two threads change each other's precision
+    _state._shared_state = ThreadLocalSharedDict()
 
 DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -10,6 +10,7 @@ import json
 import shutil
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +21,14 @@ from huggingface_hub import constants, hf_api
 from safetensors.torch import load_file, save_file
 
 from dreambooth.errors import DreamBoothError, HubError, ModelError
-from dreambooth.families import STABLE_DIFFUSION, family_of, fetch_model, load_pipeline, use_fastest_attention
+from dreambooth.families import (
+    STABLE_DIFFUSION,
+    family_of,
+    fetch_from_hub,
+    fetch_model,
+    load_pipeline,
+    use_fastest_attention,
+)
 from tests import tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -39,7 +47,8 @@ class HubAnswers(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path, repo, folder = self.path.split("?")[0], self.server.repo, self.server.folder
-        if repo not in path:
+        self.server.tokens.add(self.headers["Authorization"])
+        if repo not in path or (self.server.private and not self.headers["Authorization"]):
             self.answer(401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository Not Found"})
         elif path == f"/api/models/{repo}" or path.startswith(f"/api/models/{repo}/revision/"):
             if path.rsplit("/", 1)[-1] not in (repo.split("/")[1], "main", COMMIT):
@@ -47,12 +56,16 @@ class HubAnswers(BaseHTTPRequestHandler):
             else:
                 files = [{"rfilename": name} for name in self.files()]
                 self.answer(200, body=json.dumps({"id": repo, "sha": COMMIT, "siblings": files}).encode())
+        elif path == f"/api/models/{repo}/auth-check":
+            self.answer(403, {"X-Error-Code": "GatedRepo"}) if self.server.gated else self.answer(200, body=b"{}")
         elif path.startswith(f"/api/models/{repo}/tree/"):
             sizes = [(name, (folder / name).stat().st_size) for name in self.files()]
             entries = [{"type": "file", "oid": "0" * 40, "path": name, "size": size} for name, size in sizes]
             self.answer(200, body=json.dumps(entries).encode())
         else:
-            self.send_file(path.split(f"/{repo}/resolve/")[1].split("/", 1)[1])
+            revision, name = path.split(f"/{repo}/resolve/")[1].split("/", 1)
+            known = revision in ("main", COMMIT)
+            self.send_file(name) if known else self.answer(404, {"X-Error-Code": "RevisionNotFound"})
 
     def files(self) -> list[str]:
         folder = self.server.folder
@@ -90,6 +103,7 @@ def loopback_hub(folder: Path, cache: Path, monkeypatch, repo: str = "owner/tiny
     """A Hub on this machine with one repo, the model in `folder`, and the Hub's client pointed at it."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), HubAnswers)
     server.repo, server.folder, server.gated, server.cut, server.sent = repo, folder, False, "nothing", []
+    server.private, server.tokens = False, set()
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     point_client_at(f"http://127.0.0.1:{server.server_address[1]}", cache, monkeypatch)
@@ -224,6 +238,39 @@ def test_an_interrupted_download_is_told_and_the_next_try_completes_it(hub, tmp_
         f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")
     } | {"text_encoder/model.safetensors"}  # fmt: skip
     assert pipe.unet.config.sample_size == 8
+
+
+def test_an_unsupported_kind_is_refused_before_its_weights_are_downloaded(hub, tmp_path):
+    hub.folder = tmp_path / "flux"
+    (hub.folder / "transformer").mkdir(parents=True)
+    (hub.folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    (hub.folder / "transformer" / "model.safetensors").write_bytes(b"x")
+    assert "owner/tiny is a FluxPipeline. Supported: StableDiffusionPipeline." in refusal(ModelError, "owner/tiny")
+    assert hub.sent == ["model_index.json"]
+
+
+def test_a_strangers_request_sends_no_token_and_opens_no_private_repo_from_the_cache(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_server")
+    hub.private = True
+    fetch_from_hub("owner/tiny")
+    assert hub.tokens == {"Bearer hf_of_the_server"}
+    hub.tokens.clear()
+    with pytest.raises(ModelError, match="owner/tiny is not on the Hub, or is private"):
+        fetch_from_hub("owner/tiny", public=True)
+    hub.private = False
+    assert load_pipeline(fetch_from_hub("owner/tiny", public=True))
+    hub.gated = True
+    with pytest.raises(HubError, match=r"owner/tiny is gated\. This studio opens only"):
+        fetch_from_hub("owner/tiny", public=True)
+    assert hub.tokens == {None}
+
+
+def test_a_folder_of_this_machine_is_never_taken_for_a_repo(hub, tiny_model, tmp_path, monkeypatch):
+    shutil.copytree(tiny_model, tmp_path / "owner" / "none")
+    monkeypatch.chdir(tmp_path)
+    for repo_id in ("owner/none", str(tiny_model)):
+        with pytest.raises(ModelError, match="is not on the Hub"):
+            fetch_from_hub(repo_id)
 
 
 # ---- Loading
@@ -389,3 +436,11 @@ def test_two_models_share_no_weights(tmp_path, tiny_model):
     other = tiny.stable_diffusion(tmp_path / "other", seed=1)
     a, b = (load_pipeline(folder)[0] for folder in (tiny_model, other))
     assert not torch.equal(a.unet.conv_in.weight, b.unet.conv_in.weight)
+
+
+def test_models_are_loaded_whole_by_several_threads_at_once(tiny_model):
+    """diffusers and transformers swap PyTorch's own functions meanwhile, for every thread."""
+    with ThreadPoolExecutor(3) as pool:
+        for pipe, _ in pool.map(lambda _: load_pipeline(tiny_model), range(9)):
+            assert not any(weight.is_meta for weight in (*pipe.unet.parameters(), *pipe.text_encoder.parameters()))
+    assert not torch.nn.Linear(1, 1).weight.is_meta, "the swap is undone"

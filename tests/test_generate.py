@@ -2,12 +2,15 @@
 
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPVisionConfig
 
 from dreambooth import generate as module
 from dreambooth.config import SamplingConfig
@@ -54,14 +57,13 @@ def test_a_seed_gives_the_same_picture_twice(source):
     assert [difference(a.image, b.image) for a, b in zip(first, second, strict=True)] == [0, 0]
 
 
-def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(source, monkeypatch):
+def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(source):
     """To one grey level: a CPU adds the same numbers up in another order in a larger batch."""
     alone = pictures(source, ["a dog"], num_images=1, seed=5)[0]
     among = pictures(source, ["a cat", "a dog", "a photo of snow"], num_images=3, seed=3)[5]
     assert (among.prompt, among.seed) == ("a dog", 5)
     assert difference(alone.image, among.image) <= 1
-    monkeypatch.setattr(module, "MAX_BATCH", 2)
-    batches = list(generate(source, ["a dog"], num_images=5, seed=3, sampling=QUICK))
+    batches = list(generate(source, ["a dog"], num_images=5, seed=3, sampling=QUICK, batch_size=2))
     assert [len(batch) for batch in batches] == [2, 2, 1]
     assert difference(batches[1][0].image, alone.image) <= 1
 
@@ -82,6 +84,26 @@ def test_seeds_wrap_at_the_largest(source):
 def test_many_pictures_are_drawn_a_bounded_number_at_a_time(source):
     sizes = [len(batch) for batch in generate(source, ["a dog"], num_images=module.MAX_BATCH + 1, sampling=QUICK)]
     assert sizes == [module.MAX_BATCH, 1]
+
+
+def test_a_batch_can_be_made_smaller_and_tells_its_steps(source):
+    told = []
+    batches = list(
+        generate(source, ["a dog"], num_images=3, sampling=QUICK, batch_size=2, on_step=lambda *step: told.append(step))
+    )
+    assert [len(batch) for batch in batches] == [2, 1]
+    assert told == [(1, 2), (2, 2)] * 2
+
+
+def test_what_a_step_raises_ends_the_drawing(source):
+    own = source.pipe.scheduler
+
+    def stop(done: int, total: int) -> None:
+        raise InterruptedError(f"{done} of {total}")
+
+    with pytest.raises(InterruptedError, match="1 of 4"):
+        pictures(source, ["a dog"], num_images=1, on_step=stop, sampling=SamplingConfig(steps=4, scheduler="euler"))
+    assert source.pipe.scheduler is own
 
 
 # ---- Prompts, guidance, schedulers
@@ -170,6 +192,44 @@ def test_running_out_of_memory_is_told_with_what_to_do(source, monkeypatch):
     monkeypatch.setattr(type(source.pipe.unet), "forward", fail)
     with pytest.raises(RunError, match=r"memory ran out .* fewer pictures"):
         pictures(source, ["a dog"], num_images=2)
+
+
+# ---- Pictures with nothing to see
+
+
+@pytest.fixture(scope="module")
+def checked_model(tiny_model, tmp_path_factory):
+    """A model whose safety checker takes everything for unsafe."""
+    pipe = open_source(str(tiny_model)).pipe
+    side = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sight = CLIPVisionConfig(image_size=32, patch_size=16, **side)
+    checker = StableDiffusionSafetyChecker(
+        CLIPConfig(text_config=CLIPTextConfig(**side).to_dict(), vision_config=sight.to_dict(), projection_dim=8)
+    )
+    checker.concept_embeds_weights.data.fill_(-2)  # thresholds of a cosine
+    eye = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+    pipe.register_modules(safety_checker=checker, feature_extractor=eye)
+    pipe.register_to_config(requires_safety_checker=True)
+    folder = tmp_path_factory.mktemp("models") / "checked"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def test_the_safety_checker_is_on_unless_it_is_turned_off(checked_model, source):
+    plain = pictures(source, ["a dog"], num_images=1)[0]
+    held_back = pictures(open_source(str(checked_model)), ["a dog"], num_images=2)
+    assert [p.problem for p in held_back] == ["held back by the model's safety checker"] * 2
+    assert pixels(held_back[0].image).max() == 0
+    unchecked = pictures(open_source(str(checked_model), safety_checker=False), ["a dog"], num_images=1)[0]
+    assert (plain.problem, unchecked.problem) == ("", "")
+    assert difference(plain.image, unchecked.image) == 0
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+def test_failed_arithmetic_is_told_with_the_picture(source):
+    broken = replace(source, pipe=deepcopy(source.pipe))
+    broken.pipe.vae.decoder.conv_out.bias.data.fill_(float("nan"))
+    assert "arithmetic failed" in pictures(broken, ["a dog"], num_images=1)[0].problem
 
 
 # ---- Where a model comes from

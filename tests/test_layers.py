@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "dreambooth"
 LAYERS = [
     {"errors", "config", "events", "files"},
-    {"photos", "coach", "objectives", "machine"},
+    {"photos", "coach", "objectives", "machine", "prompts"},
     {"families", "methods", "tokens", "checkpoints"},
     {"generate", "prior", "dataset", "rehearsal", "preflight", "train"},
     {"runs"},

@@ -1,10 +1,15 @@
-"""Run directories: what they tell, how a failure is kept, and the worker that trains queued runs one at a time."""
+"""Run directories: what they tell, how a failure is kept, and the worker that trains the queued ones."""
 
 import errno
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -87,6 +92,7 @@ def test_the_runs_are_listed_newest_first(make_config, tmp_path):
         os.utime(run.path / "config.yaml", (1000 + age, 1000 + age))
     (tmp_path / "all" / "no run").mkdir()
     (tmp_path / "all" / "file").write_text("x")
+    shutil.copytree(made[0].path, tmp_path / "all" / ".d.x.partial")
     assert [run.id for run in list_runs(tmp_path / "all")] == ["c", "a", "b"]
     assert list_runs(tmp_path / "none") == []
 
@@ -139,6 +145,94 @@ def test_a_damaged_config_is_an_error_of_the_library(make_config, tmp_path):
     (run.path / "config.yaml").write_text("base_model: x\n")
     with pytest.raises(ConfigError, match=r"config\.yaml: 'subject' is missing"):
         Run.open(run.path).config  # noqa: B018
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"event": "st', b"x" * 10_000], ids=["whole", "torn", "torn-long"])
+@pytest.mark.parametrize("words", [1, 4060, 4096, 9000])
+@pytest.mark.parametrize("lines", [0, 1, 2, 50])
+def test_the_newest_event_is_found_from_the_end(tmp_path, lines, words, torn):
+    run = Run(tmp_path)
+    for number in range(lines):
+        run.append(events.Warning(f"{number} {'é' * words}"))
+    with (tmp_path / "events.jsonl").open("ab") as file:
+        file.write(torn)
+    assert run.last_event() == (run.events() or [None])[-1]
+
+
+def test_the_status_of_a_long_run_is_told_by_its_last_line_alone(make_config, tmp_path):
+    run = Run.create(make_config(), tmp_path / "run")
+    (run.path / "events.jsonl").write_bytes(b"no event\n" * 1_000_000)
+    with pytest.raises(RunError, match="not an event"):
+        run.status  # noqa: B018
+    run.append(events.Finished("model", 1.0))
+    assert run.status == "finished"
+
+
+def test_many_looks_at_once_do_not_pass_for_a_training(make_config, tmp_path):
+    run = Run.create(make_config(), tmp_path / "run")
+    run.append(events.Stage("train"))
+    (run.path / ".lock").touch()
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: run.status, range(100))) == {"interrupted"}
+
+
+def test_a_published_run_is_known_by_its_file(make_config, tmp_path):
+    run = Run.create(make_config(), tmp_path / "run")
+    assert not run.published
+    (run.path / "published.json").write_text("{}")
+    assert run.published
+
+
+def test_the_size_of_a_run_leaves_out_the_shared_class_images(make_config, tmp_path):
+    run = Run.create(make_config(), tmp_path / "run")
+    before = run.size
+    assert before == (run.path / "config.yaml").stat().st_size
+    (run.path / "deep").mkdir()
+    (run.path / "deep" / "file").write_bytes(bytes(1000))
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "file").write_bytes(bytes(100_000))
+    (run.path / "class_images").symlink_to(tmp_path / "shared", target_is_directory=True)
+    assert before + 1000 <= run.size < before + 2000
+    assert Run(tmp_path / "none").size == 0
+
+
+# ---- Deleting
+
+
+def test_a_run_that_waits_or_trains_is_not_deleted(quick, tmp_path):
+    run = Run.create(quick(), tmp_path / "run")
+    run.append(events.RunQueued())
+    training = run.execute()
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"waits or trains\. Stop it"):
+            run.delete()
+        assert run.config
+        next(training)
+    training.close()
+    run.delete()
+    assert list(tmp_path.glob("run*")) == list(tmp_path.glob(".run*")) == []
+    run.delete()  # twice: nothing happens
+    assert not run.path.exists(), "nor does a look make it again"
+
+
+def test_a_run_with_damaged_events_can_be_deleted(make_config, tmp_path):
+    run = Run.create(make_config(), tmp_path / "run")
+    (run.path / "events.jsonl").write_bytes(bytes(100) + b"\n")
+    run.delete()
+    assert not run.path.exists()
+
+
+def test_the_runs_can_be_listed_while_some_are_deleted(make_config, tmp_path):
+    config = make_config()
+    runs = [Run.create(config, tmp_path / f"{number:03d}") for number in range(60)]
+    for run in runs:
+        run.append(events.Finished("model", 1.0))
+    with ThreadPoolExecutor(4) as pool:
+        deleting = [pool.submit(run.delete) for run in runs]
+        while not all(job.done() for job in deleting):
+            assert {run.status for run in list_runs(tmp_path)} <= {"finished", "queued"}
+    assert [job.exception() for job in deleting] == [None] * 60
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- Failures
@@ -241,12 +335,39 @@ def test_a_bug_is_raised_as_it_is_and_does_not_pass_for_an_interruption(quick, t
 def test_half_a_line_of_a_killed_process_does_not_spoil_the_next_events(quick, tmp_path):
     run = Run.create(quick(base_model="none"), tmp_path / "run")
     run.append(events.Stage("prepare"))
-    with (run.path / "events.jsonl").open("a") as file:
-        file.write('{"event": "step", "st')
+    for _ in range(2):  # before it is queued again, and before it trains
+        with (run.path / "events.jsonl").open("a") as file:
+            file.write('{"event": "step", "st')
+        run.append(events.RunQueued())
     with pytest.raises(ModelError):
         list(run.execute(resume=True))
-    assert [type(event) for event in run.events()][:2] == [events.Stage, events.Stage]
+    assert [type(event) for event in run.events()][:4] == [events.Stage, *[events.RunQueued] * 2, events.Stage]
     assert run.status == "failed"
+
+
+def test_what_a_killed_process_had_half_written_is_removed(quick, tmp_path):
+    run = Run.create(quick(), tmp_path / "run")
+    for name in (".photos.abc.partial", ".model.abc.old", "checkpoints/.step-000001.abc.partial"):
+        (run.path / name).mkdir(parents=True)
+        (run.path / name / "state.pt").write_bytes(b"half")
+    assert isinstance(list(run.execute(resume=True))[-1], events.Finished)
+    assert leftovers(run.path) == []
+    assert not list(run.path.glob(".*.old"))
+
+
+@pytest.mark.parametrize("stage", ["prepare", "class images", "encode", "train", "save"])
+def test_a_run_cut_off_in_any_stage_can_be_resumed(make_config, tmp_path, stage):
+    run = Run.create(make_config(prior={"batch_size": 1}, train={"steps": 3}), tmp_path / "run")
+    training = run.execute(resume=True)
+    for event in training:
+        if isinstance(event, events.Stage) and event.name == stage:
+            break
+    if stage in ("class images", "train"):
+        next(training)
+    training.close()
+    assert run.status == "interrupted"
+    assert isinstance(list(run.execute(resume=True))[-1], events.Finished)
+    assert leftovers(run.path) == []
 
 
 # ---- The worker
@@ -264,19 +385,66 @@ class Watched(Run):
             HAPPENED.notify_all()
 
 
+class Held(Watched):
+    """A run that stays at each step, with the worker's thread, until it is let go."""
+
+    let_go: ClassVar[dict[Path, threading.Event]] = {}
+
+    def append(self, event):
+        super().append(event)
+        if isinstance(event, events.Step):
+            assert self.let_go[self.path].wait(300)
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def made(quick, root):
+    """A function that makes a run of that name."""
+
+    def make(name, kind=Watched, **changes):
+        Held.let_go[root / name] = threading.Event()
+        return kind.create(quick(**changes), root / name)
+
+    return make
+
+
 def wait_for(condition, what: str) -> None:
-    """Until the worker's thread has got there, or a minute has passed."""
+    """Until the worker's thread has got there, or five minutes have passed."""
     with HAPPENED:
-        assert HAPPENED.wait_for(condition, timeout=60), what
+        assert HAPPENED.wait_for(condition, timeout=300), what
 
 
 def ended(run: Run) -> bool:
     return run.status in ("finished", "failed", "cancelled")
 
 
-def test_the_worker_trains_queued_runs_one_after_the_other(quick, tmp_path):
-    first, second = (Watched.create(quick(seed=seed), tmp_path / str(seed)) for seed in (1, 2))
-    worker = Worker()
+def steps(run: Run) -> list[int]:
+    return [event.step for event in run.events() if isinstance(event, events.Step)]
+
+
+def count(run: Run, kind: type[events.Event]) -> int:
+    return sum(isinstance(event, kind) for event in run.events())
+
+
+class Ended:
+    """What a worker tells of runs that ended."""
+
+    def __init__(self):
+        self.ids: list[str] = []
+
+    def __call__(self, run: Run) -> None:
+        with HAPPENED:
+            self.ids.append(run.id)
+            HAPPENED.notify_all()
+
+
+def test_the_worker_trains_queued_runs_one_after_the_other(made, root):
+    first, second = made("1"), made("2", seed=2)
+    worker = Worker(root)
     worker.submit(first)
     worker.submit(second)
     assert second.status == "queued"
@@ -286,40 +454,219 @@ def test_the_worker_trains_queued_runs_one_after_the_other(quick, tmp_path):
     assert isinstance(first.events()[0], events.RunQueued)
 
 
-def test_a_running_and_a_waiting_run_can_be_stopped_and_resumed(quick, tmp_path):
-    long = Watched.create(quick(train={"steps": 100_000, "checkpoint_every": 100_000}), tmp_path / "long")
-    waiting = Watched.create(quick(), tmp_path / "waiting")
-    worker = Worker()
+def test_a_running_and_a_waiting_run_can_be_stopped_and_resumed(made, root):
+    long = made("long", train={"steps": 100_000, "checkpoint_every": 100_000})
+    waiting = made("waiting")
+    worker = Worker(root)
     worker.submit(long)
     worker.submit(waiting)
-    wait_for(lambda: any(isinstance(event, events.Step) for event in long.events()), "it takes no step")
+    wait_for(lambda: steps(long), "it takes no step")
     worker.stop(waiting)
+    assert (waiting.status, long.status) == ("cancelled", "running"), "at once"
+    assert (waiting.events()[-1].step, worker.position(waiting)) == (0, None)
     worker.stop(long)
-    wait_for(lambda: ended(long) and ended(waiting), "they have not stopped")
-    assert (long.status, waiting.status) == ("cancelled", "cancelled")
-    assert waiting.events()[-1].step == 0
+    wait_for(lambda: ended(long), "it has not stopped")
+    assert long.status == "cancelled"
     stopped = long.events()[-1].step
     assert list_checkpoints(long.path / "checkpoints")[-1].name == f"step-{stopped:06d}"
-    worker.submit(waiting, resume=True)
+    worker.submit(waiting)
     wait_for(lambda: waiting.status == "finished", "it did not go on")
     worker.stop(waiting)  # a run that is over: nothing happens
     assert waiting.status == "finished"
 
 
-def test_a_run_that_fails_does_not_hold_up_the_next(quick, tmp_path):
-    """A refusal, twice queued, a damaged config and a bug among them."""
-    refused = Watched.create(quick(base_model="none"), tmp_path / "refused")
-    broken, buggy, good = (Watched.create(quick(), tmp_path / name) for name in ("broken", "buggy", "good"))
+def test_a_stopped_run_goes_on_from_its_step(made, root):
+    run = made("run", Held, train={"steps": 5, "checkpoint_every": 100})
+    worker = Worker(root)
+    worker.submit(run)
+    wait_for(lambda: steps(run), "it takes no step")
+    worker.stop(run)
+    Held.let_go[run.path].set()
+    wait_for(lambda: ended(run), "it has not stopped")
+    worker.submit(run)
+    wait_for(lambda: run.status == "finished", "it did not go on")
+    assert steps(run) == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_fails_does_not_hold_up_the_next(made, root):
+    """A refusal, a damaged config and a bug among them."""
+    refused, broken, good = made("refused", base_model="none"), made("broken"), made("good")
     (broken.path / "config.yaml").write_text("train: [")
 
     class Buggy(Watched):
-        def execute(self, **_):
-            raise ZeroDivisionError("a bug")
+        def append(self, event):
+            if isinstance(event, events.Stage):
+                raise ZeroDivisionError("a bug")
+            super().append(event)
 
-    worker = Worker()
-    for run in (refused, refused, broken, Buggy(buggy.path), good):
+    def after(run):
+        raise ZeroDivisionError("another")
+
+    worker = Worker(root, after_run=after)
+    for run in (refused, broken, Buggy(made("buggy").path), good):
         worker.submit(run)
     wait_for(lambda: ended(good), "the worker has stopped")
     assert good.status == "finished"
     assert (refused.status, broken.status) == ("failed", "failed")
-    assert sum(isinstance(event, events.Failed) for event in refused.events()) == 2
+
+
+def test_a_waiting_run_knows_its_place_and_when_it_starts(made, root):
+    first, *others = made("0", Held, train={"steps": 4}), *(made(str(number)) for number in range(1, 4))
+    worker = Worker(root)
+    worker.submit(first)
+    wait_for(lambda: steps(first), "it takes no step")
+    for run, seconds in zip(others, (100, None, 300), strict=True):
+        worker.submit(run, seconds)
+    worker.submit(others[0])  # again: it keeps its place
+    assert [worker.position(run) for run in (first, *others)] == [None, 1, 2, 3]
+    assert worker.waiting == 3
+    estimate = next(e.value for e in first.events() if isinstance(e, events.Metric) and "seconds" in e.name)
+    began = worker.seconds_until_start(others[0])
+    assert 0 <= began <= estimate
+    assert began <= worker.seconds_until_start(others[1]) - 90 <= estimate + 100
+    assert worker.seconds_until_start(others[2]) is None, "the one before it is of unknown length"
+    assert worker.seconds_until_start(first) is None, "it has begun"
+    worker.stop(others[1])
+    assert [worker.position(run) for run in others] == [1, None, 2]
+    assert worker.seconds_until_start(others[2]) >= 90
+    for run in others:
+        worker.stop(run)
+    Held.let_go[first.path].set()
+    wait_for(lambda: ended(first), "it has not ended")
+    assert worker.waiting == 0
+
+
+def test_a_run_is_not_queued_twice_nor_while_it_trains(made, root):
+    run, waiting = made("run", Held), made("waiting")
+    worker = Worker(root)
+    worker.submit(run)
+    wait_for(lambda: steps(run), "it takes no step")
+    with pytest.raises(RunError, match="is running"):
+        worker.submit(run)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(worker.submit, [waiting] * 20))
+    assert (count(run, events.RunQueued), count(waiting, events.RunQueued), worker.waiting) == (1, 1, 1)
+    Held.let_go[run.path].set()
+    wait_for(lambda: ended(waiting), "it has not ended")
+    assert (count(run, events.Finished), count(waiting, events.Finished)) == (1, 1)
+
+
+def test_runs_trained_side_by_side_come_out_as_alone(made, root):
+    alone, *both = (made(name, kind, train={"steps": 3, "mixed_precision": precision}) for name, kind, precision in
+                    (("alone", Watched, "no"), ("like", Held, "no"), ("other", Held, "bf16")))  # fmt: skip
+    list(alone.execute())
+    worker = Worker(root, parallel=2)
+    for run in both:
+        worker.submit(run)
+    wait_for(lambda: all(map(steps, both)), "they do not run side by side")
+    for run in both:
+        Held.let_go[run.path].set()
+    wait_for(lambda: all(map(ended, both)), "they have not ended")
+    assert [run.status for run in both] == ["finished", "finished"]
+    weights = "model/unet/diffusion_pytorch_model.safetensors"
+    expected, like, other = ((run.path / weights).read_bytes() for run in (alone, *both))
+    assert expected == like != other
+
+
+def test_a_run_trains_no_longer_than_the_limit_at_a_time(made, root):
+    run = made("run", train={"steps": 50})
+    Worker(root, max_seconds=1e-6).submit(run)
+    wait_for(lambda: ended(run), "it has not ended")
+    assert run.status == "cancelled"
+    assert [e.message for e in run.events() if isinstance(e, events.Warning) and "limit" in e.message]
+    assert len(steps(run)) == 1
+
+
+# ---- The worker after a crash
+
+
+def test_a_new_worker_goes_on_with_what_waits_in_the_order_of_asking(made, root):
+    asked = {name: made(name) for name in ("b", "a", "c")}
+    for number, run in enumerate(asked.values()):
+        run.append(events.RunQueued(time=1000.0 + number))
+    by_hand, stopped, damaged = made("by-hand"), made("stopped"), made("damaged")
+    stopped.append(events.Cancelled(0))
+    (damaged.path / "events.jsonl").write_bytes(bytes(10) + b"\n")
+    for leftover in (".x.abc.deleted", ".new.abc.partial", ".old.abc.partial"):
+        (root / leftover).mkdir()
+    os.utime(root / ".old.abc.partial", (1000, 1000))
+    after = Ended()
+    Worker(root, after_run=after)
+    wait_for(lambda: len(after.ids) == 3, "they have not ended")
+    assert after.ids == ["b", "a", "c"]
+    assert {run.status for run in asked.values()} == {"finished"}
+    assert (by_hand.events(), stopped.status) == ([], "cancelled")
+    assert [path.name for path in root.glob(".*")] == [".new.abc.partial"], "another process may be making it"
+
+
+def test_two_workers_do_not_train_a_run_twice(made, root):
+    runs = [made(str(number)) for number in range(3)]
+    for run in runs:
+        run.append(events.RunQueued())
+    after = Ended()
+    for _ in range(2):
+        Worker(root, after_run=after)
+    wait_for(lambda: len(after.ids) == 6, "they have not ended")
+    for run in runs:
+        assert (count(run, events.Finished), count(run, events.Failed)) == (1, 0)
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(made, root):
+    run = made("run")
+    training = run.execute()
+    next(training)
+    waiting = made("waiting")
+    waiting.append(events.RunQueued())
+    with pytest.raises(RunError, match="is being trained by another process"):
+        Worker(root, parallel=0).stop(run)
+    training.close()
+    with waiting._held():  # between its turn and its first event
+        after = Ended()
+        Worker(root, after_run=after)
+        wait_for(lambda: after.ids == ["waiting"], "it is not skipped")
+        assert count(waiting, events.Failed) == 0
+
+
+CHILD = """
+import sys, threading
+from pathlib import Path
+from dreambooth import events
+from dreambooth.runs import Run, Worker
+
+class Told(Run):
+    def append(self, event):
+        super().append(event)
+        if isinstance(event, events.Checkpoint):
+            print("trains", flush=True)
+            threading.Event().wait()
+
+root = Path(sys.argv[1])
+worker = Worker(root)
+for name in ("first", "b", "c", "a"):
+    worker.submit(Told(root / name))
+threading.Event().wait()
+"""
+
+
+def test_kill_9_while_one_trains_and_three_wait_loses_none(made, root):
+    first, *waiting = made("first", train={"steps": 4}), made("b"), made("c"), made("a")
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(root)], stdout=subprocess.PIPE, text=True)
+    try:
+        giving_up = threading.Timer(300, child.kill)
+        giving_up.start()
+        assert child.stdout.readline() == "trains\n"
+        giving_up.cancel()
+        assert (first.status, *(run.status for run in waiting)) == ("running", "queued", "queued", "queued")
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert first.status == "interrupted"
+    before = steps(first)
+    after = Ended()
+    worker = Worker(root, after_run=after)
+    worker.submit(first)
+    wait_for(lambda: len(after.ids) == 4, "they have not ended")
+    assert after.ids == ["b", "c", "a", "first"]
+    assert {run.status for run in (first, *waiting)} == {"finished"}
+    assert before == [1, 2]
+    assert steps(first) == [1, 2, 3, 4], "it went on from its checkpoint"

@@ -1,11 +1,11 @@
-"""The studio: one page with three tabs, upload, train and generate; `build` makes it and `launch` serves it."""
+"""The studio: one page with four tabs; `build` makes it and `launch` serves it."""
 
 from __future__ import annotations
 
 import gradio as gr
 
-from dreambooth.ui import generate, theme, train, upload
-from dreambooth.ui.studio import QUIET, Studio, is_owner, new_owner
+from dreambooth.ui import compare, generate, login, theme, train, upload
+from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner, new_owner
 
 HEADER = """
 <header class="masthead">
@@ -23,8 +23,12 @@ def build(studio: Studio | None = None) -> gr.Blocks:
     studio = studio or Studio.from_environment()
     with gr.Blocks(title="DreamBooth Studio", analytics_enabled=False, delete_cache=(DAY // 24, DAY)) as page:
         # The id is the visitor's own secret already, and must outlive a restart, which a random key would not.
-        owner = gr.BrowserState("", storage_key="dreambooth-owner", secret="dreambooth-studio")
+        browser = gr.BrowserState("", storage_key="dreambooth-owner", secret="dreambooth-studio")
+        # Who is here now; not kept by the browser, so that an account's runs are gone from it after logging out.
+        owner = gr.Textbox("", label="owner", visible=False)
         gr.HTML(HEADER)
+        if login.offered():
+            gr.LoginButton("Log in to find your runs on every device", size="sm")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("1 · Photos", id="upload"):
                 subject = upload.build(studio)
@@ -32,19 +36,22 @@ def build(studio: Studio | None = None) -> gr.Blocks:
                 live, list_runs = train.build(studio, owner, subject)
             with gr.Tab("3 · Generate", id="generate") as generate_tab:
                 list_models = generate.build(studio, owner)
+            with gr.Tab("4 · Compare", id="compare") as compare_tab:
+                list_comparable = compare.build(studio, owner)
         subject.to_training.click(lambda: gr.Tabs(selected="train"), outputs=tabs, **QUIET)
         live.to_pictures.click(lambda: gr.Tabs(selected="generate"), outputs=tabs, **QUIET)
-        greeted = page.load(_greet, owner, owner, **QUIET)
-        for event in (greeted.then, train_tab.select):
-            event(**list_runs)
-        for event in (greeted.then, generate_tab.select):
-            event(**list_models)
+
+        @in_plain_words
+        def greet(browser: str, token: gr.OAuthToken | None) -> tuple[str, str]:
+            """The browser's id, new on the first visit, and whose runs are shown: after logging in the account's."""
+            browser = browser if is_owner(browser) else new_owner()
+            return browser, login.owner_of(login.account(token), studio.root) if token else browser
+
+        greeted = page.load(greet, browser, [browser, owner], **QUIET)
+        for tab, listing in ((train_tab, list_runs), (generate_tab, list_models), (compare_tab, list_comparable)):
+            greeted.then(**listing)
+            tab.select(**listing)
     return page.queue(max_size=MAX_WAITING)
-
-
-def _greet(owner: str) -> str:
-    """The visitor's id, or a new one on the first visit."""
-    return owner if is_owner(owner) else new_owner()
 
 
 def launch() -> None:

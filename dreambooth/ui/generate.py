@@ -1,23 +1,31 @@
-"""The third tab: pictures from one of the visitor's finished runs, or from a base model to compare with."""
+"""The third tab: pictures from one of the visitor's finished runs, a base model, or any model of the Hub."""
 
 from __future__ import annotations
 
-import tempfile
+import html
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image, UnidentifiedImageError
 
-from dreambooth.config import TOYBOX, SamplingConfig, load_preset
-from dreambooth.generate import MAX_BATCH, open_source, save_picture
-from dreambooth.generate import generate as draw
-from dreambooth.machine import resolve_device
-from dreambooth.toybox.world import CONTEXTS
-from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner, title
+from dreambooth.config import SamplingConfig
+from dreambooth.errors import DreamBoothError, PhotoError
+from dreambooth.generate import MAX_BATCH, Picture, check_request, save_picture
+from dreambooth.prompts import suggestions
+from dreambooth.ui import drawing
+from dreambooth.ui.drawing import Model, Progress
+from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner
 
-NOTHING_YET = """<div class="empty"><strong>No pictures yet.</strong> Finish a training to draw your subject, or try the
-base model as it is.</div>"""
+NOTHING_YET = """<div class="empty"><strong>No pictures yet.</strong> Say what you would like to see and press Generate.
+Your own subjects are in the list of models once their training is finished.</div>"""
+GUIDANCE_HELP = "7 leaves the model freedom, 11 keeps it close to your words; the toybox draws best at 2.5 to 3."
+MODEL_HELP = "Your finished trainings, the base models, or any Stable Diffusion model of the Hub: type OWNER/NAME."
+CLASS_NOUN = "dog"
+"""What the prompts for models without a subject are about."""
+SETTINGS = ("model", "prompt", "negative_prompt", "steps", "guidance_scale", "seed")
+"""What a picture's file says, and `copy_settings` gives back."""
 
 
 @dataclass(frozen=True)
@@ -31,106 +39,232 @@ class Form:
     guidance_scale: gr.Slider
     seed: gr.Number
     count: gr.Slider
+    safety_checker: gr.Checkbox
 
 
-def build(studio: Studio, owner: gr.BrowserState) -> dict[str, Any]:
+def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
     """Lay the tab out and wire it; returns the arguments of the event that lists the visitor's models anew."""
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=2, min_width=300):
-            form = _form(studio)
-            button = gr.Button("Generate", variant="primary", elem_id="generate")
+            form, ideas, new_seed, upload = _form(studio)
+            with gr.Row(elem_classes="actions"):
+                button = gr.Button("Generate", variant="primary", elem_id="generate")
+                stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-generating")
         with gr.Column(scale=3, min_width=320):
-            empty = gr.HTML(NOTHING_YET, label="Hint")
+            status = gr.HTML(NOTHING_YET, label="Status", elem_id="generate-status")
             pictures = gr.Gallery(
                 label="Pictures", columns=4, height="auto", object_fit="contain", interactive=False, format="png",
-                buttons=["download", "download_all", "fullscreen"], visible=False, elem_id="pictures",
+                buttons=["download", "download_all", "fullscreen"], elem_id="pictures", elem_classes="filled-only",
             )  # fmt: skip
-    newest = gr.State(None)
+            facts = gr.HTML(visible=False, label="Settings of this picture")
+            copy = gr.Button("Use these settings", size="sm", visible=False)
+    newest, picked = gr.State(None), gr.State(None)
     actions = Actions(studio, pictures)
-    form.model.change(actions.prefill, [owner, form.model], [form.prompt, form.steps, form.guidance_scale], **QUIET)
-    button.click(
-        actions.generate, [owner, *vars(form).values()], [pictures, empty], api_name="generate",
-        api_description="Draw pictures with one of your finished runs, by its id, or a base model, by its name.",
-        show_progress_on=button, concurrency_limit=1,  # two pipelines may not fit into the device's memory
+    inputs = list(vars(form).values())
+    own_settings = [form.prompt, form.steps, form.guidance_scale]
+
+    drawing.stoppable(
+        button, stop, status, fn=actions.generate, inputs=[owner, *inputs], outputs=[pictures, status],
+        api_name="generate", api_description=(
+            "Draw pictures with one of your finished runs, by its id, a base model, by its name, or a Hub repo, by "
+            "OWNER/NAME. They come batch by batch as PNG files that carry their settings; cancelling the job stops it."
+        ),
     )  # fmt: skip
-    return {"fn": actions.list_models, "inputs": [owner, form.model, newest], "outputs": [form.model, newest], **QUIET}
+    form.model.input(actions.prefill, [owner, form.model], own_settings, **QUIET)
+    form.model.change(actions.list_ideas, [owner, form.model], ideas, **QUIET)
+    ideas.click(lambda idea: idea[0], ideas, form.prompt, **QUIET)
+    new_seed.click(None, None, form.seed, js="() => Math.floor(Math.random() * 2 ** 32)")
+
+    pictures.select(actions.pick, pictures, [picked, facts, copy], **QUIET)
+    copied = [getattr(form, name) for name in SETTINGS]
+    copy.click(actions.copy_picked, [owner, picked], copied, **QUIET)
+    upload.upload(
+        actions.copy_settings, [owner, upload], copied, api_name="copy_settings",
+        api_description="What a PNG that was drawn here was made with; the model only where it is yours to draw with.",
+    )  # fmt: skip
+    gr.api(
+        actions.models, api_name="models", queue=False,
+        api_description="What you can draw with, by the name that /generate takes: your finished runs, base models.",
+    )  # fmt: skip
+    listed = [form.model, newest, *own_settings]
+    return {"fn": actions.list_models, "inputs": [owner, form.model, newest], "outputs": listed, **QUIET}
 
 
-def _form(studio: Studio) -> Form:
-    sampling = _sampling_of(studio.model(studio.default_model))
+def _form(studio: Studio) -> tuple[Form, gr.Dataset, gr.Button, gr.UploadButton]:
+    wanted = studio.model(studio.default_model)
+    sampling = drawing.base_sampling(wanted)
+    ideas = suggestions(wanted, CLASS_NOUN)
     form = Form(
-        # Values of one's own are allowed for API callers, who name a run without its list; `own_run` checks them.
-        gr.Dropdown(_base_choices(studio), value=studio.default_model, label="Model", allow_custom_value=True,
-elem_id="model"),
-        gr.Textbox("a photo of a dog on a beach", label="Prompt", lines=2, max_length=1000, elem_id="prompt"),
-        gr.Textbox("", label="Negative prompt", max_length=1000, info="What to keep out of the picture."),
-        gr.Slider(1, 100, sampling.steps, step=1, label="Steps", render=False),
-        gr.Slider(0, 20, sampling.guidance_scale, step=0.5, label="Guidance", render=False,
-                  info="Higher follows the prompt more strictly, and varies less."),
-        gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed", render=False),
-        gr.Slider(1, MAX_BATCH, 4, step=1, label="Pictures", elem_id="count"),
+        # Values of one's own are a Hub id, or an API caller's run; `open_model` checks them.
+        drawing.free_choice(gr.Dropdown(_base_choices(studio), value=studio.default_model, label="Model",
+                                        allow_custom_value=True, info=MODEL_HELP, elem_id="model")),
+        gr.Textbox(ideas[0], label="Prompt", lines=2, max_length=1000, elem_id="prompt"),
+        gr.Textbox("", label="Negative prompt", max_length=1000, info="What to keep out of the picture.",
+                   render=False),
+        gr.Slider(1, 100, sampling.steps, step=1, label="Steps", info="More take longer and are finer, up to about 50.",
+                  render=False),
+        gr.Slider(0, 20, sampling.guidance_scale, step=0.5, label="Guidance", info=GUIDANCE_HELP, render=False,
+                  elem_id="guidance"),
+        gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed", render=False, min_width=120,
+                  info="The same seed and settings give the same picture.", elem_id="seed"),
+        gr.Slider(1, MAX_BATCH, 4, step=1, label="Pictures", render=False, elem_id="count"),
+        gr.Checkbox(True, label="Safety checker", visible=not studio.public, render=False,
+                    info="Holds back what it takes for unsafe, if the model comes with one. It errs now and then."),
     )  # fmt: skip
+    shown = gr.Dataset(components=[gr.Textbox(visible=False)], samples=[[idea] for idea in ideas], samples_per_page=6,
+                       label="Ideas", elem_id="ideas")  # fmt: skip
+    form.count.render()
     with gr.Accordion("More settings", open=False):
+        form.negative_prompt.render()
         form.steps.render()
         form.guidance_scale.render()
-        form.seed.render()
-    return form
+        with gr.Group():
+            form.seed.render()
+            new_seed = gr.Button("New seed", size="sm")
+        form.safety_checker.render()
+        upload = gr.UploadButton("Take the settings from a saved picture", file_types=[".png"], size="sm")
+    return form, shown, new_seed, upload
 
 
 def _base_choices(studio: Studio) -> list[tuple[str, str]]:
     return [(f"{name} (base model, untrained)", name) for name in studio.base_models]
 
 
-def _sampling_of(base_model: str) -> SamplingConfig:
-    return SamplingConfig(**(load_preset(TOYBOX)["sampling"] if base_model == TOYBOX else {}))
-
-
 @dataclass(frozen=True)
 class Actions:
-    """What the tab does; `generate` is a named endpoint."""
+    """What the tab does; `generate`, `copy_settings` and `models` are named endpoints."""
 
     studio: Studio
     pictures: gr.Gallery
 
-    def list_models(self, owner: str, chosen: str, newest: str | None) -> tuple[dict, str | None]:
+    def list_models(self, owner: str, chosen: str, newest: str | None) -> tuple:
         """The visitor's finished runs and the base models; a run that finished since the last look is chosen."""
-        runs = [run for run in self.studio.own_runs(owner) if run.status == "finished"] if is_owner(owner) else []
-        choices = [(f"{title(run)} · {run.config.train.steps} steps", run.id) for run in runs]
+        runs = drawing.finished_runs(self.studio, owner)
         latest = runs[0].id if runs else None
         known = {run.id for run in runs} | set(self.studio.base_models)
-        value = latest if latest and latest != newest else chosen if chosen in known else self.studio.default_model
-        return gr.Dropdown([*choices, *_base_choices(self.studio)], value=value), latest
+        kept = chosen if chosen in known or "/" in (chosen or "") else self.studio.default_model
+        value = latest if latest and latest != newest else kept
+        choices = [(drawing.label(run), run.id) for run in runs] + _base_choices(self.studio)
+        model = gr.Dropdown(choices, value=value, allow_custom_value=True)
+        settings = [gr.skip()] * 3 if value == chosen else self.prefill(owner, value)
+        return model, latest, *settings
 
     @in_plain_words
-    def prefill(self, owner: str, model: str) -> tuple[str, int, float]:
-        """A first prompt, and the model's own steps and guidance."""
-        place = next(iter(CONTEXTS.values()))
+    def models(self, owner: str) -> list[dict[str, str]]:
+        """What this visitor can draw with, by the name that `generate` takes."""
+        runs = drawing.finished_runs(self.studio, owner)
+        named = [(drawing.label(run), run.id) for run in runs] + _base_choices(self.studio)
+        return [{"model": name, "title": words} for words, name in named]
+
+    def prefill(self, owner: str, model: str) -> tuple:
+        """A first prompt, and the model's own steps and guidance; nothing for a name that is still being typed."""
+        if (subject := self._subject(owner, model)) is None:
+            return (gr.skip(),) * 3
+        ideas, sampling = subject
+        return ideas[0], sampling.steps, sampling.guidance_scale
+
+    def list_ideas(self, owner: str, model: str) -> dict:
+        """Prompts for what the model was taught, to choose from."""
+        subject = self._subject(owner, model)
+        return gr.skip() if subject is None else gr.Dataset(samples=[[idea] for idea in subject[0]])
+
+    def _subject(self, owner: str, model: str) -> tuple[list[str], SamplingConfig] | None:
+        """Prompts for a model, and the settings it is best sampled with; None where it is not known here."""
         if model in self.studio.base_models:
-            sampling = _sampling_of(self.studio.model(model))
-            return f"a photo of a dog {place}", sampling.steps, sampling.guidance_scale
-        config = self.studio.own_run(owner, model).config
-        return f"{config.instance_prompt} {place}", config.sampling.steps, config.sampling.guidance_scale
+            base_model = self.studio.model(model)
+            return suggestions(base_model, CLASS_NOUN), drawing.base_sampling(base_model)
+        try:
+            config = self.studio.own_run(owner, model).config
+        except DreamBoothError:
+            return None
+        subject = config.subject
+        return suggestions(config.base_model, subject.class_noun, subject.identifier), config.sampling
 
     @in_plain_words
     def generate(
         self, owner: str, model: str, prompt: str, negative_prompt: str, steps: int, guidance_scale: float, seed: int,
-        count: int,
-    ) -> tuple[dict, dict]:  # fmt: skip
-        """Draw pictures as PNG files that carry prompt, seed and settings."""
-        is_base = model in self.studio.base_models
-        path = self.studio.model(model) if is_base else str(self.studio.own_run(owner, model).path)
-        source = open_source(path, device=resolve_device("auto"))
-        sampling = source.sampling.model_copy(update={"steps": int(steps), "guidance_scale": guidance_scale})
-        folder = Path(tempfile.mkdtemp(dir=self.pictures.GRADIO_CACHE))
-        items = []
-        for batch in draw(source, [prompt], num_images=int(count), seed=seed, sampling=sampling,
-                          negative_prompt=negative_prompt):  # fmt: skip
-            for picture in batch:
-                file = folder / f"{len(items):02d}-seed-{picture.seed}.png"
-                save_picture(
-                    file, picture.image, prompt=prompt, negative_prompt=negative_prompt, seed=picture.seed,
-                    steps=sampling.steps, guidance_scale=guidance_scale, scheduler=sampling.scheduler,
-                    model=source.name,
-                )  # fmt: skip
-                items.append((self.pictures.move_resource_to_block_cache(file), f"seed {picture.seed}"))
-        return gr.Gallery(items, visible=True), gr.HTML(visible=False)
+        count: int, safety_checker: bool = True,
+    ) -> Iterator[tuple[Any, str]]:  # fmt: skip
+        """Draw pictures as PNG files that carry prompt, seed and settings; yields all there are, and how it goes."""
+        seed, count = int(seed or 0), int(count)
+        check_request([prompt or ""], count, seed)
+        source = None
+        for opened in drawing.as_it_happens(lambda tell: tell(drawing.open_model(self.studio, owner, model))):
+            source = opened or source
+            if source is None:
+                yield gr.skip(), drawing.bar_html("Getting the model", 0)
+        sampling = drawing.checked_sampling(source.sampling, steps, guidance_scale)
+        orders = drawing.orders(source.folder, prompt, seed, count)
+        progress, items, problems = Progress(len(orders)), [], []
+        for news in drawing.paint(orders, sampling, negative_prompt or "", safety_checker or self.studio.public):
+            for picture in news if isinstance(news, list) else ():
+                if picture.problem:
+                    problems.append((f"seed {picture.seed}", picture.problem))
+                    continue
+                file = self._keep(picture, source, sampling, negative_prompt or "")
+                items.append((file, f"seed {picture.seed} · {prompt}"))
+            if progress.take(news):
+                yield list(items) if isinstance(news, list) else gr.skip(), progress.as_html(_counted(count))
+        done = f"{_counted(len(items))} in {progress.seconds:.0f} s." if items else "Nothing to show."
+        yield items, f"<div class='drawing' role='status'><p>{done}</p></div>{drawing.problems_html(problems)}"
+
+    def _keep(self, picture: Picture, source: Model, sampling: SamplingConfig, negative_prompt: str) -> str:
+        """Put a picture with its settings where the page gets it from."""
+        facts = sampling.model_dump(include={"steps", "guidance_scale", "scheduler"})
+        facts |= {"prompt": picture.prompt, "negative_prompt": negative_prompt, "seed": picture.seed}
+        return drawing.keep_file(
+            self.pictures, f"seed-{picture.seed}.png",
+            lambda file: save_picture(file, picture.image, model=source.name, **facts),
+        )  # fmt: skip
+
+    def pick(self, pictures: list[tuple[str, str]] | None, chosen: gr.SelectData) -> tuple[Any, Any, Any]:
+        """Show what the picture at hand was made with."""
+        try:
+            path = (pictures or [])[chosen.index][0]
+            settings = read_settings(path)
+        except (IndexError, TypeError, PhotoError):
+            return None, gr.HTML(visible=False), gr.Button(visible=False)
+        rows = "".join(
+            f"<dt>{name.replace('_', ' ')}</dt><dd>{html.escape(settings[name])}</dd>"
+            for name in SETTINGS if settings.get(name)
+        )  # fmt: skip
+        return path, gr.HTML(f"<dl class='made-with'>{rows}</dl>", visible=True), gr.Button(visible=True)
+
+    @in_plain_words
+    def copy_picked(self, owner: str, path: str | None) -> tuple:
+        """Put the settings of the picture that is picked into the form; `path` never leaves the server."""
+        return self.copy_settings(owner, path)
+
+    @in_plain_words
+    def copy_settings(self, owner: str, picture: str) -> tuple[Any, str, str, float, float, int]:
+        """What a picture was made with, in the order of `SETTINGS`."""
+        found = read_settings(picture)
+        name = found.get("model", "")
+        known = name in {named["model"] for named in self.models(owner)} if is_owner(owner) else False
+        try:
+            return (
+                name if known or name in self.studio.base_models else gr.skip(), found["prompt"],
+                found.get("negative_prompt", ""), int(found["steps"]), float(found["guidance_scale"]),
+                int(found["seed"]),
+            )  # fmt: skip
+        except ValueError:
+            raise PhotoError("This picture's settings are damaged.", "Take another one.") from None
+
+
+def read_settings(path: str | None) -> dict[str, str]:
+    """What a PNG says that it was made with; raises `PhotoError` where it says nothing of the kind."""
+    try:
+        with Image.open(path or "", formats=["PNG"]) as image:
+            found = {name: str(image.info[name]) for name in SETTINGS if name in image.info}
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
+        found = {}
+    if not {"prompt", "steps", "guidance_scale", "seed"} <= set(found):
+        raise PhotoError(
+            "This picture does not say how it was made.",
+            "Give a PNG that was drawn here; other programs drop the note.",
+        )
+    return found
+
+
+def _counted(pictures: int) -> str:
+    return f"{pictures} picture{'' if pictures == 1 else 's'}"

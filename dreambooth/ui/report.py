@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+import math
+import threading
+import time
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
 
 from dreambooth import events
+from dreambooth.config import Config
+from dreambooth.preflight import gib
 from dreambooth.runs import Run, Status
 
 STAGES = {
@@ -27,47 +31,50 @@ ENDINGS = {
     "cancelled": "Stopped. Resume goes on from the step it reached.",
     "interrupted": "Cut off when the program ended. Resume goes on from the last checkpoint.",
 }
-PHOTOS, CLASS = "the photos (instance)", "class images (prior)"
-COLOURS = {PHOTOS: "#e2562b", CLASS: "#1f8a84"}
-SMOOTHED = 20
-"""Steps that a point of the curves averages: single steps differ by their timestep more than by what was learned."""
-POINTS = 200
-"""Points of a curve at most: more can't be told apart on a screen."""
+SPEED_OF = 20
+"""Steps whose mean speed is told."""
+KEPT = 64
+"""Runs whose digests are remembered: what is looked at at one time; each takes 16 bytes a step."""
 
 
 @dataclass(frozen=True)
 class Report:
     """What a run's directory says at one moment."""
 
+    config: Config
     status: Status
     stage: str
     done: int
     total: int
     per_second: float | None
     """Steps, or class images, a second in this stage."""
-    steps: tuple[events.Step, ...]
+    losses: np.ndarray
+    """(2, steps) float32: instance and prior loss of each step, NaN where there is none."""
     pictures: tuple[events.Image, ...]
     warnings: tuple[str, ...]
     failure: str
+    peak_bytes: float | None
+    """Measured; known at the end."""
+    seconds: float | None
+    """How long the last part of it took; known at the end."""
+    began: float
+    """When it was queued first, in seconds since the epoch."""
+    size: int
+    """Bytes of events that this sums up."""
 
-    @classmethod
-    def of(cls, run: Run) -> Report:
-        """Read the run; steps repeated after a crash count once, as they went the last time."""
-        history = run.events()
-        starts = [i for i, event in enumerate(history) if isinstance(event, events.Stage)]
-        since = history[starts[-1] :] if starts else [events.Stage("prepare")]
-        stage, last = since[0], history[-1] if history else None
-        return cls(
-            status=run.status,
-            stage=stage.name,
-            done=max((_count(event) for event in since), default=0),
-            total=stage.total,
-            per_second=_speed(since),
-            steps=tuple({e.step: e for e in history if isinstance(e, events.Step)}.values()),
-            pictures=tuple({e.path: e for e in history if isinstance(e, events.Image)}.values()),
-            warnings=tuple(dict.fromkeys(e.message for e in history if isinstance(e, events.Warning))),
-            failure=f"{last.message} {last.hint}".strip() if isinstance(last, events.Failed) else "",
-        )
+    @property
+    def name(self) -> str:
+        """What the page calls the run."""
+        return f"{self.config.subject.identifier} {self.config.subject.class_noun}"
+
+    @property
+    def facts(self) -> str:
+        """The settings that were chosen, in words."""
+        config = self.config
+        prior = f"{config.prior.num_images} class images" if config.prior.active else "no PPL"
+        text = "" if config.train.text_encoder else " · text encoder frozen"
+        model = Path(config.base_model).name
+        return f"{config.train.steps} steps at {config.train.learning_rate:g} · {prior}{text} · {model}"
 
     @property
     def moving(self) -> bool:
@@ -87,80 +94,151 @@ class Report:
     @property
     def text(self) -> str:
         """Where it stands, in a sentence."""
+        if self.failure:
+            return self.failure.replace("go on with --resume", "choose Resume")  # the command line's words
+        if self.status == "finished" and self.seconds and self.peak_bytes:
+            took = f"It took {duration(self.seconds)} and {gib(self.peak_bytes)} of memory at most."
+            return f"{ENDINGS['finished']} {took}"
         if self.status != "running":
-            return self.failure or ENDINGS[self.status]
+            return ENDINGS[self.status]
         parts = [STAGES.get(self.stage, self.stage)]
         if self.total:
             parts.append(f"{'step' if self.stage == 'train' else 'picture'} {self.done} of {self.total}")
         if self.per_second:
-            parts.append(f"{self.per_second:.1f} a second")
-            parts.append(f"{_duration(self.seconds_left)} left")
+            speed = f"{self.per_second:.1f}" if self.per_second >= 1 else f"{self.per_second:.2g}"
+            parts.append(f"{speed} a second")
+            parts.append(f"{duration(self.seconds_left)} left")
         return " · ".join(parts)
 
     def as_dict(self) -> dict[str, Any]:
         """For API callers."""
+        loss = self.losses[:, -1] if self.losses.size else (math.nan, math.nan)
+        instance, prior = (float(value) if math.isfinite(value) else None for value in loss)
         return {
-            "status": self.status, "stage": self.stage, "done": self.done, "total": self.total, "text": self.text,
-            "per_second": self.per_second, "seconds_left": self.seconds_left, "warnings": list(self.warnings),
-            "loss": self.steps[-1].loss if self.steps else None,
+            "title": self.name, "settings": self.facts, "status": self.status, "stage": self.stage, "done": self.done,
+            "total": self.total, "text": self.text, "per_second": self.per_second, "seconds_left": self.seconds_left,
+            "warnings": list(self.warnings), "instance_loss": instance, "prior_loss": prior,
+            "sample_pictures": len(self.pictures),
         }  # fmt: skip
 
-    def as_html(self, title: str) -> str:
-        """The headline: title, status, a progress bar and the sentence; warnings below."""
-        share = 100 if self.status == "finished" else 100 * self.done / self.total if self.total else 0
-        notes = "".join(f"<li class='tip'><strong>Note</strong> {html.escape(text)}</li>" for text in self.warnings)
-        return f"""<section class="live" aria-live="polite">
-<h3>{html.escape(title)} {chip(self.status)}</h3>
-<div class="bar {self.status}" role="progressbar" aria-label="Progress of this stage" aria-valuemin="0"
- aria-valuemax="100" aria-valuenow="{share:.0f}"><span style="width:{share:.1f}%"></span></div>
-<p>{html.escape(self.text)}</p>
-{f"<ul class='findings'>{notes}</ul>" if notes else ""}</section>"""
 
-    def curves(self) -> pd.DataFrame:
-        """Columns step, loss, part: the running means of both losses, thinned to `POINTS` steps."""
-        frame = pd.DataFrame(
-            [(e.step, e.instance_loss, e.prior_loss) for e in self.steps], columns=["step", PHOTOS, CLASS]
+class Digest:
+    """What a run's events come to so far; each look reads only what was appended since the last one."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self._config = run.config
+        self._lock = threading.Lock()  # several pages may look at once
+        self._report: Report | None = None
+        self._read = 0  # bytes
+        self._began: float | None = None
+        self._last: events.Event | None = None
+        self._losses = np.full((2, 1024), math.nan, np.float32)
+        self._step = 0  # the highest
+        self._pictures: dict[str, events.Image] = {}
+        self._warnings: dict[str, None] = {}
+        self._metrics: dict[str, float] = {}
+        self._enter(events.Stage("prepare"))
+
+    def report(self) -> Report:
+        """Where the run stands; the same object while nothing was appended."""
+        with self._lock:
+            path = self.run.path / "events.jsonl"
+            size = path.stat().st_size if path.exists() else 0
+            if self._report and size == self._read:
+                return self._report
+            if size > self._read:
+                with path.open("rb") as file:
+                    file.seek(self._read)
+                    whole = file.read().rpartition(b"\n")[0]  # a line still being written is left for the next look
+                for line in whole.split(b"\n") if whole else ():
+                    self._take(events.from_json(line.decode()))
+                self._read += len(whole) + 1 if whole else 0
+            self._report = self._sum_up()
+            return self._report
+
+    def _enter(self, stage: events.Stage) -> None:
+        self._stage, self._done = stage, 0
+        self._seconds: deque[float] = deque(maxlen=SPEED_OF)
+        self._drawn: list[events.Progress] = []  # the first and the last
+
+    def _take(self, event: events.Event) -> None:
+        self._last = event
+        if self._began is None:
+            self._began = event.time
+        match event:
+            case events.Stage():
+                self._enter(event)
+            case events.Step():
+                self._keep_losses(event)
+                self._done = event.step
+                self._seconds.append(event.seconds)
+            case events.Progress():
+                self._done = event.done
+                self._drawn = [*self._drawn[:1], event]
+            case events.Image():
+                self._pictures[event.path] = event
+            case events.Warning():
+                self._warnings[event.message] = None
+            case events.Metric():
+                self._metrics[event.name] = event.value
+
+    def _keep_losses(self, event: events.Step) -> None:
+        """Steps repeated after a crash count once, as they went the last time."""
+        if event.step > self._losses.shape[1]:
+            self._losses = np.pad(self._losses, ((0, 0), (0, event.step)), constant_values=math.nan)
+        prior = math.nan if event.prior_loss is None else event.prior_loss
+        self._losses[:, event.step - 1] = event.instance_loss, prior
+        self._step = max(self._step, event.step)
+
+    def _per_second(self) -> float | None:
+        """Steps a second by the clock of the last steps alone, else pictures a second of the stage."""
+        if self._seconds:
+            return len(self._seconds) / max(sum(self._seconds), 1e-6)
+        if len(self._drawn) == 2:
+            first, last = self._drawn
+            return (last.done - first.done) / max(last.time - first.time, 1e-6) or None
+        return None
+
+    def _sum_up(self) -> Report:
+        last = self._last
+        return Report(
+            config=self._config,
+            status=self.run.status,
+            stage=self._stage.name,
+            done=self._done,
+            total=self._stage.total,
+            per_second=self._per_second(),
+            losses=self._losses[:, : self._step].copy(),
+            pictures=tuple(self._pictures.values()),
+            warnings=tuple(self._warnings),
+            failure=f"{last.message} {last.hint}".strip() if isinstance(last, events.Failed) else "",
+            peak_bytes=self._metrics.get("peak_memory_bytes"),
+            seconds=last.seconds if isinstance(last, events.Finished) else None,
+            began=self._began or time.time(),
+            size=self._read,
         )
-        means = frame.astype({PHOTOS: float, CLASS: float}).set_index("step").rolling(SMOOTHED, min_periods=1).mean()
-        thinned = means.iloc[:: -(-len(means) // POINTS) or 1].reset_index()
-        return thinned.melt("step", var_name="part", value_name="loss").dropna()
 
 
-def history_html(runs: Sequence[Run]) -> str:
-    """A table of runs: subject, status, model and the settings that were chosen."""
-    if not runs:
-        return "<div class='empty'>Your runs will be listed here.</div>"
-    rows = []
-    for run in runs:
-        config = run.config
-        prior = f"{config.prior.num_images} class images" if config.prior.active else "no PPL"
-        what = f"{config.subject.identifier} {config.subject.class_noun}"
-        model = Path(config.base_model).name
-        facts = f"{config.train.steps} steps at {config.train.learning_rate:g} · {prior} · {model}"
-        rows.append(f"<li>{chip(run.status)} <strong>{html.escape(what)}</strong> {html.escape(facts)}</li>")
-    return f"<ul class='history'>{''.join(rows)}</ul>"
+class Digests:
+    """The digests of the runs that were looked at last."""
+
+    def __init__(self) -> None:
+        self._digests: OrderedDict[Path, Digest] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def report(self, run: Run) -> Report:
+        """Where the run stands, at the cost of what is new."""
+        with self._lock:
+            digest = self._digests.pop(run.path, None) or Digest(run)
+            self._digests[run.path] = digest
+            while len(self._digests) > KEPT:
+                self._digests.popitem(last=False)
+        return digest.report()
 
 
-def chip(status: Status) -> str:
-    """A status as a small label."""
-    return f"<span class='chip {status}'>{status}</span>"
-
-
-def _count(event: events.Event) -> int:
-    return event.step if isinstance(event, events.Step) else event.done if isinstance(event, events.Progress) else 0
-
-
-def _speed(since: list[events.Event]) -> float | None:
-    """Steps a second by the clock of the last steps alone, else pictures a second of the stage."""
-    if recent := [e.seconds for e in since if isinstance(e, events.Step)][-SMOOTHED:]:
-        return len(recent) / max(sum(recent), 1e-6)
-    if drawn := [e for e in since if isinstance(e, events.Progress)][1:]:
-        first = next(e for e in since if isinstance(e, events.Progress))
-        return (drawn[-1].done - first.done) / max(drawn[-1].time - first.time, 1e-6) or None
-    return None
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words: 2 min 5 s."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

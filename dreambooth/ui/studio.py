@@ -1,29 +1,35 @@
-"""What the tabs share: the worker, the base models on offer, whose run is whose, and errors as sentences."""
+"""What the tabs share: settings, whose run is whose, what may start and what is kept, and errors as sentences."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import hmac
 import html
+import inspect
+import math
 import os
 import re
 import secrets
 import shutil
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gradio as gr
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dreambooth import events
 from dreambooth.config import TOYBOX, Config, load_preset
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.families import family_of, fetch_model
-from dreambooth.files import atomic_file
-from dreambooth.photos import open_photo
-from dreambooth.runs import Run, Worker, list_runs, runs_root
+from dreambooth.files import atomic_folder
+from dreambooth.photos import MIN_SIDE, Crop, checked_crop, join_names, open_photo
+from dreambooth.runs import Run, Worker, list_runs
 
 RECIPES = {
     TOYBOX: "Toybox: a minute on any computer",
@@ -41,12 +47,99 @@ MAX_PHOTOS = 50
 """More is a mistake or an attack: the coach finds more than six too many."""
 KEPT_SIDE = 2048
 """Short side at which photos are kept, in pixels: twice the largest resolution that a base model here is trained at."""
+KEPT_CHECKPOINTS = 2
+"""The most of a run on a public Space: only the newest is ever resumed."""
 
 UNKNOWN_RESOLUTION = 512
 """Taken for a base model that would have to be downloaded to know better; Stable Diffusion 1.5's."""
 
+PERSON_WORDS = frozenset(
+    """person persons people human humans man men woman women boy boys girl girls child children kid kids baby babies
+    toddler infant teen teenager adult lady ladies gentleman guy guys dude face faces head portrait selfie self me
+    friend girlfriend boyfriend couple family wife husband bride groom mother father mom mum mama dad papa parent
+    brother sister son daughter grandmother grandfather grandma grandpa aunt uncle actor actress singer celebrity
+    """.split()
+)
+"""In a class noun these mean that people are on the photos."""
+
 _OWNER = re.compile(r"[A-Za-z0-9_-]{20,64}")
 _RUN_ID = re.compile(r"[A-Za-z0-9-]{1,100}")
+_PREFIX = "DREAMBOOTH_"
+
+
+# --------------------------------------------------------------------------------------------------------- settings
+
+
+def _on_a_public_space(limit: int, description: str) -> int | None:
+    """A limit that only strangers need."""
+    return Field(default_factory=lambda given: limit if given["public"] else None, gt=0, description=description)
+
+
+class StudioSettings(BaseModel):
+    """What whoever runs a studio may choose, each by the environment variable DREAMBOOTH_<NAME>."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    base_model: str = Field(TOYBOX, description="the base model that the page offers first: a Hub id or a folder")
+    runs: Path = Field(Path("runs"), description="where runs are kept")
+    workers: int = Field(1, ge=1, le=64, description="trainings at a time; one is as fast as a GPU gets")
+    public: bool = Field(False, description="whether strangers use the studio: sets the limits below, asks for consent "
+                         "to photos of people and keeps the safety checker on")  # fmt: skip
+    max_runs: int | None = _on_a_public_space(
+        20, "runs kept of each visitor; a new one removes the oldest, unless it waits, trains or is published"
+    )
+    disk_gb: float | None = _on_a_public_space(
+        20, "gigabytes of all runs; above it the oldest are removed likewise (a Space has 50 in all)"
+    )
+    max_waiting: int | None = _on_a_public_space(
+        2, "runs of each visitor that wait or train: two, since training both ways takes two"
+    )
+    max_queue: int | None = _on_a_public_space(50, "runs of all visitors that wait: more would wait for days")
+    max_minutes: int | None = _on_a_public_space(
+        60, "minutes that a run trains at a time; it is stopped then, and can be resumed behind the others"
+    )
+    max_steps: int | None = _on_a_public_space(2000, "training steps of a run: ten times the toybox's recipe")
+    max_class_images: int | None = _on_a_public_space(200, "class images of a run: as many as the paper uses")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> StudioSettings:
+        """Read the variables; an empty one counts as unset, `none` lifts a limit, and a Space is public by default.
+
+        Raises `ConfigError` that names the variable that can't be used, or is none.
+        """
+        known = {_variable(name) for name in cls.model_fields} | {"DREAMBOOTH_CACHE"}
+        if strangers := sorted(name for name in environment if name.startswith(_PREFIX) and name not in known):
+            raise ConfigError(f"{strangers[0]} is not a setting.", f"There are {', '.join(sorted(known))}.")
+        given = {
+            name: None if value.strip().lower() == "none" else value.strip()
+            for name in cls.model_fields
+            if (value := environment.get(_variable(name), "")).strip()
+        }
+        try:
+            return cls.model_validate({"public": bool(environment.get("SPACE_ID"))} | given)
+        except ValidationError as error:
+            wrong = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+            shown = [f"{_variable(e['loc'][0])} = {environment[_variable(e['loc'][0])]!r}: {e['msg']}" for e in wrong]
+            raise ConfigError(f"{'; '.join(shown)}.", "The README's table says what each takes.") from None
+
+    @classmethod
+    def table(cls) -> list[str]:
+        """The rows of a Markdown table: variable, default, meaning."""
+        alone, public = cls(), cls(public=True)
+        rows = []
+        for name, about in cls.model_fields.items():
+            here, there = (_shown(getattr(settings, name)) for settings in (alone, public))
+            default = "`true` on a Space" if name == "public" else here if here == there else f"{there} if public"
+            rows.append(f"| `{_variable(name)}` | {default} | {about.description} |")
+        return rows
+
+
+def _variable(name: str) -> str:
+    return _PREFIX + name.upper()
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else f"`{value}`"
 
 
 # --------------------------------------------------------------------------------------------------------- visitors
@@ -69,9 +162,22 @@ def checked_owner(owner: object) -> str:
     return owner
 
 
+def is_person(class_noun: str) -> bool:
+    """Whether a class noun means people, as far as its words tell."""
+    return not PERSON_WORDS.isdisjoint(re.findall(r"[^\W\d_]+", class_noun.casefold()))
+
+
 def _mark(owner: str) -> str:
     """What a run keeps of its owner's id, so that reading a run directory does not give the id away."""
     return hashlib.sha256(owner.encode()).hexdigest()
+
+
+def _mark_of(path: Path) -> str:
+    """The mark in a run's directory; empty for what was made on the command line, and for no run at all."""
+    try:
+        return (path / "owner").read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
 
 
 # ----------------------------------------------------------------------------------------------------------- studio
@@ -85,13 +191,29 @@ class Studio:
     base_models: dict[str, str]
     """By the name that the page shows; a visitor never sends or sees a path."""
     worker: Worker
+    settings: StudioSettings = field(default_factory=StudioSettings)
+    _deciding: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """Held while limits are looked at and what follows is done, so that 20 visitors at once can't pass them."""
+
+    def __post_init__(self) -> None:
+        """Let the worker tell of runs that ended, so that their disk space is seen to."""
+        self.worker.after_run = self._tidy
 
     @classmethod
     def from_environment(cls) -> Studio:
-        """Runs in $DREAMBOOTH_RUNS; $DREAMBOOTH_BASE_MODEL is offered first, toybox if unset."""
-        offered = [os.environ.get("DREAMBOOTH_BASE_MODEL", TOYBOX), *(load_preset(r)["base_model"] for r in RECIPES)]
+        """As the environment variables say (`StudioSettings`), with a worker that goes on with what waits."""
+        settings = StudioSettings.from_environment()
+        root = settings.runs.expanduser().resolve()
+        offered = [settings.base_model, *(load_preset(r)["base_model"] for r in RECIPES)]
         names = {Path(model).name if Path(model).is_dir() else model: model for model in offered}
-        return cls(runs_root().resolve(), names, Worker())
+        minutes = settings.max_minutes
+        worker = Worker(root, settings.workers, max_seconds=60.0 * minutes if minutes else None)
+        return cls(root, names, worker, settings)
+
+    @property
+    def public(self) -> bool:
+        """Whether strangers use it."""
+        return self.settings.public
 
     @property
     def default_model(self) -> str:
@@ -113,41 +235,175 @@ class Studio:
         folder = fetch_model(model)
         return family_of(folder).resolution(folder)
 
-    def create_run(self, owner: str, settings: dict, photos: Sequence[str]) -> Run:
-        """A new run of `owner` with copies of the photos, and without what they tell but pixels (place, camera, name).
+    # -- a visitor's runs
 
-        `settings` is nested as in a config file, without `subject.photos`. Raises `ConfigError` and `PhotoError`.
+    def own_run(self, owner: str, run_id: str) -> Run:
+        """The run of that id if it is this visitor's; raises `RunError` that does not tell whether it exists."""
+        owner = checked_owner(owner)
+        if isinstance(run_id, str) and _RUN_ID.fullmatch(run_id) and self._is_owned(self.root / run_id, owner):
+            return Run.open(self.root / run_id)
+        raise RunError("You have no such run.", "Choose one from the list, or train one first.")
+
+    def own_runs(self, owner: str) -> list[Run]:
+        """This visitor's runs, newest first, without any whose settings can't be read (of another version, say)."""
+        owner = checked_owner(owner)
+        return [run for run in list_runs(self.root) if self._is_owned(run.path, owner) and _is_readable(run)]
+
+    def partner(self, run: Run) -> Run | None:
+        """The other run of a pair that was trained both ways, while it is there."""
+        other = Run(self.root / _partner_of(run)) if _RUN_ID.fullmatch(_partner_of(run)) else None
+        if other is None or _partner_of(other) != run.id or not _is_readable(other):
+            return None
+        mark = _mark_of(run.path)
+        return other if mark and hmac.compare_digest(mark, _mark_of(other.path)) else None
+
+    def _is_owned(self, path: Path, owner: str) -> bool:
+        return hmac.compare_digest(_mark_of(path), _mark(owner))
+
+    # -- what a visitor does with them
+
+    def start(
+        self, owner: str, settings: dict, photos: Sequence[str], *, crops: Sequence[Crop | None] | None = None,
+        both_ways: bool = False, consent: bool = False, seconds: float | None = None,
+    ) -> list[Run]:  # fmt: skip
+        """Queue a new run with copies of the photos, without what they tell but pixels (place, camera, name).
+
+        `settings` is nested as in a config file, without `subject.photos`; `crops` holds a box per photo, in pixels of
+        the upright upload, or None where the subject is to be found. With `both_ways` two runs are made that know each
+        other, with and without PPL and else the same. `seconds` is the estimate of one run as `settings` say, where it
+        is known. Raises `ConfigError`, `PhotoError` and, where a limit is reached, `RunError`; nothing is left then.
         """
         owner = checked_owner(owner)
         if not photos:
             raise PhotoError("There are no photos yet.", "Add 3 to 5 in the Photos tab, or take a sample subject.")
         refuse_too_many(photos)
-        path = self.root / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
-        uploads = path / "uploads"
-        subject = settings["subject"] | {"photos": str(uploads)}
-        run = Run.create(Config.from_dict(settings | {"subject": subject}, source="Settings"), path)
-        try:
-            for number, photo in enumerate(photos):
-                with atomic_file(uploads / f"{number:02d}.png") as partial:
-                    _at_most(open_photo(photo), KEPT_SIDE).save(partial, compress_level=1)
-            with atomic_file(path / "owner") as partial:
-                partial.write_text(_mark(owner))
-        except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-        return run
+        if crops and len(crops) != len(photos):
+            raise PhotoError(f"There are {len(crops)} crop boxes for {len(photos)} photos.", "Give one, or none, each.")
+        configs = [self._checked_config(settings, consent)]
+        if both_ways:
+            configs = _both_ways(configs[0])
+        with self._deciding:
+            self._refuse_too_many_runs(owner, len(configs))  # before photos are read, which takes a while
 
-    def own_run(self, owner: str, run_id: str) -> Run:
-        """The run of that id if it is this visitor's; raises `RunError` that does not tell whether it exists."""
-        owner = checked_owner(owner)
-        if isinstance(run_id, str) and _RUN_ID.fullmatch(run_id) and _is_owned(self.root / run_id, owner):
-            return Run.open(self.root / run_id)
-        raise RunError("You have no such run.", "Choose one from the list, or train one first.")
+        ids = [f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}" for _ in configs]
+        runs = [Run(self.root / run_id) for run_id in ids]
+        with contextlib.ExitStack() as hidden:
+            folders = [hidden.enter_context(atomic_folder(run.path)) for run in runs]
+            boxes = _keep_photos(photos, crops or [None] * len(photos), folders[0] / "uploads")
+            for folder in folders[1:]:
+                shutil.copytree(folders[0] / "uploads", folder / "uploads")
+            for run, folder, config, partner in zip(runs, folders, configs, reversed(ids), strict=True):
+                config = _changed(config, subject={"photos": run.path / "uploads", "crops": boxes})
+                (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+                (folder / "owner").write_text(_mark(owner))
+                if both_ways:
+                    (folder / "partner").write_text(partner)
+                Run(folder).append(events.RunQueued(seconds))  # so that it waits from the moment it is there
+            with self._deciding:
+                self._refuse_too_many_runs(owner, len(runs))
+                self._make_room(owner, folders)
+                hidden.close()  # now they are there
+                for run in runs:
+                    self.worker.submit(run)
+        return runs
 
-    def own_runs(self, owner: str) -> list[Run]:
-        """This visitor's runs, newest first."""
-        owner = checked_owner(owner)
-        return [run for run in list_runs(self.root) if _is_owned(run.path, owner)]
+    def stop(self, owner: str, run_id: str) -> None:
+        """Take a run out of the queue, or stop it after its current step; it can be resumed."""
+        self.worker.stop(self.own_run(owner, run_id))
+
+    def resume(self, owner: str, run_id: str) -> None:
+        """Queue a run again that ended early; raises `RunError` for any other, and where a limit is reached."""
+        run = self.own_run(owner, run_id)
+        with self._deciding:
+            if (status := run.status) not in ("interrupted", "failed", "cancelled"):
+                raise RunError(f"This run is {status}.", "Only one that ended early can be resumed.")
+            self._refuse_too_many_runs(owner, 1)
+            self.worker.submit(run, _seconds_to_go(run))
+
+    def delete(self, owner: str, run_id: str) -> None:
+        """Remove a run with its photos and its model; raises `RunError` while it waits or trains."""
+        run = self.own_run(owner, run_id)
+        with self._deciding:
+            run.delete()
+
+    def _checked_config(self, settings: dict, consent: bool) -> Config:
+        """The settings of one run, its photos aside; raises `ConfigError` for what this studio does not take."""
+        subject = settings.get("subject", {}) | {"photos": ".", "crops": {}}
+        config = Config.from_dict(settings | {"subject": subject}, source="Settings")
+        if config.base_model not in self.base_models.values():
+            raise ConfigError("This base model is not on offer.", f"Choose {', '.join(self.base_models)}.")
+        caps = [
+            ("train.steps", config.train.steps, self.settings.max_steps),
+            ("prior.num_images", config.prior.num_images, self.settings.max_class_images),
+            ("train.keep_checkpoints", config.train.keep_checkpoints, KEPT_CHECKPOINTS if self.public else None),
+        ]
+        for name, value, most in caps:
+            if most is not None and value > most:
+                raise ConfigError(f"{name} is {value}, and this studio takes {most} at most.", "Lower it, or run the "
+                                  "studio on a computer of your own.")  # fmt: skip
+        person = is_person(config.subject.class_noun) or config.preset == "sd15-person"
+        if self.public and person and consent is not True:
+            raise ConfigError("Photos of people need consent.", "Tick the box that says that everybody on them agrees.")
+        return config
+
+    # -- limits
+
+    def _refuse_too_many_runs(self, owner: str, coming: int) -> None:
+        """Raise `RunError` where so many more may not wait."""
+        each, all_ = self.settings.max_waiting, self.settings.max_queue
+        if each is not None:
+            moving = sum(run.moving for run in list_runs(self.root) if self._is_owned(run.path, owner))
+            if moving + coming > each:
+                raise RunError(
+                    f"{moving} of your trainings wait or run and this asks for {coming} more; {each} at once are the "
+                    "limit here.", "Wait for one to finish, or stop it."
+                )  # fmt: skip
+        if all_ is not None and self.worker.waiting + coming > all_:
+            raise RunError(f"The queue is full: {self.worker.waiting} trainings wait.", "Come back later.")
+
+    def _make_room(self, owner: str, coming: Sequence[Path]) -> None:
+        """Remove the oldest runs that `coming` would put over a limit, of this visitor, or for the disk of all.
+
+        Raises `RunError`, and removes none, where what must be kept leaves no room.
+        """
+        runs = list_runs(self.root)[::-1]
+        removable = [run for run in runs if _is_removable(run)]
+        doomed: list[Run] = []
+        if self.settings.max_runs is not None:
+            own = [run for run in runs if self._is_owned(run.path, owner)]
+            excess = max(0, len(own) + len(coming) - self.settings.max_runs)
+            doomed = [run for run in removable if run in own][:excess]
+            if len(doomed) < excess:
+                raise RunError(f"You have {len(own)} runs, the most that are kept here, and each waits, trains or is "
+                               "published.", "Delete one first.")  # fmt: skip
+        over, more = self._too_big([run for run in runs if run not in doomed], [*map(Run, coming)], removable)
+        if over:
+            raise RunError("The studio's disk is full with runs that wait, train or are published.",
+                           "Delete runs of yours that you no longer need, or come back later.")  # fmt: skip
+        for run in (*doomed, *more):
+            run.delete()
+
+    def _too_big(self, runs: list[Run], kept: list[Run], removable: list[Run]) -> tuple[bool, list[Run]]:
+        """Whether `runs` and `kept` take too much of the disk even without the removable ones, and which of these are
+        too many."""
+        if self.settings.disk_gb is None:
+            return False, []
+        excess = sum(run.size for run in (*runs, *kept)) - self.settings.disk_gb * 1e9
+        doomed = []
+        for run in runs:
+            if excess > 0 and run in removable and run not in kept:
+                excess -= run.size
+                doomed.append(run)
+        return excess > 0, doomed
+
+    def _tidy(self, ended: Run) -> None:
+        """Free what a run leaves that is of no more use, then the oldest runs where the disk's limit is passed."""
+        with self._deciding:
+            if ended.status == "finished":
+                shutil.rmtree(ended.path / "checkpoints", ignore_errors=True)  # three times its model, never resumed
+            runs = [run for run in list_runs(self.root)[::-1] if run != ended]
+            for run in self._too_big(runs, [ended], [run for run in runs if _is_removable(run)])[1]:
+                run.delete()
 
 
 def refuse_too_many(photos: Sequence[str]) -> None:
@@ -156,11 +412,78 @@ def refuse_too_many(photos: Sequence[str]) -> None:
         raise PhotoError(f"{len(photos)} photos are too many.", "Keep the best 3 to 5.")
 
 
-def _is_owned(path: Path, owner: str) -> bool:
+def title(run: Run) -> str:
+    """What the page calls a run."""
+    subject = run.config.subject
+    return f"{subject.identifier} {subject.class_noun}"
+
+
+def _is_readable(run: Run) -> bool:
     try:
-        return hmac.compare_digest((path / "owner").read_text(), _mark(owner))
-    except FileNotFoundError:
-        return False  # made on the command line, or none at all
+        return bool(run.config)
+    except ConfigError:
+        return False
+
+
+def _is_removable(run: Run) -> bool:
+    """Whether clean-up may take it: made here, not published, and neither waiting nor training."""
+    return bool(_mark_of(run.path)) and not run.published and not run.moving
+
+
+def _partner_of(run: Run) -> str:
+    try:
+        return (run.path / "partner").read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
+def _seconds_to_go(run: Run) -> float | None:
+    """The run's own estimate, less the share of its steps that are in a checkpoint."""
+    history = run.events()
+    estimates = [
+        event.value for event in history if isinstance(event, events.Metric) and event.name == "estimated_seconds"
+    ]
+    done = max((event.step for event in history if isinstance(event, events.Checkpoint)), default=0)
+    return estimates[-1] * (1 - done / run.config.train.steps) if estimates else None
+
+
+def _changed(config: Config, **sections: dict) -> Config:
+    """The config with some settings of its sections changed."""
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    )
+
+
+def _both_ways(config: Config) -> list[Config]:
+    """The same settings, seeds and all, with PPL and without."""
+    pair = [_changed(config, prior={"enabled": enabled}) for enabled in (True, False)]
+    if not pair[0].prior.active:
+        raise ConfigError("prior.weight is 0, so that both ways would be the same.", "Raise it, or train one way.")
+    return pair
+
+
+def _keep_photos(photos: Sequence[str], crops: Sequence[Crop | None], folder: Path) -> dict[str, Crop]:
+    """Write the photos as 00.png, 01.png, …; returns their crop boxes by these names, in pixels of what was kept."""
+    folder.mkdir()
+    boxes = {}
+    for number, (photo, crop) in enumerate(zip(photos, crops, strict=True)):
+        image, name = open_photo(photo), f"{number:02d}.png"
+        kept = _at_most(image, KEPT_SIDE)
+        if crop is not None:
+            shown = join_names([Path(photo).name])
+            boxes[name] = _scaled(checked_crop(crop, image.size, shown), kept.width / image.width, kept.size, shown)
+        kept.save(folder / name, compress_level=1)
+    return boxes
+
+
+def _scaled(crop: Crop, scale: float, size: tuple[int, int], name: str) -> Crop:
+    """The box on the photo at another scale, where it is `size`."""
+    side = min(round(crop.side * scale), *size)
+    if side < MIN_SIDE:
+        raise PhotoError(f"{name}: the crop box is too small for so large a photo.", "Make it at least "
+                         f"{math.ceil(MIN_SIDE / scale)} pixels a side.")  # fmt: skip
+    left, top = (min(round(edge * scale), whole - side) for edge, whole in zip(crop[:2], size, strict=True))
+    return Crop(left, top, left + side, top + side)
 
 
 def _at_most(image: Image.Image, short_side: int) -> Image.Image:
@@ -168,12 +491,6 @@ def _at_most(image: Image.Image, short_side: int) -> Image.Image:
         scale = short_side / min(image.size)
         return image.resize([round(side * scale) for side in image.size], Image.Resampling.LANCZOS, reducing_gap=3.0)
     return image
-
-
-def title(run: Run) -> str:
-    """What the page calls a run."""
-    subject = run.config.subject
-    return f"{subject.identifier} {subject.class_noun}"
 
 
 # ----------------------------------------------------------------------------------------------------------- errors
@@ -184,13 +501,24 @@ def in_plain_words(handler: Callable) -> Callable:
 
     @functools.wraps(handler)
     def plain(*args, **kwargs):
-        try:
+        with _plain_words():
             return handler(*args, **kwargs)
-        except DreamBoothError as error:
-            sentence = html.escape(str(error), quote=False)  # it may quote a visitor's words, and toasts are HTML
-            raise gr.Error(sentence, print_exception=False) from None
-        except OSError as error:  # a full disk, say; the reason alone, since the rest is a path of the server
-            reason = error.strerror or "a file can't be read or written"
-            raise gr.Error(f"The server can't do this now: {reason}.", print_exception=False) from None
 
-    return plain
+    @functools.wraps(handler)
+    def plain_generator(*args, **kwargs):
+        with _plain_words():
+            yield from handler(*args, **kwargs)
+
+    return plain_generator if inspect.isgeneratorfunction(handler) else plain
+
+
+@contextlib.contextmanager
+def _plain_words() -> Iterator[None]:
+    try:
+        yield
+    except DreamBoothError as error:
+        sentence = html.escape(str(error), quote=False)  # it may quote a visitor's words, and toasts are HTML
+        raise gr.Error(sentence, print_exception=False) from None
+    except OSError as error:  # a full disk, say; the reason alone, since the rest is a path of the server
+        reason = error.strerror or "a file can't be read or written"
+        raise gr.Error(f"The server can't do this now: {reason}.", print_exception=False) from None

@@ -86,6 +86,28 @@ footer .divider { display: none !important; }
 .dark .findings .error strong { color: #ff8a7d; } .dark .findings .warning strong { color: #f0b94a; }
 .dark .findings .good strong { color: #5cc9c2; }
 
+#photos .delete-button { opacity: 1; }
+#photos .grid-container { grid-template: none / repeat(auto-fill, minmax(84px, 1fr)); grid-auto-rows: auto; }
+#crops .grid-container { grid-template: none / repeat(auto-fill, minmax(108px, 1fr)); grid-auto-rows: auto; }
+#crops .caption-label { display: none; }
+#crop-editor { gap: 10px; padding: 12px; border: 1px solid var(--block-border-color); border-radius: 10px; }
+#crop-editor .row { align-items: flex-start; }
+.coached { list-style: none; margin: 10px 0 0; padding: 0; display: grid; gap: 12px 20px;
+  grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); }
+.coached > li { display: flex; gap: 12px; margin: 0; color: var(--body-text-color); }
+.coached > li > div, .coached > li > ul { flex: 1; min-width: 0; overflow-wrap: anywhere; }
+.coached > li > div > span { color: var(--body-text-color-subdued); }
+.coached img { width: 72px; height: 72px; margin: 0; border-radius: 8px; }
+.word { padding: 0 2px; color: var(--body-text-color); }
+.word p { margin: 0; line-height: 1.6; overflow-wrap: anywhere; }
+.word.good strong { color: #17706b; } .dark .word.good strong { color: #5cc9c2; }
+.word.fair strong { color: #8f5f06; } .dark .word.fair strong { color: #f0b94a; }
+.word.poor strong { color: #c2281d; } .dark .word.poor strong { color: #ff8a7d; }
+.word summary { cursor: pointer; color: var(--body-text-color-subdued); }
+.word ul { margin: 4px 0 0; padding-left: 18px; }
+.token { padding: 1px 7px; border-radius: 5px; border: 1px solid var(--input-border-color); font-family: monospace; }
+.chips { gap: 8px; align-items: center; }
+
 .live h3 { display: flex; flex-wrap: wrap; align-items: center; gap: 10px; margin: 0 0 8px;
   font: 600 1.25rem/1.2 var(--serif); color: var(--body-text-color); }
 .live p { margin: 8px 0 0; color: var(--body-text-color); font-variant-numeric: tabular-nums; }
@@ -99,15 +121,110 @@ footer .divider { display: none !important; }
 .chip.running { color: var(--primary-600); } .dark .chip.running { color: var(--primary-400); }
 .chip.finished { color: #17706b; } .dark .chip.finished { color: #5cc9c2; }
 .chip.failed { color: #c2281d; } .dark .chip.failed { color: #ff8a7d; }
-.history { list-style: none; margin: 0; padding: 0; }
-.history li { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: baseline; margin: 0; padding: 8px 0;
-  border-top: 1px solid var(--block-border-color); color: var(--body-text-color-subdued); }
-.history li strong { color: var(--body-text-color); }
-.history li:first-child { border-top: 0; }
 @media (max-width: 640px) {
   .gradio-container .main.app { padding: 12px !important; }
   .masthead h1 { font-size: 1.5rem; }
   .grid-container { grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)) !important; }
 }
 @media (prefers-reduced-motion: reduce) { .bar span { transition: none; } }
+#more-settings h4 { margin: 14px 0 2px; font: 600 1rem/1.4 var(--serif); color: var(--body-text-color); }
+.fields { flex-wrap: wrap; }
+.fields .form > *, .fields > .block { flex: 1 1 200px !important; min-width: min(200px, 100%) !important; }
+.actions { justify-content: flex-start; }
+#curves:not(:has(figure)), #sample-pictures:not(:has(table, .empty)) { display: none; }
+.estimate { padding: 12px 16px; border: 1px solid var(--block-border-color); border-radius: 10px;
+  background: var(--block-background-fill); }
+.estimate dl { display: flex; flex-wrap: wrap; gap: 6px 32px; margin: 0; }
+.estimate dt { font-size: .85rem; color: var(--body-text-color-subdued); }
+.estimate dd { margin: 0; font: 600 1.2rem/1.3 var(--serif); color: var(--body-text-color); }
+.estimate p { margin: 6px 0 0; font-size: .85rem; line-height: 1.4; color: var(--body-text-color-subdued); }
+.heading { margin: 10px 0 0; font: 600 1.1rem/1.3 var(--serif); color: var(--body-text-color); }
+.sure { padding: 12px 16px; border: 1px solid #c2281d; border-radius: 10px; }
+.sure button.stop { background: #c2281d; color: white; }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+.live p.facts { margin: -4px 0 10px; color: var(--body-text-color-subdued); }
+.twin { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: center; }
+.twin button { text-decoration: underline; color: var(--primary-600); cursor: pointer; }
+.dark .twin button { color: var(--primary-400); }
+.stages { display: flex; list-style: none; margin: 0 0 8px; padding: 0; gap: 4px; }
+.stages li { flex: 1; margin: 0; padding: 5px 2px 0; border-top: 3px solid var(--neutral-300); font-size: .82rem;
+  line-height: 1.3; color: var(--body-text-color-subdued); }
+.dark .stages li { border-color: var(--neutral-700); }
+.stages li.done { border-color: #1f8a84; } .dark .stages li.done { border-color: #1f8a84; }
+.stages li.now { border-color: var(--primary-500); font-weight: 600; color: var(--body-text-color); }
+.dark .stages li.now { border-color: var(--primary-500); }
+
+.curves { --instance: #d2481f; --prior: #1f8a84; margin: 4px 0 0; color: var(--body-text-color); }
+.dark .curves { --instance: #f67d52; --prior: #5cc9c2; }
+.curves figcaption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 2px 10px; font-weight: 600; }
+.curves small { font-weight: 400; color: var(--body-text-color-subdued); }
+.curves ul { display: flex; flex-wrap: wrap; gap: 2px 16px; list-style: none; margin: 0 0 0 auto; padding: 0; }
+.curves figcaption li { margin: 0; font-size: .9rem; font-weight: 400; font-variant-numeric: tabular-nums; }
+.curves figcaption li::before { content: ""; display: inline-block; width: 14px; height: 3px; margin-right: 6px;
+  vertical-align: middle; border-radius: 2px; background: var(--instance); }
+.curves figcaption li.prior::before { background: var(--prior); }
+.curves .plot { display: flex; gap: 8px; height: 200px; margin-top: 8px; }
+.curves .ticks { display: flex; flex-direction: column; justify-content: space-between; min-width: 2.2rem;
+  margin: -8px 0; text-align: right; font-size: .78rem; color: var(--body-text-color-subdued); }
+.curves svg { flex: 1; min-width: 0; height: 100%; overflow: hidden; }
+.curves .steps { display: flex; justify-content: space-between; padding: 4px 0 0 2.7rem; font-size: .78rem;
+  color: var(--body-text-color-subdued); }
+.curves path, .curves polyline { fill: none; vector-effect: non-scaling-stroke; }
+.curves .grid { stroke: var(--neutral-200); stroke-width: 1; } .dark .curves .grid { stroke: var(--neutral-800); }
+.curves polyline { stroke: var(--instance); stroke-width: 2.5; stroke-linejoin: round; }
+.curves polyline.prior { stroke: var(--prior); }
+.curves polyline.raw { stroke-width: 1; opacity: .3; }
+
+.samples-table { overflow-x: auto; }
+#samples { width: 100%; margin: 0; border-collapse: collapse; table-layout: fixed; }
+#samples th, #samples td { padding: 5px; border: 0; text-align: left; vertical-align: top; background: none; }
+#samples tr { border: 0; border-top: 1px solid var(--block-border-color); background: none; }
+#samples thead tr { border-top: 0; }
+#samples th { color: var(--body-text-color); font-weight: 600; }
+#samples th:first-child { width: 4.6rem; font-size: .82rem; font-weight: 400; color: var(--body-text-color-subdued); }
+#samples q { display: block; font: italic .95rem/1.3 var(--serif); color: var(--body-text-color-subdued); }
+#samples a { display: inline-block; width: calc(50% - 6px); max-width: 192px; margin: 0 6px 0 0; }
+#samples img { width: 100%; aspect-ratio: 1; object-fit: contain; margin: 0; border-radius: 8px; }
+
+.history { list-style: none; margin: 0; padding: 0; }
+.history li { margin: 0; padding: 0; border-top: 1px solid var(--block-border-color); }
+.history li:first-child { border-top: 0; }
+.history button { display: flex; gap: 12px; align-items: center; width: 100%; padding: 8px; border-radius: 8px;
+  text-align: left; color: var(--body-text-color); cursor: pointer; }
+.history button:hover { background: var(--primary-50); } .dark .history button:hover { background: var(--neutral-800); }
+.history button[aria-current] { box-shadow: inset 3px 0 var(--primary-500); }
+.history img, .history .blank { flex: none; width: 52px; height: 52px; margin: 0; border-radius: 6px; object-fit: cover;
+  background: var(--neutral-200); }
+.dark .history .blank { background: var(--neutral-800); }
+.history em { font-style: normal; font-size: .85rem; color: var(--body-text-color-subdued); }
+.history small { display: block; font-size: .85rem; line-height: 1.4; color: var(--body-text-color-subdued); }
+.history button:focus-visible, .twin button:focus-visible { outline: 2px solid var(--primary-500); }
+@media (max-width: 640px) {
+  .stages li { font-size: .7rem; }
+  #samples th:first-child { width: 2.9rem; }
+  .curves ul { margin-left: 0; }
+}
+
+.filled-only:not(:has(img)) { display: none !important; }
+.drawing p { margin: 0 0 8px; color: var(--body-text-color); font-variant-numeric: tabular-nums; }
+#pictures .caption-label { inset: auto 0 0 0; max-width: none; padding: 3px 8px; border: 0; border-radius: 0;
+  text-align: left; font-size: .78rem; color: #fff; background: rgb(31 28 24 / .62); }
+#pictures:has(.preview) .gallery-container, #pictures:has(.preview) .grid-wrap { min-height: min(560px, 120vw) !important; }
+.made-with { display: grid; grid-template-columns: auto 1fr; gap: 2px 12px; margin: 0; font-size: .9rem; }
+.made-with dt { color: var(--body-text-color-subdued); }
+.made-with dd { margin: 0; color: var(--body-text-color); overflow-wrap: anywhere; }
+.section { margin: 18px 0 0; font: 600 1.15rem/1.2 var(--serif); color: var(--body-text-color); }
+.comparison { width: 100%; table-layout: fixed; border-collapse: collapse; margin: 0; }
+.comparison th, .comparison td { border: 0 !important; padding: 3px !important; text-align: left; vertical-align: top; }
+.comparison thead th { font-weight: 700; color: var(--body-text-color); }
+.comparison tbody th { padding-top: 12px !important; font: italic 1.02rem/1.3 var(--serif); overflow-wrap: anywhere;
+  color: var(--body-text-color); }
+.comparison img, .comparison .pending, .comparison .problem { display: block; width: 100%; aspect-ratio: 1;
+  margin: 0; border-radius: 8px; object-fit: contain; background: var(--block-background-fill); }
+.comparison .pending { background: var(--neutral-200); animation: pending 1.6s ease-in-out infinite alternate; }
+.dark .comparison .pending { background: var(--neutral-800); }
+.comparison .problem { display: grid; place-items: center; padding: 10px; box-sizing: border-box; text-align: center;
+  border: 1px dashed var(--input-border-color); color: var(--body-text-color-subdued); font-size: .85rem; }
+@keyframes pending { to { opacity: .45; } }
+@media (prefers-reduced-motion: reduce) { .comparison .pending { animation: none; } }
 """

@@ -1,163 +1,217 @@
-"""The second tab: the settings that matter, and the visitor's runs as their directories tell them, live or over."""
+"""The second tab: the settings of a training, and the visitor's runs as their directories tell them, live or over."""
 
 from __future__ import annotations
 
 import html
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import gradio as gr
 
-from dreambooth.config import TOYBOX, Config, load_preset
-from dreambooth.errors import DreamBoothError, RunError
+from dreambooth.errors import DreamBoothError
+from dreambooth.photos import Crop
 from dreambooth.runs import Run, Status
-from dreambooth.ui.report import COLOURS, SMOOTHED, Report, history_html
-from dreambooth.ui.studio import QUIET, RECIPES, Studio, in_plain_words, is_owner, title
+from dreambooth.ui import estimate as estimates
+from dreambooth.ui import live as view
+from dreambooth.ui import settings as forms
+from dreambooth.ui.crops import HELP as CROPS_HELP
+from dreambooth.ui.crops import Boxes, Photos, aligned
+from dreambooth.ui.estimate import Estimates
+from dreambooth.ui.report import Digests, Report
+from dreambooth.ui.settings import Choices, Form
+from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner, is_person
 from dreambooth.ui.upload import Subject, show_prompts, words
 
 POLL = 1.0
 """Seconds between looks at a run's directory."""
+GONE = -2
+"""In place of the size of a run's events, where there is no such run."""
 NO_RUN = """<div class="empty"><strong>Nothing trains yet.</strong> Add photos in the first tab, then start a training.
 It goes on when you close this page, and is here when you come back.</div>"""
+SURE = """<p class="aside">Delete this run with its photos, pictures and model? There is no way back.</p>"""
 OWNER_HELP = "`owner`: 20 to 64 letters and digits that you make up and keep; who knows them can open your runs."
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The form, in the order in which `start_training` takes it."""
-
-    recipe: gr.Dropdown
-    base_model: gr.Dropdown
-    steps: gr.Number
-    learning_rate: gr.Number
-    prior: gr.Checkbox
-    class_images: gr.Number
-    text_encoder: gr.Checkbox
+MORE_HELP = """`more`: any further settings, nested as in a config file, such as {"train": {"batch_size": 2}}."""
+SMALL = {"scale": 0, "min_width": 130}
+ONE_AT_A_TIME = {"concurrency_id": "estimate", "concurrency_limit": 1}
+"""Arguments of the events that estimate: a rehearsal takes a processor for seconds."""
+CHOOSE = """element.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-run]");
+  if (!button) return;
+  trigger("click", {run: button.dataset.run});
+  document.getElementById("headline").scrollIntoView({block: "nearest", behavior: "smooth"});
+});"""
+"""Tells which run's button in a list was clicked."""
 
 
 @dataclass(frozen=True)
 class Live:
-    """The view of one run, in the order in which `watch` fills it."""
+    """The view of one run; `watch` fills all but the buttons that ask whether to delete."""
 
-    run: gr.Dropdown
+    run: gr.Textbox
+    """The id of the run that is looked at; never seen."""
     headline: gr.HTML
     stop: gr.Button
     resume: gr.Button
+    delete: gr.Button
     to_pictures: gr.Button
-    curves: gr.LinePlot
-    subject: gr.Gallery
-    of_class: gr.Gallery
+    curves: gr.HTML
+    samples: gr.HTML
     history: gr.HTML
     seen: gr.State
     """The `Seen` of this page."""
 
 
+@dataclass(frozen=True)
+class Sure:
+    """What asks whether a run is to be deleted."""
+
+    group: gr.Column
+    yes: gr.Button
+    no: gr.Button
+
+
 class Seen(NamedTuple):
-    """What a page showed last of a run, so that a look at the same again costs and sends nothing."""
+    """What a page showed last, so that a look at the same again costs and sends nothing."""
 
     run: str
     size: int = -1
     """Bytes of its events."""
     status: Status | None = None
     pictures: int = -1
+    steps: int = -1
+    waiting: str = ""
+    twin: str = ""
+    moving: tuple[tuple[str, Status], ...] = ()
+    """The visitor's runs that waited or trained, each with its status."""
 
 
-def build(studio: Studio, owner: gr.BrowserState, subject: Subject) -> tuple[Live, dict[str, Any]]:
+def build(studio: Studio, owner: gr.components.Component, subject: Subject) -> tuple[Live, dict[str, Any]]:
     """Lay the tab out and wire it; also returns the arguments of the event that lists the visitor's runs anew."""
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=2, min_width=300):
             recap = gr.HTML(show_prompts(subject.identifier.value, subject.class_noun.value))
-            settings = _settings(studio)
+            form = forms.build(studio)
+            consent = gr.Checkbox(
+                False, label="Everybody on these photos agrees", visible=False, elem_id="consent",
+                info="For children their guardians do. Without it no training of people starts here.",
+            )  # fmt: skip
+            needs = gr.HTML(estimates.FIRST_PHOTOS, elem_id="estimate")
             start = gr.Button("Start training", variant="primary", elem_id="start")
         with gr.Column(scale=3, min_width=320):
-            live = _live()
+            live, sure = _live()
+    # Changes with every visit of the tab; Gradio 6.31 tells no changes of a State after events without a queue.
+    visited = gr.Number(0, precision=0, visible="hidden")
     subject_words = [subject.identifier, subject.class_noun]
     gr.on([c.change for c in subject_words], show_prompts, subject_words, recap, trigger_mode="always_last", **QUIET)
-    form = list(vars(settings).values())
-    settings.recipe.input(lambda name: recipe_values(studio, name), settings.recipe, form[1:], **QUIET)
-    settings.prior.change(lambda on: gr.Number(visible=on), settings.prior, settings.class_images, **QUIET)
+    top = form.top
+    top.base_model.change(lambda name: name, top.base_model, subject.base_model, **QUIET)
+    if studio.public:
+        gr.on(
+            [subject.class_noun.change, top.recipe.change], _ask_for_consent, [subject.class_noun, top.recipe], consent,
+            **QUIET,
+        )  # fmt: skip
 
-    actions = Actions(studio, live)
-    events = (
-        start.click(
-            actions.start_training, [owner, subject.photos, *subject_words, *form], live.run, api_name="start_training",
-            api_description=f"Queue a training and return the run's id. {OWNER_HELP}", show_progress_on=start,
-            scroll_to_output=True,
-        ),
+    actions = Actions(studio, form, live)
+    refresh = {
+        "fn": actions.refresh, "inputs": [owner, live.run, visited], "outputs": [live.run, live.history, visited],
+        **QUIET,
+    }  # fmt: skip
+    gr.on(
+        [subject.photos.change, subject.to_training.click, visited.change, *(c.change for c in form.components)],
+        actions.show_estimate, [subject.photos, *form.components], needs, api_visibility="private",
+        show_progress="hidden", trigger_mode="always_last", **ONE_AT_A_TIME,
+    )  # fmt: skip
+    _wire_start(actions, owner, subject, consent, start, refresh)
+    _wire_runs(actions, owner, sure, refresh)
+    return live, refresh
+
+
+def _wire_start(
+    actions: Actions, owner: gr.components.Component, subject: Subject, consent: gr.Checkbox, start: gr.Button,
+    refresh: dict[str, Any],
+) -> None:  # fmt: skip
+    """The button, which takes the whole form, and the same with named parameters for API callers."""
+    live, what = actions.live, [owner, subject.photos, subject.identifier, subject.class_noun]
+    started, more = gr.JSON(label="run ids", visible=False), gr.JSON(label="more", visible=False)
+    clicked = start.click(
+        actions.start_from_page, [*what, subject.crops, consent, *actions.form.components], started,
+        api_visibility="private", show_progress_on=start,
+    )  # fmt: skip
+    shown = clicked.success(
+        actions.show_started, started, [live.run, live.headline], scroll_to_output=True, **QUIET
+    )  # fmt: skip
+    shown.success(**refresh)
+    gr.Button(visible=False).click(
+        actions.start_training,
+        [*what, *forms.for_callers(actions.studio), subject.given_crops, consent, more], started,
+        api_name="start_training",
+        api_description="Queue a training and return its run's id in a list; two ids, with PPL first, with "
+        f"`both_ways`. Settings that are left out are as the recipe says. {OWNER_HELP} {CROPS_HELP} {MORE_HELP}",
+    )  # fmt: skip
+    gr.api(
+        actions.estimate, api_name="estimate", **ONE_AT_A_TIME,
+        api_description="Memory in bytes and time in seconds that a training with these settings is expected to need, "
+        f"without loading or downloading anything. {MORE_HELP}",
+    )  # fmt: skip
+
+
+def _live() -> tuple[Live, Sure]:
+    run = gr.Textbox(None, label="run", visible="hidden")
+    headline = gr.HTML(NO_RUN, elem_id="headline", js_on_load=CHOOSE, apply_default_css=False)
+    with gr.Row(elem_classes="actions"):
+        to_pictures = gr.Button("Next: make pictures", variant="primary", visible=False, **SMALL | {"min_width": 210})
+        resume = gr.Button("Resume", variant="primary", visible=False, **SMALL)
+        stop = gr.Button("Stop", variant="stop", visible=False, **SMALL)
+        delete = gr.Button("Delete", visible=False, **SMALL)
+    with gr.Column(visible=False, elem_classes="sure", elem_id="sure") as group:
+        gr.HTML(SURE)
+        with gr.Row():
+            yes = gr.Button("Delete for good", variant="stop", size="sm")
+            no = gr.Button("Keep it", size="sm")
+    curves = gr.HTML(elem_id="curves", apply_default_css=False)
+    samples = gr.HTML(elem_id="sample-pictures", apply_default_css=False)
+    gr.HTML("<h3 class='heading'>Your runs</h3>")
+    history = gr.HTML(view.history([], None, str), elem_id="history", js_on_load=CHOOSE, apply_default_css=False)
+    live = Live(run, headline, stop, resume, delete, to_pictures, curves, samples, history, gr.State(None))
+    return live, Sure(group, yes, no)
+
+
+def _wire_runs(actions: Actions, owner: gr.components.Component, sure: Sure, refresh: dict[str, Any]) -> None:
+    """What is done with a run that is there."""
+    live = actions.live
+    for event in (
         live.stop.click(
             actions.stop_training, [owner, live.run], api_name="stop_training",
-            api_description="Stop a run after its current step; it can be resumed.",
+            api_description="Take a run out of the queue, or stop it after its current step; it can be resumed.",
         ),
         live.resume.click(
             actions.resume_training, [owner, live.run], api_name="resume_training",
             api_description="Go on with a run that was stopped, cut off or failed.",
         ),
-    )  # fmt: skip
-    refresh = {"fn": actions.refresh, "inputs": [owner, live.run], "outputs": [live.run, live.history], **QUIET}
-    for event in events:
+        sure.yes.click(
+            actions.delete_run, [owner, live.run], api_name="delete_run",
+            api_description="Delete a run that has ended, with its photos, pictures and model.",
+        ),
+    ):  # fmt: skip
         event.success(**refresh)
-    view = list(vars(live).values())
-    gr.on([live.run.change, gr.Timer(POLL).tick], actions.watch, [owner, live.run, live.seen], view, **QUIET)
+    live.delete.click(lambda: gr.Column(visible=True), None, sure.group, **QUIET)
+    gr.on([sure.yes.click, sure.no.click, live.run.change], lambda: gr.Column(visible=False), None, sure.group, **QUIET)
+    gr.on([live.headline.click, live.history.click], _chosen, None, live.run, **QUIET)
+    ticking = [live.run.change, gr.Timer(POLL).tick]
+    gr.on(ticking, actions.watch, [owner, live.run, live.seen], list(vars(live).values()), **QUIET)
     gr.api(actions.runs, api_name="runs", api_description=f"Your runs, newest first. {OWNER_HELP}", queue=False)
     gr.api(actions.run_status, api_name="run_status", api_description="Where one of your runs stands.", queue=False)
-    return live, refresh
 
 
-def _settings(studio: Studio) -> Settings:
-    wanted = studio.model(studio.default_model)
-    recipe = next((name for name in RECIPES if load_preset(name)["base_model"] == wanted), TOYBOX)
-    base_model, steps, rate, prior, class_images, text_encoder = recipe_values(studio, recipe)
-    choices = [(label, name) for name, label in RECIPES.items()]
-    recipes = gr.Dropdown(choices, value=recipe, label="Recipe", info="Fills in what is below.", elem_id="recipe")
-    models = gr.Dropdown(list(studio.base_models), value=base_model, label="Base model")
-    with gr.Row():
-        count = gr.Number(steps, precision=0, label="Steps", info="Too many learn the photos.", elem_id="steps")
-        rates = gr.Number(rate, label="Learning rate", info="Lower it if pictures decay.")
-    with gr.Group():
-        priors = gr.Checkbox(
-            prior, label="Prior preservation (PPL)",
-            info="Trains on the model's own pictures of the class as well, so that it keeps the class.",
-        )  # fmt: skip
-        images = gr.Number(
-            class_images, precision=0, label="Class images", info="Drawn once, then shared.", elem_id="class-images"
-        )
-    text = gr.Checkbox(text_encoder, label="Train the text encoder", info="More faithful to the subject; more memory.")
-    return Settings(recipes, models, count, rates, priors, images, text)
+def _ask_for_consent(class_noun: str | None, recipe: str) -> dict:
+    return gr.Checkbox(visible=is_person(class_noun or "") or recipe == "sd15-person")
 
 
-def _live() -> Live:
-    # Values of one's own are allowed for API callers, who name a run without its list; `own_run` checks them.
-    run = gr.Dropdown([], label="Your runs", allow_custom_value=True, visible=False, elem_id="run")
-    headline = gr.HTML(NO_RUN, elem_id="headline")
-    with gr.Row(elem_classes="actions"):
-        stop = gr.Button("Stop", variant="stop", visible=False)
-        resume = gr.Button("Resume", variant="primary", visible=False)
-        to_pictures = gr.Button("Next: make pictures", variant="primary", visible=False)
-    curves = gr.LinePlot(
-        x="step", y="loss", color="part", color_title="Loss on", color_map=COLOURS, y_title=" ", height=260, buttons=[],
-        visible=False, title=f"Loss, mean of {SMOOTHED} steps", show_label=False, elem_id="curves",
-    )  # fmt: skip
-    with gr.Row():
-        subject, of_class = (
-            gr.Gallery(label=label, columns=4, height="auto", object_fit="contain", interactive=False, visible=False,
-                       buttons=["download", "fullscreen"], min_width=240, elem_id=name)
-            for label, name in (("The subject", "subject-samples"), ("Its class", "class-samples"))
-        )  # fmt: skip
-    with gr.Accordion("History", open=False):
-        history = gr.HTML()
-    return Live(run, headline, stop, resume, to_pictures, curves, subject, of_class, history, gr.State(None))
-
-
-def recipe_values(studio: Studio, recipe: str) -> list[Any]:
-    """What a recipe puts into the form after its own name."""
-    preset = load_preset(recipe)
-    config = Config.from_dict({"preset": recipe, "subject": {"photos": ".", "class_noun": "dog"}})
-    named = {model: name for name, model in studio.base_models.items()}
-    base_model = studio.default_model if preset["base_model"] == TOYBOX else named[preset["base_model"]]
-    train, prior = config.train, config.prior
-    return [base_model, train.steps, train.learning_rate, prior.enabled, prior.num_images, train.text_encoder]
+def _chosen(event: gr.EventData) -> str:
+    return event.run
 
 
 @dataclass(frozen=True)
@@ -165,109 +219,190 @@ class Actions:
     """What the tab does; the public ones are named endpoints."""
 
     studio: Studio
+    form: Form
     live: Live
+    digests: Digests = field(default_factory=Digests)
+    estimates: Estimates = field(default_factory=Estimates)
+
+    # -- starting
 
     @in_plain_words
     def start_training(
-        self, owner: str, photos: list | None, identifier: str, class_noun: str, recipe: str, base_model: str,
-        steps: int, learning_rate: float, prior: bool, class_images: int, text_encoder: bool,
-    ) -> str:  # fmt: skip
-        """Queue a training and return the run's id."""
-        settings = {
-            "preset": recipe,
-            "base_model": self.studio.model(base_model),
-            "subject": words(identifier, class_noun),
-            "prior": {"enabled": prior} | ({"num_images": class_images} if prior else {}),
-            "train": {"steps": steps, "learning_rate": learning_rate, "text_encoder": text_encoder},
-        }
-        run = self.studio.create_run(owner, settings, [path for path, _ in photos or []])
-        self.studio.worker.submit(run)
-        return run.id
+        self, owner: str, photos: Photos | None, identifier: str, class_noun: str, recipe: str | None = None,
+        base_model: str | None = None, steps: int | None = None, learning_rate: float | None = None,
+        prior: bool | None = None, class_images: int | None = None, text_encoder: bool | None = None,
+        seed: int | None = None, both_ways: bool = False, crops: list | None = None, consent: bool = False,
+        more: dict | None = None,
+    ) -> list[str]:  # fmt: skip
+        """Queue one training, or two that differ in PPL alone, and return the ids."""
+        choices = Choices(
+            recipe, base_model, steps, learning_rate, prior, class_images, text_encoder, seed, both_ways
+        )  # fmt: skip
+        boxes = aligned(photos, {}, crops)
+        return self._start(owner, photos, words(identifier, class_noun), choices, more, boxes, consent)
+
+    @in_plain_words
+    def start_from_page(
+        self, owner: str, photos: Photos | None, identifier: str, class_noun: str, crops: Boxes, consent: bool,
+        *values: Any,
+    ) -> list[str]:  # fmt: skip
+        """The same with what the page shows."""
+        choices, more = self._form_values(values)
+        return self._start(
+            owner, photos, words(identifier, class_noun), choices, more, aligned(photos, crops), consent
+        )  # fmt: skip
+
+    def _start(
+        self, owner: str, photos: Photos | None, subject: dict[str, str], choices: Choices, more: Any,
+        crops: list[Crop | None], consent: bool,
+    ) -> list[str]:  # fmt: skip
+        settings = choices.as_settings(self.studio, more)
+        known = self.estimates.known(settings)
+        runs = self.studio.start(
+            owner, settings | {"subject": subject}, [path for path, _ in photos or []], crops=crops,
+            both_ways=bool(choices.both_ways), consent=consent, seconds=known.seconds if known else None,
+        )  # fmt: skip
+        return [run.id for run in runs]
+
+    def _form_values(self, values: Sequence[Any]) -> tuple[Choices, dict[str, Any]]:
+        """What the form shows: on top, and the accordion's nested like a config file."""
+        count = len(Choices._fields)
+        return Choices(*values[:count]), self.form.more_settings(values[count:])
+
+    def show_started(self, runs: list[str]) -> tuple[str, str]:
+        """The first of the new runs, looked at."""
+        return runs[0], "<div class='empty' role='status'>Your training waits for its turn …</div>"
+
+    @in_plain_words
+    def estimate(
+        self, recipe: str | None = None, base_model: str | None = None, steps: int | None = None,
+        learning_rate: float | None = None, prior: bool | None = None, class_images: int | None = None,
+        text_encoder: bool | None = None, both_ways: bool = False, more: dict | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """What a training needs; what is not given is as the recipe says."""
+        choices = Choices(
+            recipe, base_model, steps, learning_rate, prior, class_images, text_encoder, None, both_ways
+        )  # fmt: skip
+        return estimates.as_dict(self.estimates.of(choices.as_settings(self.studio, more), both_ways=both_ways))
+
+    def show_estimate(self, photos: Photos | None, *values: Any) -> Iterator[str]:
+        """The estimate of what the form shows, as HTML; said there, not in a toast, since nobody asked for it."""
+        if not photos:
+            yield estimates.FIRST_PHOTOS
+            return
+        yield estimates.ESTIMATING
+        try:
+            choices, more = self._form_values(values)
+            settings = choices.as_settings(self.studio, more)
+            yield estimates.as_html(self.estimates.of(settings, both_ways=bool(choices.both_ways)))
+        except DreamBoothError as error:
+            yield estimates.refusal_html(error)
+
+    # -- runs that are there
 
     @in_plain_words
     def stop_training(self, owner: str, run: str) -> None:
         """Stop a run after its current step."""
-        self.studio.worker.stop(self.studio.own_run(owner, run))
+        self.studio.stop(owner, run)
 
     @in_plain_words
     def resume_training(self, owner: str, run: str) -> None:
         """Queue a run again that ended early."""
-        stopped = self.studio.own_run(owner, run)
-        if not Report.of(stopped).resumable:
-            raise RunError(f"This run is {stopped.status}.", "Only one that ended early can be resumed.")
-        self.studio.worker.submit(stopped, resume=True)
+        self.studio.resume(owner, run)
+
+    @in_plain_words
+    def delete_run(self, owner: str, run: str) -> None:
+        """Remove a run with all that belongs to it."""
+        self.studio.delete(owner, run)
 
     @in_plain_words
     def runs(self, owner: str) -> list[dict[str, Any]]:
         """This visitor's runs, newest first."""
-        return [_summary(run) for run in self.studio.own_runs(owner)]
+        return [self._summary(run) for run in self.studio.own_runs(owner)]
 
     @in_plain_words
     def run_status(self, owner: str, run: str) -> dict[str, Any]:
         """Where a run of this visitor stands."""
-        return _summary(self.studio.own_run(owner, run))
+        return self._summary(self.studio.own_run(owner, run))
+
+    def _summary(self, run: Run) -> dict[str, Any]:
+        partner, worker = self.studio.partner(run), self.studio.worker
+        return {
+            "id": run.id, **self.digests.report(run).as_dict(), "partner": partner.id if partner else None,
+            "position": worker.position(run), "seconds_until_start": worker.seconds_until_start(run),
+        }  # fmt: skip
+
+    # -- the page
 
     @in_plain_words
-    def refresh(self, owner: str, run: str | None) -> tuple[dict, str]:
+    def refresh(self, owner: str, run: str | None, visited: int) -> tuple[str | None, str, int]:
         """List the visitor's runs; keeps the chosen one, else takes the newest."""
-        runs = self.studio.own_runs(owner) if is_owner(owner) else []
-        chosen = run if run in [r.id for r in runs] else runs[0].id if runs else None
-        choices = [(f"{title(own)} · {own.status} · {_begun(own)}", own.id) for own in runs]
-        return gr.Dropdown(choices, value=chosen, visible=bool(runs)), history_html(runs)
+        runs = self._own(owner)
+        ids = [own.id for own, _ in runs]
+        chosen = run if run in ids else ids[0] if ids else None
+        return chosen, view.history(runs, chosen, self._url), visited + 1
 
-    def watch(self, owner: str, run_id: str | None, seen: Seen | None) -> list[Any]:
+    def watch(self, owner: str, run_id: str | None, seen: Seen | None) -> Any:
         """Fill `Live` with what is new in the run's directory since `seen`."""
-        if not run_id or not is_owner(owner):
-            return [gr.skip()] * len(vars(self.live))
+        if not is_owner(owner) or not (run_id or seen):
+            return self._nothing()
+        gone = Seen(run_id or "", GONE)
         try:
-            return self._look(owner, self.studio.own_run(owner, run_id), seen)
-        except DreamBoothError as error:  # deleted or damaged: said in its place, since a toast would come every second
-            hidden = [gr.update(visible=False)] * 6
-            return [gr.skip(), f"<div class='empty'>{html.escape(str(error))}</div>", *hidden, gr.skip(), None]
+            if run_id:
+                return self._look(owner, self.studio.own_run(owner, run_id), seen)
+            return self._blank(NO_RUN, None)
+        except DreamBoothError as error:  # deleted or damaged: said in its place, for a toast would come every second
+            said = html.escape(str(error).replace(str(self.studio.root), "runs"))
+            return self._nothing() if seen == gone else self._blank(f"<div class='empty'>{said}</div>", gone)
+        except FileNotFoundError:  # deleted at this moment
+            return self._nothing()
 
-    def _look(self, owner: str, run: Run, seen: Seen | None) -> list[Any]:
-        size = _size(run.path / "events.jsonl")
-        if seen and (seen.run, seen.size) == (run.id, size):
-            return [gr.skip()] * len(vars(self.live))
-        report, config = Report.of(run), run.config
+    def _nothing(self) -> list[Any]:
+        return [gr.skip()] * len(vars(self.live))
+
+    def _blank(self, headline: str, seen: Seen | None) -> dict[gr.blocks.Block, Any]:
+        live = self.live
+        buttons = (live.stop, live.resume, live.delete, live.to_pictures)
+        hidden = {button: gr.Button(visible=False) for button in buttons}
+        return {live.headline: headline, **hidden, live.curves: "", live.samples: "", live.seen: seen}
+
+    def _look(self, owner: str, run: Run, seen: Seen | None) -> Any:
+        live, worker = self.live, self.studio.worker
         before = seen if seen and seen.run == run.id else Seen(run.id)
-        samples, lists = (gr.skip(), gr.skip()), (gr.skip(), gr.skip())
-        if before.pictures != len(report.pictures):
-            samples = (
-                _samples(self.live.subject, run, report, config.instance_prompt),
-                _samples(self.live.of_class, run, report, config.class_prompt),
+        report = self.digests.report(run)
+        waiting = ""
+        if report.status == "queued":
+            waiting = view.waiting_text(worker.position(run), worker.seconds_until_start(run))
+        moving = tuple((own, Run(self.studio.root / own).status) for own, _ in before.moving)
+        if (before.size, before.waiting, before.moving) == (report.size, waiting, moving):
+            return self._nothing()
+        now = Seen(
+            run.id, report.size, report.status, len(report.pictures), report.losses.shape[1], waiting, before.twin,
+            before.moving,
+        )  # fmt: skip
+        new: dict[gr.blocks.Block, Any] = {}
+        if before.pictures != now.pictures or before.status != now.status:
+            new[live.samples] = view.samples(report, run.path, self._url)
+        if before.status != now.status or before.pictures != now.pictures or before.moving != moving:
+            runs, partner = self._own(owner), self.studio.partner(run)
+            new[live.history] = view.history(runs, run.id, self._url)
+            now = now._replace(
+                moving=tuple((own.id, of_own.status) for own, of_own in runs if of_own.moving),
+                twin=view.twin_text(partner, self.digests.report(partner)) if partner else "",
             )
-        if before.status != report.status:
-            lists = self.refresh(owner, run.id)
-        return [
-            lists[0],
-            report.as_html(title(run)),
-            gr.Button(visible=report.moving),
-            gr.Button(visible=report.resumable),
-            gr.Button(visible=report.status == "finished"),
-            gr.LinePlot(report.curves(), visible=len(report.steps) > 1, x_lim=[0, config.train.steps]),
-            *samples,
-            lists[1],
-            Seen(run.id, size, report.status, len(report.pictures)),
-        ]
+        if before.status != now.status:
+            new[live.stop] = gr.Button(visible=report.moving)
+            new[live.resume] = gr.Button(visible=report.resumable)
+            new[live.delete] = gr.Button(visible=not report.moving)
+            new[live.to_pictures] = gr.Button(visible=report.status == "finished")
+        if before.steps != now.steps:
+            new[live.curves] = view.curves(report)
+        return new | {live.headline: view.headline(report, waiting, now.twin), live.seen: now}
 
+    def _own(self, owner: str) -> list[tuple[Run, Report]]:
+        runs = self.studio.own_runs(owner) if is_owner(owner) else []
+        return [(run, self.digests.report(run)) for run in runs]
 
-def _begun(run: Run) -> str:
-    return time.strftime("%d %b %H:%M", time.strptime(run.id[:15], "%Y%m%d-%H%M%S"))
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _samples(gallery: gr.Gallery, run: Run, report: Report, prompt: str) -> dict:
-    """The sample pictures of one prompt, newest step first."""
-    pictures = [picture for picture in report.pictures if picture.prompt == prompt]
-    pictures.sort(key=lambda picture: -picture.step)
-    # Copied into Gradio's own folder, so that it never has to be allowed to serve files of the runs' folder.
-    items = [(gallery.move_resource_to_block_cache(run.path / p.path), f"step {p.step}") for p in pictures]
-    return gr.Gallery(items, label=prompt, visible=bool(items))
-
-
-def _summary(run: Run) -> dict[str, Any]:
-    return {"id": run.id, "title": title(run), **Report.of(run).as_dict()}
+    def _url(self, picture: Path) -> str:
+        """Where the browser gets a picture: a copy in Gradio's folder, so that it never serves the runs' folder."""
+        return f"gradio_api/file={quote(self.live.samples.move_resource_to_block_cache(picture))}"

@@ -1,26 +1,34 @@
-"""The first tab: photos and what the coach says of them, the words for the subject, and the prompts these make."""
+"""The first tab: photos with their crop boxes and what the coach says of them, and the words for the subject."""
 
 from __future__ import annotations
 
+import base64
+import functools
 import html
+import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import gradio as gr
+from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth import toybox
 from dreambooth.coach import Finding, coach
 from dreambooth.config import TOYBOX, Config
 from dreambooth.errors import ConfigError, PhotoError
-from dreambooth.photos import IMAGE_SUFFIXES, prepare_photo
+from dreambooth.photos import IMAGE_SUFFIXES, SHOWN, Crop, Prepared, show_crop
 from dreambooth.toybox.world import CLASSES
-from dreambooth.ui.studio import QUIET, Studio, in_plain_words, refuse_too_many
+from dreambooth.ui import crops as boxes
+from dreambooth.ui import identifier as lookup
+from dreambooth.ui.crops import Boxes, Editor, Photos, aligned, prepared
+from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_person, refuse_too_many
 
 SUBJECTS = Path(toybox.__file__).parent / "subjects"
 PEOPLE_AND_MORE = ("person", "toy", "watch", "shoe", "bottle", "plant")
+OF_ALL = ("too_few", "too_many", "same_background", "same_pose")
+"""Findings about the photos as a set."""
 WAITING = """<div class="empty"><strong>No photos yet.</strong> Drop three to five, each from another angle and in
 another place: that is how the model tells your subject from its surroundings.</div>"""
 
@@ -33,10 +41,21 @@ class Subject:
     class_noun: gr.Dropdown
     identifier: gr.Textbox
     to_training: gr.Button
+    crops: gr.State
+    """The crop boxes that the visitor chose, by photo (`Boxes`)."""
+    given_crops: gr.JSON
+    """Never shown: how an API caller gives crop boxes. `aligned` takes both."""
+    consent: gr.Checkbox
+    base_model: gr.Textbox
+    """Never shown: the name of the base model in whose vocabulary identifiers are looked up, set where it is chosen."""
 
 
 def build(studio: Studio) -> Subject:
     """Lay the tab out and wire it."""
+    crops = gr.State({})
+    # No state: in Gradio 6.31 an event past the queue tells no change of one.
+    base_model = gr.Textbox(studio.default_model, label="Base model", visible="hidden")
+    given_crops = gr.JSON(label="crops", visible=False)
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=3, min_width=320):
             photos = gr.Gallery(
@@ -44,11 +63,12 @@ def build(studio: Studio) -> Subject:
                 columns=5, height="auto", object_fit="cover", buttons=[], elem_id="photos",
             )  # fmt: skip
             samples = _sample_buttons()
-            findings = gr.HTML(WAITING, label="Advice", elem_id="findings")
-            crops = gr.Gallery(
-                label="What training sees", columns=5, height="auto", object_fit="contain", interactive=False,
-                visible=False, buttons=["fullscreen"], elem_id="crops",
+            marked = gr.Gallery(
+                label="Crop boxes: choose a photo to move its box", columns=5, height="auto", object_fit="contain",
+                interactive=False, allow_preview=False, visible=False, buttons=[], format="jpeg", elem_id="crops",
             )  # fmt: skip
+            editor = boxes.editor()
+            findings = gr.HTML(WAITING, label="Advice", elem_id="findings")
         with gr.Column(scale=2, min_width=300):
             class_noun = gr.Dropdown(
                 [*CLASSES, *PEOPLE_AND_MORE], value="dog", allow_custom_value=True, label="Class noun",
@@ -57,34 +77,22 @@ def build(studio: Studio) -> Subject:
             )  # fmt: skip
             identifier = gr.Textbox(
                 "sks", label="Identifier", max_length=60, elem_id="identifier",
-                info="A rare word that will mean your subject: sks, ohwx, zwx, pkblz.",
+                info="A rare word that will mean your subject, so that no other meaning gets in its way.",
+            )  # fmt: skip
+            lookup.build(studio, identifier, base_model)
+            consent = gr.Checkbox(
+                label="Everyone in these photos agreed to be in a model", visible=asks_consent(studio, "dog"),
+                info="Needed for photos of people. It is asked anew when the photos change.", elem_id="photos-consent",
             )  # fmt: skip
             prompts = gr.HTML(show_prompts("sks", "dog"), elem_id="prompts")
             to_training = gr.Button("Next: train", variant="primary")
-
-    @in_plain_words
-    def check_photos(photos: list[tuple[str, str | None]] | None) -> tuple[dict, str]:
-        return look_at(studio.resolution, [path for path, _ in photos or []])
-
-    @in_plain_words
-    def sample_subject(name: str) -> tuple[list[str], str]:
-        paths, class_noun = load_sample(name)
-        return [photos.move_resource_to_block_cache(path) for path in paths], class_noun
-
-    check = {"fn": check_photos, "inputs": photos, "outputs": [crops, findings], "show_progress_on": findings}
-    photos.change(
-        **check, api_name="check_photos", api_description="Crop photos as training would; say what would be better."
-    )
-    for button in samples:
-        taken = button.click(
-            partial(sample_subject, button.value), None, [photos, class_noun],
-            api_name=f"sample_{button.value.replace('-', '_')}",
-            api_description="A sample subject's photos and class noun.",
-        )  # fmt: skip
-        taken.success(**check, api_visibility="private")  # Gradio 6.31: a gallery filled by a function tells no change
+    subject = Subject(photos, class_noun, identifier, to_training, crops, given_crops, consent, base_model)
+    _wire_photos(studio, subject, editor, samples, marked, findings)
     subject_words = [identifier, class_noun]
     gr.on([c.change for c in subject_words], show_prompts, subject_words, prompts, trigger_mode="always_last", **QUIET)
-    return Subject(photos, class_noun, identifier, to_training)
+    class_noun.change(lambda noun: gr.Checkbox(visible=asks_consent(studio, noun)), class_noun, consent, **QUIET)
+    photos.change(lambda: False, None, consent, **QUIET)
+    return subject
 
 
 def _sample_buttons() -> list[gr.Button]:
@@ -96,6 +104,44 @@ def _sample_buttons() -> list[gr.Button]:
         return [
             gr.Button(name, icon=str(SUBJECTS / name / "00.png"), size="sm", min_width=108, scale=0) for name in names
         ]
+
+
+def _wire_photos(
+    studio: Studio, subject: Subject, editor: Editor, samples: list[gr.Button], marked: gr.Gallery, findings: gr.HTML
+) -> None:
+    photos, crops = subject.photos, subject.crops
+
+    @in_plain_words
+    def check_photos(photos: Photos | None, kept: Boxes, crops: list | None = None) -> tuple[gr.Gallery, str]:
+        return look_at(studio.resolution, [path for path, _ in photos or []], aligned(photos, kept, crops))
+
+    @in_plain_words
+    def sample_subject(name: str) -> tuple[list[str], str]:
+        paths, class_noun = load_sample(name)
+        return [photos.move_resource_to_block_cache(path) for path in paths], class_noun
+
+    check = {
+        "fn": check_photos, "inputs": [photos, crops, subject.given_crops], "outputs": [marked, findings],
+        "show_progress_on": findings, "trigger_mode": "always_last",
+    }  # fmt: skip
+    photos.change(
+        **check, api_name="check_photos",
+        api_description=f"The photos with their crop boxes drawn, and what would be better. {boxes.HELP}",
+    )  # fmt: skip
+    forget = boxes.wire(studio, editor, photos, marked, crops, check)
+    photos.change(**forget)
+    for button in samples:
+        taken = button.click(
+            functools.partial(sample_subject, button.value), None, [photos, subject.class_noun],
+            api_name=f"sample_{button.value.replace('-', '_')}",
+            api_description="A sample subject's photos and class noun.",
+        )  # fmt: skip
+        # Gradio 6.31: a gallery filled by a function tells no change.
+        taken.success(**forget).success(**check, api_visibility="private")
+        taken.success(lambda: False, None, subject.consent, **QUIET)
+
+
+# ----------------------------------------------------------------------------------------------------------- photos
 
 
 def sample_subjects() -> list[str]:
@@ -110,29 +156,79 @@ def load_sample(name: str) -> tuple[list[Path], str]:
     return sorted((SUBJECTS / name).glob("*.png")), re.sub(r"-\d+$", "", name)
 
 
-def look_at(resolution: int, paths: Sequence[str]) -> tuple[dict, str]:
-    """The crops of the photos, and the coach's advice as HTML; photos that can't be used are named there."""
+def look_at(resolution: int, paths: Sequence[str], crops: Sequence[Crop | None]) -> tuple[gr.Gallery, str]:
+    """Each photo with its crop box, and the coach's advice as HTML; photos that can't be used are named there."""
     if not paths:
         return gr.Gallery([], visible=False), WAITING
     refuse_too_many(paths)
-    prepared, refusals = [], []
-    for path in paths:
+    photos: list[Prepared | PhotoError] = []
+    for path, crop in zip(paths, crops, strict=True):
         try:
-            prepared.append(prepare_photo(path, resolution))
+            photos.append(prepared(path, resolution, crop))
         except PhotoError as error:
-            refusals.append(error)
-    crops = [(photo.preview, photo.name) for photo in prepared]
-    return gr.Gallery(crops, visible=bool(crops)), _advice(coach(prepared), refusals, len(prepared))
+            photos.append(error)
+    shown = [
+        (show_crop(photo), photo.name) if isinstance(photo, Prepared) else (_blank(), "Can't be used")
+        for photo in photos
+    ]
+    return gr.Gallery(shown, visible=True), _advice(photos)
 
 
-def _advice(findings: Sequence[Finding], refusals: Sequence[PhotoError], count: int) -> str:
-    items = [("error", "Can't be used", str(error)) for error in refusals]
-    items += [("warning", "Better change", f.message) for f in findings if f.severity == "warning"]
-    items += [("tip", "Tip", f.message) for f in findings if f.severity == "tip"]
-    if not items:
-        items = [("good", "Ready", f"{count} photos, and nothing to improve.")]
-    lines = [f"<li class='{kind}'><strong>{word}</strong> {html.escape(text)}</li>" for kind, word, text in items]
-    return f"<h3>The photo coach</h3><ul class='findings'>{''.join(lines)}</ul>"
+@functools.cache
+def _blank() -> Image.Image:
+    """Stands for a photo that can't be used, so that pictures and photos have the same places."""
+    tile = Image.new("RGB", (SHOWN, SHOWN), "#7b7266")
+    font = ImageFont.load_default(size=SHOWN // 4)
+    ImageDraw.Draw(tile).text((SHOWN / 2, SHOWN / 2), "?", "white", font, anchor="mm")
+    return tile
+
+
+def _advice(photos: Sequence[Prepared | PhotoError]) -> str:
+    """What the coach finds: on top what concerns all photos, then each photo with what concerns it."""
+    usable = [photo for photo in photos if isinstance(photo, Prepared)]
+    findings = coach(usable)
+    of_all = [_remark(f.severity, f.message) for f in findings if f.code in OF_ALL]
+    if not findings and len(usable) == len(photos):
+        of_all = [_remark("good", f"{len(usable)} photos, and nothing to improve.")]
+    rows, number = [], 0
+    for photo in photos:
+        if isinstance(photo, Prepared):
+            rows.append(_row(photo, [f for f in findings if number in f.photos and f.code not in OF_ALL]))
+            number += 1
+        else:
+            rows.append(f"<li>{_remarks([_remark('error', str(photo))])}</li>")
+    return f"<h3>The photo coach</h3>{_remarks(of_all)}<ol class='coached'>{''.join(rows)}</ol>"
+
+
+def _row(photo: Prepared, findings: Sequence[Finding]) -> str:
+    """A photo as training sees it, and beside it what concerns it."""
+    file = io.BytesIO()
+    photo.preview.resize((144, 144), Image.Resampling.LANCZOS).save(file, "JPEG", quality=80)
+    name = html.escape(photo.name)
+    remarks = [_remark(f.severity, _without(photo.name, f)) for f in findings]
+    return (
+        f"<li><img src='data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}' alt='Crop of {name}'>"
+        f"<div><strong>{name}</strong>{_remarks(remarks) or ' <span>Good as it is.</span>'}</div></li>"
+    )
+
+
+def _without(name: str, finding: Finding) -> str:
+    """What is said of a photo, where its name stands beside it."""
+    about_one = finding.message.removeprefix(f"{name} ") if len(finding.photos) == 1 else finding.message
+    return about_one[0].upper() + about_one[1:]
+
+
+def _remark(kind: str, text: str) -> str:
+    word = {"error": "Can't be used", "warning": "Better change", "tip": "Tip", "good": "Ready"}[kind]
+    return f"<li class='{kind}'><strong>{word}</strong> {html.escape(text)}</li>"
+
+
+def _remarks(items: Iterable[str]) -> str:
+    lines = "".join(items)
+    return f"<ul class='findings'>{lines}</ul>" if lines else ""
+
+
+# ------------------------------------------------------------------------------------------------------------ words
 
 
 def show_prompts(identifier: str | None, class_noun: str | None) -> str:
@@ -146,6 +242,11 @@ def show_prompts(identifier: str | None, class_noun: str | None) -> str:
     rows = (("Your subject will be", config.instance_prompt), ("Its class stays", config.class_prompt))
     cells = "".join(f"<dt>{label}</dt><dd>{html.escape(prompt)}</dd>" for label, prompt in rows)
     return f"<dl class='prompts'>{cells}</dl>"
+
+
+def asks_consent(studio: Studio, class_noun: str | None) -> bool:
+    """Whether the page asks for the consent of the people in the photos."""
+    return studio.public and is_person(class_noun or "")
 
 
 def words(identifier: str | None, class_noun: str | None) -> dict[str, str]:

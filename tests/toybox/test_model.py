@@ -1,7 +1,6 @@
 """The toybox as it ships: its files, and DreamBooth on it from photos to pictures."""
 
 import numpy as np
-import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
@@ -10,7 +9,6 @@ from dreambooth.families import TOYBOX_FOLDER
 from dreambooth.generate import generate, open_source
 from dreambooth.photos import find_photos, prepare_photos
 from dreambooth.runs import Run
-from dreambooth.toybox import figures
 
 SUBJECTS = TOYBOX_FOLDER.parent / "subjects"
 
@@ -34,13 +32,6 @@ def test_every_sample_subject_has_five_photos_that_the_coach_likes():
         photos = prepare_photos(find_photos(folder), 128)
         assert len(photos) == 5
         assert coach(photos) == []
-
-
-def test_psnr_is_the_textbooks():
-    rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 256, (2, 3, 8, 8, 3), dtype=np.uint8)
-    expected = [20 * np.log10(255 / np.sqrt(np.mean((x.astype(float) - y) ** 2))) for x, y in zip(a, b)]
-    assert figures.psnr(a, b) == pytest.approx(np.mean(expected))
 
 
 def middle_colours(images) -> np.ndarray:

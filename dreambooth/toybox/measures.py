@@ -1,0 +1,123 @@
+"""How alike pictures are: measures on arrays, and looks (judge, CLIP, ViT, pixels) that give pictures features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPModel, CLIPProcessor, ViTConfig, ViTImageProcessor, ViTModel
+
+from dreambooth.toybox.judge import Judge
+from dreambooth.toybox.pretrain.data import to_pixels, to_small
+
+Look = Callable[[np.ndarray], np.ndarray]
+"""From (N, S, S, 3) uint8 pictures, S a multiple of 64, to (N, D) features of unit length."""
+
+
+# ---------------------------------------------------------------------------------------------------------- measures
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean over pictures of the peak signal-to-noise ratio in dB, for (N, H, W, 3) uint8."""
+    error = (a.astype(np.float64) - b.astype(np.float64)) ** 2
+    return float(np.mean(10 * np.log10(255**2 / error.mean((1, 2, 3)))))
+
+
+def auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """The chance that one of `positive` exceeds one of `negative`; a tie counts half (Mann–Whitney)."""
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, "left") + np.searchsorted(ordered, positive, "right")
+    return float(below.mean() / 2 / len(ordered))
+
+
+def identity_auc(features: np.ndarray, things: np.ndarray, classes: np.ndarray) -> float:
+    """AUC of cosines: pairs of pictures of one thing against pairs of other things of its class, over all classes."""
+    once = np.triu(np.ones((len(things),) * 2, bool), 1)
+    same, kin = things[:, None] == things, classes[:, None] == classes
+    cosines = features @ features.T
+    return auc(cosines[once & same], cosines[once & kin & ~same])
+
+
+def spread(features: np.ndarray) -> float:
+    """Mean distance, 1 - cosine, of all pairs of (N, D) unit features."""
+    return float(1 - (features @ features.T)[np.triu_indices(len(features), 1)].mean())
+
+
+def pixel_spread(pictures: np.ndarray) -> float:
+    """Mean distance, RMS of 0 to 255, of all pairs of pictures at 32 px."""
+    small = to_small(pictures).reshape(-1, 32, 2, 32, 2, 3).mean((2, 4)).reshape(len(pictures), -1)
+    a, b = np.triu_indices(len(small), 1)
+    return float(np.sqrt(((small[a] - small[b]) ** 2).mean(1)).mean())
+
+
+def hues(pictures: np.ndarray) -> np.ndarray:
+    """A histogram, (24,) summing to 1, of the hues in the middle of pictures, where the subject stands.
+
+    Each pixel counts by its chroma, since a drawn style pales what it draws: real sketches of the sample subjects are
+    told from those of other things of their class with an AUC of .94 so, of .6 by histograms of RGB (measured).
+    """
+    middle = pictures[:, 40:100, 32:96].reshape(-1, 64, 3)
+    hue, saturation, value = np.moveaxis(np.asarray(Image.fromarray(middle).convert("HSV"), np.float64), 2, 0)
+    counts = np.bincount((hue * 24 // 256).astype(int).ravel(), (saturation * value).ravel(), minlength=24)
+    return counts / max(counts.sum(), 1e-9)
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """What two histograms share, 0 to 1."""
+    return float(np.minimum(a, b).sum())
+
+
+# ------------------------------------------------------------------------------------------------- encoders as looks
+
+
+def _look(features: Callable[[np.ndarray], Tensor]) -> Look:
+    @torch.inference_mode()
+    def look(pictures: np.ndarray) -> np.ndarray:
+        parts = np.array_split(pictures, -(-len(pictures) // 64))
+        return torch.cat([F.normalize(features(part), dim=1) for part in parts]).numpy()
+
+    return look
+
+
+def judge_look(judge: Judge) -> Look:
+    """The features that the judge decides by."""
+    return _look(lambda pictures: judge.features(to_pixels(to_small(pictures), torch.device("cpu"))))
+
+
+def vit_look(folder: Path, *, trained: bool = True) -> Look:
+    """The class token of the ViT in `folder`, or of the random weights that its training began with."""
+    processor = ViTImageProcessor.from_pretrained(folder)
+    torch.manual_seed(0)
+    config = ViTConfig.from_pretrained(folder)
+    vit = ViTModel.from_pretrained(folder, add_pooling_layer=False) if trained else ViTModel(config, False)
+    vit.eval()
+    return _look(lambda pictures: vit(**processor(list(pictures), return_tensors="pt")).last_hidden_state[:, 0])
+
+
+def clip_looks(folder: Path) -> tuple[Look, Callable[[list[str]], np.ndarray]]:
+    """The CLIP in `folder`: image features, and the unit mean of some prompts' text features, (D,)."""
+    processor, clip = CLIPProcessor.from_pretrained(folder), CLIPModel.from_pretrained(folder).eval()
+
+    def image(pictures: np.ndarray) -> Tensor:
+        pixels = processor(images=list(pictures), return_tensors="pt").pixel_values
+        return clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output)
+
+    @torch.inference_mode()
+    def text(prompts: list[str]) -> np.ndarray:
+        inputs = processor(text=prompts, padding=True, truncation=True, return_tensors="pt")
+        features = F.normalize(clip.text_projection(clip.text_model(**inputs).pooler_output), dim=1)
+        return F.normalize(features.mean(0), dim=0).numpy()
+
+    return _look(image), text
+
+
+def centred_pixels(pictures: np.ndarray) -> np.ndarray:
+    """A look without an encoder: the pixels at 64 px, less the mean picture."""
+    flat = to_small(pictures).reshape(len(pictures), -1).astype(np.float64)
+    centred = flat - flat.mean(0)
+    return centred / np.linalg.norm(centred, axis=1, keepdims=True)

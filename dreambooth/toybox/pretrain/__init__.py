@@ -1,0 +1,1 @@
+"""How the toybox's models were trained: `python -m dreambooth.toybox.pretrain`."""

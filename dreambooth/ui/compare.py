@@ -1,0 +1,389 @@
+"""The fourth tab: what training did, as rows of prompts and columns of models that draw from equal seeds."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import gradio as gr
+from PIL import Image, ImageDraw, ImageFont
+
+from dreambooth.errors import ConfigError, DreamBoothError
+from dreambooth.generate import Picture, check_request
+from dreambooth.prompts import suggestions
+from dreambooth.runs import Run
+from dreambooth.ui import drawing
+from dreambooth.ui.drawing import Order, Progress
+from dreambooth.ui.generate import GUIDANCE_HELP
+from dreambooth.ui.studio import QUIET, Studio, in_plain_words
+
+NO_RUN = """<div class="empty"><strong>Nothing to compare yet.</strong> Train a subject first. With <em>both ways</em>
+ticked in the Train tab it is trained with and without prior preservation from the same seeds, and this page shows side
+by side what that changes: in the subject, and in everything else of its class.</div>"""
+PAIR = """<div class="empty"><strong>Trained both ways.</strong> Each row draws one prompt from the same seed with the
+base model, without PPL and with PPL. Look at the class prompt first: without PPL the subject tends to take it
+over.</div>"""
+SINGLE = """<div class="empty"><strong>Trained one way.</strong> Each row draws one prompt from the same seed with the
+base model and with yours. To see what prior preservation does, train with <em>both ways</em> ticked.</div>"""
+BASE, WITHOUT, WITH, YOURS = "Base model", "Without PPL", "With PPL", "Your model"
+MAX_PROMPTS = 12
+"""Rows of a comparison: with three models and four pictures that is 144 pictures, which few would wait for."""
+CONTEXTS_SHOWN = 4
+CELL = 256
+"""Least side of a picture on the sheet, in pixels, so that the words beside it can be read; the toybox draws 128."""
+PAPER, INK, FAINT, RULE = "#faf8f4", "#1f1c18", "#6b6359", "#d0c8ba"
+
+
+class Column(NamedTuple):
+    """A model that is compared."""
+
+    title: str
+    folder: str
+
+
+class Cell(NamedTuple):
+    """A picture, by its file, or the problem that there is none for."""
+
+    path: str
+    problem: str = ""
+
+
+class Line(NamedTuple):
+    """One prompt and seed, drawn by every model; None where a picture is still to come."""
+
+    prompt: str
+    seed: int
+    cells: tuple[Cell | None, ...]
+
+
+class Comparison(NamedTuple):
+    """What is on the page."""
+
+    titles: tuple[str, ...] = ()
+    lines: tuple[Line, ...] = ()
+
+    def with_pictures(self, prompt: int, column: int, cells: Sequence[Cell]) -> Comparison:
+        """With the pictures of the `prompt`-th prompt by one model; its lines are the last, as many as pictures."""
+        start = prompt * len(cells)
+        changed = [
+            line._replace(cells=(*line.cells[:column], cell, *line.cells[column + 1 :]))
+            for line, cell in zip(self.lines[start:], cells, strict=True)
+        ]
+        return self._replace(lines=(*self.lines[:start], *changed))
+
+
+# ----------------------------------------------------------------------------------------------------------- layout
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is asked for, in the order in which `compare` takes it."""
+
+    run: gr.Dropdown
+    prompts: gr.Textbox
+    steps: gr.Slider
+    guidance_scale: gr.Slider
+    seed: gr.Number
+    count: gr.Slider
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Two pictures of a line, one laid over the other."""
+
+    line: gr.Dropdown
+    left: gr.Radio
+    right: gr.Radio
+    slider: gr.ImageSlider
+
+
+def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
+    """Lay the tab out and wire it; returns the arguments of the event that lists the visitor's runs anew."""
+    with gr.Row(elem_classes="columns"):
+        with gr.Column(scale=2, min_width=300, visible=False) as asked:
+            form = _form()
+            with gr.Row(elem_classes="actions"):
+                button = gr.Button("Compare", variant="primary", elem_id="compare")
+                stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-comparing")
+        with gr.Column(scale=3, min_width=320):
+            status = gr.HTML(NO_RUN, label="Status", elem_id="compare-status")
+            grid = gr.HTML(label="Comparison", elem_id="comparison")
+            sheet = gr.DownloadButton("Save as one PNG", visible=False, elem_id="save-comparison")
+            with gr.Column(visible=False) as laid:
+                overlay = _overlay()
+    pictures = gr.Gallery(visible=False, label="Pictures", format="png")  # for API callers, who get no table
+    shown = gr.State(Comparison())
+    actions = Actions(studio, pictures)
+
+    drawing.stoppable(
+        button, stop, status, fn=actions.compare, inputs=[owner, *vars(form).values()],
+        outputs=[pictures, sheet, grid, status, shown], api_name="compare", api_description=(
+            "Draw prompts, one a line, with a run's base model and the run, from equal seeds; with both runs where it "
+            "was trained both ways. Gives every picture, one PNG of all, the table as HTML, and how it went."
+        ),
+    )  # fmt: skip
+    settings = [form.prompts, form.steps, form.guidance_scale]
+    form.run.input(actions.prefill, [owner, form.run], [status, *settings], **QUIET)
+    shown.change(actions.offer, shown, [overlay.line, overlay.left, overlay.right, laid, sheet], **QUIET).then(
+        actions.lay_over, [shown, overlay.line, overlay.left, overlay.right], overlay.slider, **QUIET
+    )
+    gr.on(
+        [part.input for part in (overlay.line, overlay.left, overlay.right)], actions.lay_over,
+        [shown, overlay.line, overlay.left, overlay.right], overlay.slider, **QUIET,
+    )  # fmt: skip
+    listed = [form.run, asked, status, *settings]
+    return {"fn": actions.list_runs, "inputs": [owner, form.run, shown], "outputs": listed, **QUIET}
+
+
+def _form() -> Form:
+    # Values of one's own are allowed for API callers, who name a run without its list; `own_run` checks them.
+    run = drawing.free_choice(gr.Dropdown([], label="Your subject", allow_custom_value=True, elem_id="compared-run"))
+    prompts = gr.Textbox(
+        label="Prompts", lines=5, max_lines=MAX_PROMPTS, elem_id="compared-prompts",
+        info=f"One a line, at most {MAX_PROMPTS}. Keep the class prompt on top.",
+    )  # fmt: skip
+    count = gr.Slider(1, drawing.BATCH, 2, step=1, label="Pictures a prompt", info="Each from a seed of its own.")
+    with gr.Accordion("More settings", open=False):
+        steps = gr.Slider(1, 100, 50, step=1, label="Steps")
+        guidance = gr.Slider(0, 20, 7.5, step=0.5, label="Guidance", info=GUIDANCE_HELP)
+        seed = gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed", info="The same in a whole row.")
+    return Form(run, prompts, steps, guidance, seed, count)
+
+
+def _overlay() -> Overlay:
+    gr.HTML("<h3 class='section'>One over the other</h3>")
+    line = gr.Dropdown([], label="Picture", elem_id="overlay-line")
+    with gr.Row():
+        left, right = (gr.Radio([], label=f"On the {side}", min_width=140) for side in ("left", "right"))
+    slider = gr.ImageSlider(
+        label="Drag the line", type="filepath", format="png", interactive=False, buttons=["fullscreen"],
+        elem_id="overlay", max_height=520,
+    )  # fmt: skip
+    return Overlay(line, left, right, slider)
+
+
+# ---------------------------------------------------------------------------------------------------------- actions
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What the tab does; `compare` is a named endpoint."""
+
+    studio: Studio
+    pictures: gr.Gallery
+
+    def list_runs(self, owner: str, chosen: str | None, shown: Comparison) -> tuple:
+        """The visitor's finished runs, a pair once; keeps the chosen one, else takes the newest."""
+        runs = drawing.finished_runs(self.studio, owner)
+        choices, seen = [], set()
+        for run in runs:
+            if run.id in seen:
+                continue
+            partner = self._finished_partner(run)
+            seen.add(partner.id if partner else "")
+            choices.append((drawing.label(run, "both ways" if partner else None), run.id))
+        known = [run_id for _, run_id in choices]
+        value = chosen if chosen in known else known[0] if known else None
+        if value == chosen:
+            hints = [NO_RUN if not runs else gr.skip(), *[gr.skip()] * 3]
+        else:
+            hints = self.prefill(owner, value)
+            hints = [gr.skip(), *hints[1:]] if shown.lines else hints
+        return gr.Dropdown(choices, value=value), gr.Column(visible=bool(runs)), *hints
+
+    def prefill(self, owner: str, run: str | None) -> tuple:
+        """What there is to compare, the prompts to begin with, and the run's own steps and guidance."""
+        try:
+            chosen = self.studio.own_run(owner, run)
+        except DreamBoothError:  # still being typed
+            return (gr.skip(),) * 4
+        config = chosen.config
+        subject = suggestions(config.base_model, config.subject.class_noun, config.subject.identifier)
+        prompts = "\n".join([config.class_prompt, *subject[:CONTEXTS_SHOWN]])
+        words = PAIR if self._finished_partner(chosen) else SINGLE
+        return words, prompts, config.sampling.steps, config.sampling.guidance_scale
+
+    @in_plain_words
+    def compare(
+        self, owner: str, run: str, prompts: str, steps: int, guidance_scale: float, seed: int, count: int
+    ) -> Iterator[tuple[Any, ...]]:
+        """Draw row by row; yields all pictures, the sheet, the table, how it goes, and the comparison itself."""
+        chosen = self.studio.own_run(owner, run)
+        texts, seed, count = checked_prompts(prompts), int(seed or 0), int(count)
+        check_request(texts, count, seed)
+        sampling = drawing.checked_sampling(chosen.config.sampling, steps, guidance_scale)
+        columns: list[Column] = []
+        for opened in drawing.as_it_happens(lambda tell: tell(self.columns(chosen))):
+            columns = opened or columns
+            if not columns:
+                yield *[gr.skip()] * 3, drawing.bar_html("Getting the models", 0), gr.skip()
+        places = [(row, column) for row in range(len(texts)) for column in range(len(columns))]
+        orders = [Order(columns[column].folder, texts[row], seed, count) for row, column in places]
+        progress, shown = Progress(len(orders)), Comparison(tuple(column.title for column in columns))
+        what = f"{len(texts)} prompts with {len(columns)} models"
+        for news in drawing.paint(orders, sampling, "", True):
+            ended = False
+            if isinstance(news, list):
+                row, column = places[progress.drawn]
+                if column == 0:
+                    empty = (None,) * len(columns)
+                    new = (Line(texts[row], picture.seed, empty) for picture in news)
+                    shown = shown._replace(lines=(*shown.lines, *new))
+                shown = shown.with_pictures(row, column, [self._kept(picture) for picture in news])
+                ended = column == len(columns) - 1
+            if progress.take(news):
+                table = as_html(shown) if isinstance(news, list) else gr.skip()
+                full = (captioned(shown), self._sheet(shown)) if ended else (gr.skip(), gr.skip())
+                yield *full, table, progress.as_html(what), shown if ended else gr.skip()
+        blank = [cell for line in shown.lines for cell in line.cells if cell and cell.problem]
+        words = f"{len(texts)} prompts in {drawing.duration(progress.seconds)}."
+        note = drawing.problems_html([("A picture", cell.problem) for cell in blank])
+        ended = f"<div class='drawing' role='status'><p>{words}</p></div>{note}"
+        yield captioned(shown), self._sheet(shown), as_html(shown), ended, shown
+
+    def columns(self, run: Run) -> list[Column]:
+        """The base model and the run; both runs of a pair, without PPL first."""
+        base = Column(BASE, drawing.base_folder(run.config))
+        partner = self._finished_partner(run)
+        if partner is None:
+            return [base, Column(YOURS, drawing.finished_model(run))]
+        pair = sorted((run, partner), key=lambda one: one.config.prior.active)
+        return [base, *(Column(*c) for c in zip((WITHOUT, WITH), map(drawing.finished_model, pair), strict=True))]
+
+    def _finished_partner(self, run: Run) -> Run | None:
+        partner = self.studio.partner(run)
+        return partner if partner is not None and partner.status == "finished" else None
+
+    def _kept(self, picture: Picture) -> Cell:
+        if picture.problem:
+            return Cell("", picture.problem)
+        return Cell(drawing.keep_file(self.pictures, f"seed-{picture.seed}.png", picture.image.save))
+
+    def _sheet(self, shown: Comparison) -> str:
+        return drawing.keep_file(self.pictures, "comparison.png", draw_sheet(shown).save)
+
+    def offer(self, shown: Comparison) -> tuple:
+        """The lines and models that can be laid over each other."""
+        lines = [(f"{line.prompt} · seed {line.seed}", number) for number, line in enumerate(shown.lines)]
+        left, right = shown.titles[-2:] if len(shown.titles) > 1 else (None, None)
+        return (
+            gr.Dropdown(lines, value=0 if lines else None), gr.Radio(shown.titles, value=left),
+            gr.Radio(shown.titles, value=right), gr.Column(visible=bool(lines)), gr.DownloadButton(visible=bool(lines)),
+        )  # fmt: skip
+
+    def lay_over(self, shown: Comparison, line: int | None, left: str, right: str) -> tuple[str, str] | None:
+        """The two pictures, or none where one was held back."""
+        if line is None or not 0 <= line < len(shown.lines) or not {left, right} <= set(shown.titles):
+            return None
+        cells = [shown.lines[line].cells[shown.titles.index(title)] for title in (left, right)]
+        return (cells[0].path, cells[1].path) if all(cell and cell.path for cell in cells) else None
+
+
+def checked_prompts(text: str | None) -> list[str]:
+    """The prompts in a text, one a line, each once; raises `ConfigError` for none or too many."""
+    prompts = list(dict.fromkeys(line.strip()[:1000] for line in (text or "").splitlines() if line.strip()))
+    if not prompts:
+        raise ConfigError("There is no prompt.", "Write one a line, the class prompt first.")
+    if len(prompts) > MAX_PROMPTS:
+        raise ConfigError(f"{len(prompts)} prompts are too many.", f"Give at most {MAX_PROMPTS}.")
+    return prompts
+
+
+# ------------------------------------------------------------------------------------------------------ the pictures
+
+
+def captioned(shown: Comparison) -> list[tuple[str, str]]:
+    """Every picture there is with model, prompt and seed."""
+    return [
+        (cell.path, f"{title} · {line.prompt} · seed {line.seed}")
+        for line in shown.lines
+        for title, cell in zip(shown.titles, line.cells, strict=True)
+        if cell and cell.path
+    ]
+
+
+def as_html(shown: Comparison) -> str:
+    """The comparison as a table: a head per model, a heading per prompt, a row per seed."""
+    heads = "".join(f"<th scope='col'>{title}</th>" for title in shown.titles)
+    rows, before = [], None
+    for line in shown.lines:
+        if line.prompt != before:
+            span = len(shown.titles)
+            rows.append(f"<tr><th scope='rowgroup' colspan='{span}'>{html.escape(line.prompt)}</th></tr>")
+            before = line.prompt
+        cells = (_cell_html(title, line, cell) for title, cell in zip(shown.titles, line.cells, strict=True))
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<table class='comparison'><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _cell_html(title: str, line: Line, cell: Cell | None) -> str:
+    if cell is None:
+        return "<td><span class='pending'></span></td>"
+    if cell.problem:
+        return f"<td><span class='problem'>{html.escape(cell.problem)}</span></td>"
+    told = html.escape(f"{title}: {line.prompt}, seed {line.seed}", quote=True)
+    url = f"gradio_api/file={quote(cell.path)}"
+    return f"<td><a href='{url}' target='_blank'><img src='{url}' alt='{told}' title='seed {line.seed}'></a></td>"
+
+
+def draw_sheet(shown: Comparison) -> Image.Image:
+    """The comparison as one picture, with the models' names above and each prompt over its rows."""
+    pictures = [[_load(cell) for cell in line.cells] for line in shown.lines]
+    side = max(
+        CELL, *(p.width for row in pictures for p in row if p), *(p.height for row in pictures for p in row if p)
+    )
+    gap, size = side // 32, side // 14
+    font, small = ImageFont.load_default(size=size), ImageFont.load_default(size=round(0.8 * size))
+    width = gap + len(shown.titles) * (side + gap)
+    headings = {}
+    for number, line in enumerate(shown.lines):
+        if number == 0 or line.prompt != shown.lines[number - 1].prompt:
+            headings[number] = _wrapped(line.prompt, small, width - 2 * gap)
+    step = round(1.3 * small.size)
+    top = round(2 * size)
+    height = top + len(shown.lines) * (side + gap) + sum(len(text) * step + gap for text in headings.values()) + gap
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for column, title in enumerate(shown.titles):
+        pen.text((gap + column * (side + gap), gap), title, fill=INK, font=font)
+    for number, row in enumerate(pictures):
+        for text in headings.get(number, ()):
+            pen.text((gap, top), text, fill=FAINT, font=small)
+            top += step
+        top += gap if number in headings else 0
+        for column, (picture, cell) in enumerate(zip(row, shown.lines[number].cells, strict=True)):
+            left = gap + column * (side + gap)
+            if picture is None:
+                pen.rectangle((left, top, left + side - 1, top + side - 1), outline=RULE)
+                words = _wrapped(cell.problem if cell else "not drawn", small, side - 2 * gap)
+                pen.multiline_text((left + gap, top + gap), "\n".join(words), fill=FAINT, font=small)
+            else:
+                scale = side / max(picture.size)
+                fitted = picture.resize([round(edge * scale) for edge in picture.size], Image.Resampling.LANCZOS)
+                sheet.paste(fitted, (left, top))
+        top += side + gap
+    return sheet
+
+
+def _load(cell: Cell | None) -> Image.Image | None:
+    if cell is None or not cell.path:
+        return None
+    with Image.open(cell.path) as image:
+        return image.convert("RGB")
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The text in lines that are no wider than `width` pixels; a word that is too wide is cut."""
+    lines = [""]
+    for word in text.split():
+        while font.getlength(word) > width:
+            word = word[:-1]
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

@@ -1,0 +1,336 @@
+"""How the page draws: which models a visitor may name, one drawing at a time, told step by step, stopped at any step.
+
+Pictures are drawn in a thread of their own, since a pipeline can't be paused between its steps; on ZeroGPU that thread
+is in a process of its own, which has the GPU for as long as `gpu_seconds` says.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import gradio as gr
+import torch
+from pydantic import ValidationError
+
+from dreambooth.config import TOYBOX, Config, SamplingConfig, load_preset
+from dreambooth.errors import ConfigError, ModelError, RunError
+from dreambooth.families import fetch_from_hub, fetch_model
+from dreambooth.generate import Picture, Source, generate, open_source
+from dreambooth.machine import available_memory, resolve_device
+from dreambooth.runs import Run
+from dreambooth.ui.report import duration
+from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner, title
+
+BATCH = 4
+"""Pictures drawn at once: few, so that the first are soon there and a small GPU holds them."""
+STOPPED = "<div class='drawing' role='status'><p>Stopped. What was drawn is kept.</p></div>"
+PATIENCE = 0.5
+"""Seconds after which a drawing that has nothing new to tell can be stopped all the same."""
+LOADING_SECONDS, STEP_SECONDS = 20, 0.1
+"""What ZeroGPU is asked for: per model, and per step of a picture. Guesses on the safe side: Stable Diffusion 1.5 loads
+in a few seconds and draws tens of steps a second on such a GPU, and only the time that is used counts."""
+
+_ONE_AT_A_TIME = threading.Lock()  # a drawing that was stopped has its memory until its step is over
+_END = object()
+
+T = TypeVar("T")
+
+
+# ----------------------------------------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that a visitor may draw with."""
+
+    name: str
+    """What pictures and the page call it; never a path of the server."""
+    folder: str
+    sampling: SamplingConfig
+    """The settings it is best sampled with."""
+
+
+def open_model(studio: Studio, owner: str, name: str) -> Model:
+    """The model that a visitor names: a base model on offer, a run of theirs, or a Hub repo, downloaded if need be.
+
+    A path of the server is none of these. Raises `ConfigError`, `RunError`, `ModelError` or `HubError`.
+    """
+    name = name.strip() if isinstance(name, str) else ""
+    if not name:
+        raise ConfigError("No model is chosen.", "Choose one from the list, or type a Hub id, OWNER/NAME.")
+    if name in studio.base_models:
+        wanted = studio.model(name)
+        return Model(name, str(fetch_model(wanted)), base_sampling(wanted))
+    if "/" in name:
+        return Model(name, str(fetch_from_hub(name, public=studio.public)), SamplingConfig())
+    run = studio.own_run(owner, name)
+    return Model(run.id, finished_model(run), run.config.sampling)
+
+
+def finished_model(run: Run) -> str:
+    """The folder of a run's model; raises `RunError` where it has none yet."""
+    if not (run.path / "model" / "model_index.json").is_file():
+        raise RunError(f"This run is {run.status} and has no model yet.", "Wait for its end, or resume it.")
+    return str(run.path / "model")
+
+
+def base_folder(config: Config) -> str:
+    """The folder of the base model of a run, downloaded if need be."""
+    if Path(config.base_model).is_absolute() and not Path(config.base_model).exists():  # its path is nobody's business
+        raise ModelError("This run's base model is not on this server any more.", "Train again from another one.")
+    return str(fetch_model(config.base_model, config.revision))
+
+
+def finished_runs(studio: Studio, owner: str) -> list[Run]:
+    """This visitor's runs that have a model, newest first; none for who is no visitor yet."""
+    return [run for run in studio.own_runs(owner) if run.status == "finished"] if is_owner(owner) else []
+
+
+def base_sampling(base_model: str) -> SamplingConfig:
+    """What a base model is best sampled with."""
+    return SamplingConfig(**(load_preset(TOYBOX)["sampling"] if base_model == TOYBOX else {}))
+
+
+def label(run: Run, how: str | None = None) -> str:
+    """What lists of models call a run."""
+    how = how or ("with PPL" if run.config.prior.active else "without PPL")
+    begun = time.strftime("%d %b %H:%M", time.strptime(run.id[:15], "%Y%m%d-%H%M%S"))
+    return f"{title(run)} · {how} · {run.config.train.steps} steps · {begun}"
+
+
+def checked_sampling(sampling: SamplingConfig, steps: float, guidance_scale: float) -> SamplingConfig:
+    """The settings with steps and guidance of one's own; raises `ConfigError` for impossible ones."""
+    try:
+        return SamplingConfig(**sampling.model_dump() | {"steps": steps, "guidance_scale": guidance_scale})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"{first['loc'][0]} is {first['input']!r}: {first['msg']}.", "Choose another value."
+        ) from None
+
+
+# ---------------------------------------------------------------------------------------------------------- drawing
+
+
+class Order(NamedTuple):
+    """A batch of pictures of one prompt, in plain values, since another process may draw it."""
+
+    folder: str
+    prompt: str
+    seed: int
+    """Of the first picture; the next ones count on from it."""
+    count: int
+
+
+class Step(NamedTuple):
+    """So many denoising steps of the order at hand are done; 0 while its model is loaded."""
+
+    done: int
+    total: int
+
+
+News = Step | list[Picture] | None
+"""What `paint` tells; nothing where nothing happened for a while."""
+
+
+def orders(folder: str, prompt: str, seed: int, count: int) -> list[Order]:
+    """`count` pictures in batches."""
+    return [Order(folder, prompt, (seed + i) % 2**32, min(BATCH, count - i)) for i in range(0, count, BATCH)]
+
+
+def as_it_happens(work: Callable[[Callable[[T], None]], None]) -> Iterator[T | None]:
+    """What `work` tells the function it is given, as it tells it, and None where it is silent for `PATIENCE` seconds.
+
+    `work` runs in a thread. Closing the iterator ends it the next time it tells something; nobody waits for that.
+    """
+    told: queue.SimpleQueue = queue.SimpleQueue()
+    left = threading.Event()
+
+    def tell(news: T) -> None:
+        if left.is_set():
+            raise _StoppedError
+        told.put((news, None))
+
+    def run() -> None:
+        try:
+            work(tell)
+        except BaseException as error:
+            told.put((_END, error))
+        else:
+            told.put((_END, None))
+
+    threading.Thread(target=run, name="dreambooth-drawing", daemon=True).start()
+    try:
+        while True:
+            try:
+                news, error = told.get(timeout=PATIENCE)
+            except queue.Empty:
+                yield None
+                continue
+            if error is not None:
+                raise error
+            if news is _END:
+                return
+            yield news
+    finally:
+        left.set()
+
+
+class _StoppedError(Exception):
+    """Nobody listens any more."""
+
+
+def gpu_seconds(orders: Sequence[Order], sampling: SamplingConfig, *_: object) -> int:
+    """How long a drawing may have a GPU that is lent by the second."""
+    steps = sampling.steps * sum(order.count for order in orders)
+    return round(LOADING_SECONDS * len({order.folder for order in orders}) + STEP_SECONDS * steps)
+
+
+def on_zero_gpu(seconds: Callable[..., int]) -> Callable[[Callable], Callable]:
+    """Decorates a function that needs the GPU for `seconds(*arguments)`: on a ZeroGPU Space it runs where there is one.
+
+    Anywhere else the function stays as it is, and the package `spaces` is not needed.
+    """
+    if not os.environ.get("SPACES_ZERO_GPU"):
+        return lambda function: function
+    import spaces
+
+    return spaces.GPU(duration=seconds)
+
+
+@on_zero_gpu(gpu_seconds)
+@in_plain_words  # here as well, since only Gradio's own errors come out of ZeroGPU's process with their words
+def paint(
+    orders: Sequence[Order], sampling: SamplingConfig, negative_prompt: str, safety_checker: bool
+) -> Iterator[News]:
+    """Draw the orders one after the other; of each come its steps, then its pictures."""
+
+    def work(tell: Callable[[News], None]) -> None:
+        with _ONE_AT_A_TIME:
+            device = resolve_device("auto")
+            keep = _fit({order.folder for order in orders}, device)
+            opened: dict[str, Source] = {}
+            for order in orders:
+                tell(Step(0, sampling.steps))
+                if order.folder not in opened:
+                    if not keep:
+                        opened.clear()
+                    opened[order.folder] = open_source(order.folder, device=device, safety_checker=safety_checker)
+                batches = generate(
+                    opened[order.folder], [order.prompt], num_images=order.count, seed=order.seed, sampling=sampling,
+                    negative_prompt=negative_prompt, on_step=lambda done, total: tell(Step(done, total)),
+                )  # fmt: skip
+                tell([picture for batch in batches for picture in batch])
+
+    yield from as_it_happens(work)
+
+
+def _fit(folders: set[str], device: torch.device) -> bool:
+    """Whether all these models can be open at once: files may hold 16 bits a weight where memory holds 32."""
+    weights = [
+        path for folder in folders for path in Path(folder).rglob("*") if path.suffix in (".safetensors", ".bin")
+    ]
+    return 2 * sum(path.stat().st_size for path in weights) < available_memory(device)
+
+
+# --------------------------------------------------------------------------------------------------------- the page
+
+
+@dataclass
+class Progress:
+    """How far a drawing is, in words and as a bar."""
+
+    total: int
+    """Orders in all."""
+    drawn: int = 0
+    step: Step | None = None
+    """Of the order at hand."""
+    began: float = field(default_factory=time.monotonic)
+    shown: float = 0.0
+
+    def take(self, news: News) -> bool:
+        """Take the news in; whether the page should hear of it now."""
+        now = time.monotonic()
+        if isinstance(news, Step):
+            self.step = news
+        elif news is not None:
+            self.drawn, self.step = self.drawn + 1, None
+        if isinstance(news, Step) and news.done and now - self.shown < PATIENCE / 2:
+            return False
+        self.shown = now
+        return True
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.began
+
+    def as_html(self, what: str) -> str:
+        """For the page; `what` is being drawn."""
+        done, total = self.step or Step(0, 1)
+        share = (self.drawn + done / total) / self.total
+        words = f"Drawing {what} · step {done} of {total}" if done else f"Getting ready to draw {what}"
+        if share > 0.05:
+            words += f" · about {duration(self.seconds / share * (1 - share))} left"
+        return bar_html(words, share)
+
+
+def free_choice(dropdown: gr.Dropdown) -> gr.Dropdown:
+    """The dropdown, told to programs as any text: its choices are a visitor's, or not all there is."""
+    dropdown.api_info = lambda: {"type": "string"}
+    return dropdown
+
+
+def keep_file(component: gr.Component, name: str, write: Callable[[Path], None]) -> str:
+    """Write a file where the page gets it from, under a name that nobody guesses, for as long as its other files."""
+    file = Path(component.GRADIO_CACHE) / secrets.token_hex(16) / name
+    file.parent.mkdir(parents=True)
+    write(file)
+    return component.move_resource_to_block_cache(file)
+
+
+def bar_html(words: str, share: float) -> str:
+    """A line of text above a bar that is filled to `share`."""
+    percent = round(100 * share)
+    return (
+        f"<div class='drawing' role='status'><p>{html.escape(words)}</p><div class='bar' role='progressbar' "
+        f"aria-label='Drawn' aria-valuenow='{percent}'><span style='width:{percent}%'></span></div></div>"
+    )
+
+
+def problems_html(problems: Sequence[tuple[str, str]]) -> str:
+    """What happened to pictures that are not shown, given as (which, problem)."""
+    if not problems:
+        return ""
+    items = "".join(f"<li>{html.escape(which)}: {html.escape(problem)}.</li>" for which, problem in problems)
+    return (
+        f"<div class='empty'><strong>{len(problems)} not shown.</strong> Another seed or prompt may do better."
+        f"<ul>{items}</ul></div>"
+    )
+
+
+def stoppable(button: gr.Button, stop: gr.Button, status: gr.HTML, **event: Any) -> None:
+    """Let `button` start a drawing, one at a time on this server, and `stop` end it."""
+
+    def busy(is_busy: bool) -> tuple[gr.Button, gr.Button]:
+        return gr.Button(interactive=not is_busy), gr.Button(visible=is_busy)
+
+    def settle(told: str) -> tuple[gr.Button, gr.Button, Any]:
+        return *busy(False), STOPPED if "progressbar" in (told or "") else gr.skip()
+
+    # Where the status is off the screen, as on a phone, nothing would seem to happen.
+    show = f"() => {{ document.getElementById('{status.elem_id}').scrollIntoView({{block: 'center'}}); return []; }}"
+    button.click(lambda: busy(True), None, [button, stop], js=show, **QUIET)
+    drawing = button.click(**event, concurrency_id="draw", concurrency_limit=1, show_progress_on=status)
+    for ended in (drawing.then, drawing.failure):  # Gradio 6.31: `then` follows an end and a stop, but no failure
+        ended(settle, status, [button, stop, status], **QUIET)
+    stop.click(None, None, None, cancels=drawing)

@@ -1,0 +1,215 @@
+"""The live view of a run and the list of runs, as HTML: headline, loss curves, sample pictures, history."""
+
+from __future__ import annotations
+
+import html
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dreambooth import events
+from dreambooth.runs import Run, Status
+from dreambooth.ui.report import ENDINGS, STAGES, Report, duration
+
+STEPS = ("Check", "Load", "Class images", "Encode", "Train", "Save")
+"""The stages in a word or two, for the row that shows them all."""
+PHOTOS, CLASS = "the photos (instance)", "class images (prior)"
+SMOOTHED = 20
+"""Steps that a point of the curves averages at least: single steps differ by their timestep more than by what was
+learned."""
+SMOOTHED_SHARE = 20
+"""A long run's points average one in so many of its steps."""
+POINTS = 200
+"""Points of a curve at most: more can't be told apart on a screen."""
+ROWS = 24
+"""Sampling steps that are shown at most, the first and the newest among them: more would load hundreds of pictures."""
+
+Url = Callable[[Path], str]
+"""(a picture's path) -> where the browser gets it."""
+
+
+def headline(report: Report, waiting: str = "", twin: str = "") -> str:
+    """Title, status, the stages, a progress bar and the sentence; warnings and the other run of a pair below."""
+    share = 100 if report.status == "finished" else 100 * report.done / report.total if report.total else 0
+    notes = "".join(f"<li class='tip'><strong>Note</strong> {html.escape(text)}</li>" for text in report.warnings)
+    row = _stages(report) if report.status not in ("queued", "finished") else ""
+    return f"""<section class="live">
+<h3>{html.escape(report.name)} {chip(report.status)}</h3>
+<p class="facts">{html.escape(report.facts)}</p>{row}
+<div class="bar {report.status}" role="progressbar" aria-label="Progress of this stage" aria-valuemin="0"
+ aria-valuemax="100" aria-valuenow="{share:.0f}"><span style="width:{share:.1f}%"></span></div>
+<p class="now">{html.escape(waiting or report.text)}</p>
+<span class="unseen" role="status">{report.status}{f": {STAGES.get(report.stage)}" if row else ""}</span>
+{f"<p class='twin'>{twin}</p>" if twin else ""}{f"<ul class='findings'>{notes}</ul>" if notes else ""}</section>"""
+
+
+def _stages(report: Report) -> str:
+    names = list(STAGES)
+    now = names.index(report.stage) if report.stage in names else 0
+    cells = []
+    for place, (stage, word) in enumerate(zip(names, STEPS, strict=True)):
+        if stage == "class images" and not report.config.prior.active:
+            continue
+        state = "done" if place < now else "todo" if place > now else "now"
+        current = " aria-current='step'" if place == now else ""
+        cells.append(f"<li class='{state}'{current}>{word}</li>")
+    return f"<ol class='stages'>{''.join(cells)}</ol>"
+
+
+def waiting_text(place: int | None, seconds: float | None) -> str:
+    """A queued run's place in the queue and when its turn comes, in a sentence."""
+    if place is None:
+        return ENDINGS["queued"]
+    where = "next in the queue" if place == 1 else f"number {place} in the queue"
+    when = "" if seconds is None else ", starts any moment" if seconds < 1 else f", starts in about {duration(seconds)}"
+    return f"Waiting: {where}{when}."
+
+
+def curves(report: Report) -> str:
+    """Both losses over the steps as a drawing: what single steps had faintly, the running mean boldly."""
+    steps = report.losses.shape[1]
+    if steps < 2:
+        return ""
+    total = max(report.config.train.steps, steps)
+    window = max(SMOOTHED, total // SMOOTHED_SHARE)
+    means = [running_mean(loss, window) for loss in report.losses]
+    kinds = zip(("instance", "prior"), (PHOTOS, CLASS), report.losses, means, strict=True)
+    drawn = [(kind, name, loss, mean) for kind, name, loss, mean in kinds if np.isfinite(mean).any()]
+    # Single steps may be far above the mean; what most of them are decides what is shown.
+    top = _nice(max(max(1.2 * np.nanmax(mean), np.nanquantile(loss, 0.98)) for _, _, loss, mean in drawn))
+    lines = "".join(
+        f"<polyline class='raw {kind}' points='{_points(_extremes(loss), total, top)}'/>" for kind, _, loss, _ in drawn
+    ) + "".join(
+        f"<polyline class='mean {kind}' points='{_points(_thinned(mean), total, top)}'/>" for kind, _, _, mean in drawn
+    )
+    keys = "".join(f"<li class='{kind}'>{name} <b>{mean[-1]:.3f}</b></li>" for kind, name, _, mean in drawn)
+    said = " and ".join(f"{mean[-1]:.3f} on {name}" for _, name, _, mean in drawn)
+    ticks = "".join(f"<span>{share * top:.3g}</span>" for share in (1, 0.5, 0))
+    return f"""<figure class="curves"><figcaption>Loss <small>single steps, and the mean of {window}</small>
+<ul>{keys}</ul></figcaption><div class="plot"><div class="ticks" aria-hidden="true">{ticks}</div>
+<svg viewBox="0 0 1000 300" preserveAspectRatio="none" role="img" aria-label="Loss after {steps} steps: {said}">
+<path class="grid" d="M0 0H1000M0 150H1000M0 300H1000"/>{lines}</svg></div>
+<div class="steps" aria-hidden="true"><span>0</span><span>{total // 2}</span><span>{total} steps</span></div>
+</figure>"""
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean of the last `window` values up to each, (n,) -> (n,); values that are NaN do not count."""
+    known = np.isfinite(values)
+    sums, counts = (np.concatenate([[0], np.cumsum(x, dtype=float)]) for x in (np.where(known, values, 0), known))
+    start = np.maximum(np.arange(1, len(values) + 1) - window, 0)
+    counted = counts[1:] - counts[start]
+    return np.where(counted > 0, (sums[1:] - sums[start]) / np.maximum(counted, 1), math.nan)
+
+
+def _thinned(values: np.ndarray) -> list[tuple[float, float]]:
+    """(step, value) of at most `POINTS` steps, the newest among them."""
+    every = -(-len(values) // POINTS)
+    steps = np.arange(len(values) - 1, -1, -every)[::-1]
+    return [(step + 1, values[step]) for step in steps if math.isfinite(values[step])]
+
+
+def _extremes(values: np.ndarray) -> list[tuple[float, float]]:
+    """(step, value) of every step, or the least and the most of several where there are more than `POINTS`."""
+    every = -(-len(values) // POINTS)
+    bins = [values[start : start + every] for start in range(0, len(values), every)]
+    return [
+        (place * every + every / 2 + 0.5, extreme)
+        for place, bin_ in enumerate(bins)
+        if np.isfinite(bin_).any()
+        for extreme in ((np.nanmin(bin_), np.nanmax(bin_)) if every > 1 else (bin_[0],))
+    ]
+
+
+def _points(curve: Iterable[tuple[float, float]], total: int, top: float) -> str:
+    return " ".join(f"{1000 * step / total:.1f},{300 * (1 - value / top):.1f}" for step, value in curve)
+
+
+def _nice(value: float) -> float:
+    """The next of 1, 2, 5, 10, 20 … and 0.5, 0.2 … that is at least as large."""
+    power = 10.0 ** math.floor(math.log10(max(value, 1e-6)))
+    return next(power * first for first in (1, 2, 5, 10) if power * first >= value)
+
+
+def samples(report: Report, root: Path, url: Url) -> str:
+    """A row for each sampling step, newest first: the subject's pictures beside its class's."""
+    config = report.config
+    asked = {config.instance_prompt: "The subject", config.class_prompt: "Its class"}
+    columns = asked | {picture.prompt: "Your prompt" for picture in report.pictures if picture.prompt not in asked}
+    by_step: dict[int, list[events.Image]] = {}
+    for picture in sorted(report.pictures, key=lambda p: (-p.step, p.seed)):
+        by_step.setdefault(picture.step, []).append(picture)
+    if not by_step:
+        every = config.train.sample_every
+        soon = f"Sample pictures come here every {every} steps." if every else "This run draws no sample pictures."
+        return f"<div class='empty'>{soon}</div>" if report.status == "running" else ""
+    heads = "".join(f"<th scope='col'>{name}<q>{html.escape(prompt)}</q></th>" for prompt, name in columns.items())
+    rows = []
+    for step in _spread(list(by_step)):
+        cells = []
+        for prompt, name in columns.items():
+            drawn = [
+                f"<a href='{url(root / p.path)}' target='_blank'><img src='{url(root / p.path)}' loading='lazy' "
+                f"alt='{html.escape(prompt, quote=True)}, step {step}, seed {p.seed}'></a>"
+                for p in by_step[step] if p.prompt == prompt
+            ]  # fmt: skip
+            cells.append(f"<td class='{name.split()[-1]}'>{''.join(drawn)}</td>")
+        rows.append(f"<tr><th scope='row'>step {step}</th>{''.join(cells)}</tr>")
+    return f"""<div class="samples-table"><table id="samples"><thead><tr><th></th>{heads}</tr></thead>
+<tbody>{"".join(rows)}</tbody></table></div>"""
+
+
+def _spread(steps: Sequence[int]) -> list[int]:
+    """At most `ROWS` of them, evenly chosen, the first and the last among them."""
+    if len(steps) <= ROWS:
+        return list(steps)
+    return [steps[place] for place in np.linspace(0, len(steps) - 1, ROWS).round().astype(int)]
+
+
+def history(runs: Sequence[tuple[Run, Report]], chosen: str | None, url: Url) -> str:
+    """The runs as a list of buttons: newest sample picture, subject, status, settings."""
+    if not runs:
+        return "<div class='empty'>Your runs will be listed here, with their pictures.</div>"
+    items = []
+    for run, report in runs:
+        current = " aria-current='true'" if run.id == chosen else ""
+        seen = _thumbnail(run, report)
+        picture = f"<img src='{url(seen)}' alt='' loading='lazy'>" if seen else "<span class='blank'></span>"
+        items.append(
+            f"<li><button type='button' data-run='{html.escape(run.id, quote=True)}'{current}>{picture}<span>"
+            f"<strong>{html.escape(report.name)}</strong> {chip(report.status)} <em>{ago(report.began)}</em>"
+            f"<small>{html.escape(report.facts)}</small></span></button></li>"
+        )
+    return f"<ul class='history'>{''.join(items)}</ul>"
+
+
+def _thumbnail(run: Run, report: Report) -> Path | None:
+    """The newest sample picture of the subject, else a photo as training sees it."""
+    of_subject = [picture for picture in report.pictures if picture.prompt == report.config.instance_prompt]
+    paths = [run.path / picture.path for picture in of_subject[-1:]] + [run.path / "photos" / "00.png"]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def twin_text(run: Run, report: Report) -> str:
+    """The other run of a pair that was trained both ways, with a button that shows it."""
+    which = "with" if report.config.prior.active else "without"
+    button = f"<button type='button' data-run='{html.escape(run.id, quote=True)}'>Look at it</button>"
+    return f"Trained both ways: the run {which} PPL is {report.status}. {button}"
+
+
+def chip(status: Status) -> str:
+    """A status as a small label."""
+    return f"<span class='chip {status}'>{status}</span>"
+
+
+def ago(moment: float) -> str:
+    """How long ago, in words; no clock time, since the server's time zone is not the visitor's."""
+    minutes = max(0, time.time() - moment) / 60
+    if minutes < 2:
+        return "just now"
+    if minutes < 120:
+        return f"{minutes:.0f} min ago"
+    return f"{minutes / 60:.0f} h ago" if minutes < 2880 else f"{minutes / 1440:.0f} days ago"

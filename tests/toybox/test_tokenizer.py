@@ -1,0 +1,19 @@
+"""The toybox's vocabulary: the world's words and rare ones are single tokens."""
+
+import numpy as np
+
+from dreambooth.toybox import world
+from dreambooth.toybox.tokenizer import MAX_LENGTH, RARE_WORDS, build_tokenizer
+
+
+def test_the_worlds_words_and_rare_ones_are_single_tokens(tmp_path):
+    tokenizer = build_tokenizer(tmp_path)
+    for word in (*world.vocabulary(), *RARE_WORDS):
+        assert len(tokenizer.tokenize(word)) == 1, word
+    rng = np.random.default_rng(0)
+    captions = [world.caption(world.random_scene(rng), rng) for _ in range(300)]
+    ids = tokenizer(captions).input_ids
+    assert max(map(len, ids)) <= MAX_LENGTH
+    rare = set(tokenizer.convert_tokens_to_ids([word + "</w>" for word in RARE_WORDS]))
+    assert not rare & {i for row in ids for i in row}, "never trained"
+    assert len(tokenizer.tokenize("🐶 Ünïcödé")) > 1, "any text is taken"

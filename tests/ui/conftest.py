@@ -1,0 +1,77 @@
+"""A served studio and a real browser, for every test of the page."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
+
+ROOT = Path(__file__).parent.parent.parent
+SECONDS = 45
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    photos: list[Path]
+    runs: Path
+    errors: Path
+    """What the server wrote on standard error."""
+    process: subprocess.Popen
+
+
+@contextmanager
+def serve(folder: Path, model: Path, photos: Path, **settings: str) -> Iterator[Served]:
+    """`python app.py` on a free port, with runs and caches in `folder`; DREAMBOOTH_<NAME> from `settings`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "DREAMBOOTH_BASE_MODEL": str(model), "DREAMBOOTH_RUNS": str(folder / "runs"),
+        "DREAMBOOTH_CACHE": str(folder / "cache"), "GRADIO_TEMP_DIR": str(folder / "gradio"),
+        "GRADIO_SERVER_PORT": str(port), "OMP_NUM_THREADS": "1",
+    } | {f"DREAMBOOTH_{name.upper()}": value for name, value in settings.items()}  # fmt: skip
+    errors = folder / "stderr"
+    with errors.open("ab") as stderr:
+        server = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=stderr,
+            text=True,
+        )  # fmt: skip
+    giving_up = threading.Timer(2 * SECONDS, server.kill)
+    giving_up.start()
+    try:
+        line = server.stdout.readline()
+        assert f"http://127.0.0.1:{port}" in line, f"the studio did not start: {line}{errors.read_text()}"
+        giving_up.cancel()
+        yield Served(f"http://127.0.0.1:{port}/", sorted(photos.iterdir()), folder / "runs", errors, server)
+    finally:
+        giving_up.cancel()
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture(scope="module")
+def served(tiny_model: Path, photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One studio for all tests of a file."""
+    with serve(tmp_path_factory.mktemp("studio"), tiny_model, photo_folder) as studio:
+        yield studio
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert program, "This test drives a real browser, and there is none: install Chromium (apt-get install chromium)."
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=1000 * SECONDS)
+        opened = playwright.chromium.launch(executable_path=program, args=[*quiet, "--disable-sync"])
+        yield opened
+        opened.close()

@@ -1,0 +1,222 @@
+"""What both drawing tabs share: which models a visitor may name, and drawing that can be watched and stopped."""
+
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+
+import gradio as gr
+import pytest
+
+from dreambooth.config import SamplingConfig
+from dreambooth.errors import ConfigError, HubError, ModelError, RunError
+from dreambooth.runs import Run
+from dreambooth.ui import drawing
+from dreambooth.ui.drawing import Order, Progress, Step, as_it_happens, open_model, paint
+from dreambooth.ui.studio import Studio
+from tests.test_families import COMMIT, loopback_hub
+from tests.ui import studios
+from tests.ui.studios import ANNA, BERT
+
+QUICK = SamplingConfig(steps=3)
+
+
+@pytest.fixture
+def studio(tmp_path: Path, tiny_model: Path) -> Studio:
+    return studios.studio(tmp_path / "runs", tiny_model)
+
+
+# ---- Which model
+
+
+def test_a_base_model_is_named_as_the_page_shows_it(studio: Studio, tiny_model: Path):
+    model = open_model(studio, ANNA, " tiny-sd ")
+    assert (model.name, model.folder, model.sampling) == ("tiny-sd", str(tiny_model), SamplingConfig())
+
+
+def test_a_run_is_opened_for_its_owner_alone_and_once_it_is_finished(studio: Studio, photo_folder: Path):
+    [run] = studios.finished_runs(studio, photo_folder)
+    model = open_model(studio, ANNA, run.id)
+    assert (model.name, model.folder) == (run.id, str(run.path / "model"))
+    assert model.sampling.steps == 2
+    with pytest.raises(RunError, match="You have no such run"):
+        open_model(studio, BERT, run.id)
+    [waiting] = studio.start(ANNA, {"base_model": studio.model("tiny-sd"), "subject": {"class_noun": "dog"}},
+                             sorted(map(str, photo_folder.iterdir())))  # fmt: skip
+    with pytest.raises(RunError, match="This run is queued and has no model yet") as told:
+        open_model(studio, ANNA, waiting.id)
+    assert str(studio.root) not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["runs/{run}", "{root}/{run}", "{model}", "..", "../runs/{run}", "~/x", "/etc/passwd"])
+def test_a_path_of_the_server_is_no_model(studio: Studio, photo_folder: Path, tiny_model: Path, name: str, monkeypatch):
+    [run] = studios.finished_runs(studio, photo_folder)
+    monkeypatch.chdir(studio.root.parent)
+    with pytest.raises((ModelError, RunError, HubError)):
+        open_model(studio, ANNA, name.format(run=run.id, root=studio.root, model=tiny_model))
+
+
+@pytest.mark.parametrize("name", ["", None, ["tiny-sd"], 3])
+def test_no_model_is_asked_for(studio: Studio, name: object):
+    with pytest.raises(ConfigError, match="No model is chosen"):
+        open_model(studio, ANNA, name)
+
+
+def test_any_model_of_the_hub_can_be_named(studio: Studio, tiny_model: Path, tmp_path: Path, monkeypatch):
+    with loopback_hub(tiny_model, tmp_path / "hub", monkeypatch) as hub:
+        model = open_model(studio, ANNA, "owner/tiny")
+        assert (model.name, Path(model.folder).name) == ("owner/tiny", COMMIT)
+        with pytest.raises(ModelError, match="owner/none is not on the Hub, or is private"):
+            open_model(studio, ANNA, "owner/none")
+        hub.gated = True
+        strangers = studios.studio(tmp_path / "public", tiny_model, public=True)
+        with pytest.raises(HubError, match=r"owner/tiny is gated\. This studio opens only"):
+            open_model(strangers, ANNA, "owner/tiny")
+
+
+def test_a_hub_out_of_reach_is_told(studio: Studio):
+    with pytest.raises(HubError, match="owner/tiny is not downloaded and the Hub can't be reached"):
+        open_model(studio, ANNA, "owner/tiny")
+
+
+def test_a_base_model_that_is_gone_is_told_without_its_path(make_config, tmp_path: Path):
+    config = make_config(base_model=str(tmp_path / "gone"))
+    with pytest.raises(ModelError, match="not on this server any more") as told:
+        drawing.base_folder(config)
+    assert str(tmp_path) not in str(told.value)
+
+
+def test_impossible_settings_are_told():
+    assert drawing.checked_sampling(SamplingConfig(scheduler="euler"), 4, 7).scheduler == "euler"
+    with pytest.raises(ConfigError, match="steps is 0: "):
+        drawing.checked_sampling(SamplingConfig(), 0, 7)
+
+
+# ---- Watching and stopping
+
+
+def test_work_is_told_as_it_happens_and_its_end_and_errors_arrive():
+    def work(tell):
+        tell(1)
+        tell(2)
+        raise KeyError("three")
+
+    seen = []
+    with pytest.raises(KeyError, match="three"):
+        seen.extend(as_it_happens(work))
+    assert [news for news in seen if news] == [1, 2]
+
+
+def test_silence_is_told_too_so_that_a_slow_step_can_be_left(monkeypatch):
+    monkeypatch.setattr(drawing, "PATIENCE", 0.01)
+    go = threading.Event()
+    watched = as_it_happens(lambda tell: (go.wait(60), tell("done")))
+    assert next(watched) is None
+    go.set()
+    assert "done" in list(watched)
+
+
+def test_a_closed_watch_ends_the_work_at_its_next_word():
+    started, closed, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work(tell):
+        try:
+            tell("first")
+            started.set()
+            closed.wait(60)
+            tell("second")
+            pytest.fail("it went on")
+        finally:
+            ended.set()
+
+    watched = as_it_happens(work)
+    assert next(watched) == "first"
+    assert started.wait(60)
+    watched.close()
+    closed.set()
+    assert ended.wait(60)
+
+
+def test_painting_tells_steps_and_pictures_and_stops_between_steps(tiny_model: Path, monkeypatch):
+    orders = [Order(str(tiny_model), "a dog", 7, 2), Order(str(tiny_model), "a cat", 7, 1)]
+    news = [told for told in paint(orders, QUICK, "", True) if told is not None]
+    kinds = ["pictures" if isinstance(told, list) else told.done for told in news]
+    assert kinds == [0, 1, 2, 3, "pictures", 0, 1, 2, 3, "pictures"]
+    assert [(p.prompt, p.seed) for told in news if isinstance(told, list) for p in told] == [
+        ("a dog", 7), ("a dog", 8), ("a cat", 7),
+    ]  # fmt: skip
+
+    painting = paint(orders, SamplingConfig(steps=900), "", True)
+    while next(painting) != Step(1, 900):
+        pass
+    painting.close()
+    assert drawing._ONE_AT_A_TIME.acquire(timeout=60), "the drawing went on"
+    drawing._ONE_AT_A_TIME.release()
+
+
+def test_models_that_do_not_fit_together_are_opened_one_after_the_other(tiny_model: Path, tmp_path: Path, monkeypatch):
+    orders = [Order(str(tiny_model), "a dog", 0, 1), Order(str(tiny_model.resolve()) + "/.", "a dog", 0, 1)]
+    monkeypatch.setattr(drawing, "available_memory", lambda device: 1)
+    drawn = [told for told in paint(orders, QUICK, "", True) if isinstance(told, list)]
+    assert drawn[0][0].image.tobytes() == drawn[1][0].image.tobytes()
+
+
+def test_an_error_while_painting_is_a_sentence(tmp_path: Path):
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(gr.Error) as told:
+        list(paint([Order(str(tmp_path), "a dog", 0, 1)], QUICK, "", True))
+    assert "model_index.json can't be read" in told.value.message
+    assert str(tmp_path.parent) not in told.value.message
+
+
+# ---- ZeroGPU
+
+
+def test_without_zero_gpu_the_function_stays_as_it_is(monkeypatch):
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    assert drawing.on_zero_gpu(drawing.gpu_seconds)(len) is len
+
+
+def test_on_zero_gpu_the_function_asks_for_as_long_as_the_drawing_takes(monkeypatch):
+    asked = {}
+    spaces = ModuleType("spaces")
+    spaces.GPU = lambda duration: lambda function: asked.update({function: duration}) or function
+    monkeypatch.setitem(sys.modules, "spaces", spaces)
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert drawing.on_zero_gpu(drawing.gpu_seconds)(len) is len
+    seconds = asked[len]
+    few, many, two = [Order("a", "", 0, 1)], [Order("a", "", 0, 4)] * 4, [Order("a", "", 0, 1), Order("b", "", 0, 1)]
+    assert 20 < seconds(few, SamplingConfig(steps=50), "", True) < 60
+    assert seconds(many, SamplingConfig(steps=50), "", True) > seconds(two, SamplingConfig(steps=50), "", True) > 40
+
+
+# ---- Progress
+
+
+def test_progress_is_told_in_words_and_as_a_bar():
+    progress = Progress(total=2)
+    assert progress.take(Step(0, 4))
+    assert "Getting ready to draw a &lt;dog&gt;" in progress.as_html("a <dog>")
+    progress.shown = 0
+    assert progress.take(Step(2, 4))
+    told = progress.as_html("a dog")
+    assert "Drawing a dog · step 2 of 4 · about " in told
+    assert "aria-valuenow='25'" in told
+    assert not progress.take(Step(3, 4)), "not each of many quick steps"
+    assert progress.take([])
+    assert "aria-valuenow='50'" in progress.as_html("a dog")
+
+
+def test_a_file_is_kept_under_a_name_that_nobody_guesses(tmp_path: Path):
+    gallery = gr.Gallery()
+    gallery.GRADIO_CACHE = str(tmp_path)
+    kept = {Path(drawing.keep_file(gallery, "a.txt", lambda file: file.write_text("x"))) for _ in range(2)}
+    assert len(kept) == 2
+    assert all(len(path.parent.name) == 32 and path.read_text() == "x" for path in kept)
+    assert {str(path) for path in kept} <= gallery.temp_files
+
+
+def test_a_run_is_called_by_its_subject_how_it_was_trained_and_when(make_config, tmp_path: Path):
+    run = Run.create(make_config(), tmp_path / "20260203-141500-0123456789abcdef")
+    assert drawing.label(run) == "sks dog · with PPL · 4 steps · 03 Feb 14:15"
+    assert drawing.label(run, "both ways") == "sks dog · both ways · 4 steps · 03 Feb 14:15"

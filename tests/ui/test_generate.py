@@ -1,0 +1,146 @@
+"""The Generate tab's handlers: pictures that carry their settings, told as they are drawn, and settings copied back."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+from PIL import Image, PngImagePlugin
+
+from dreambooth.errors import PhotoError
+from dreambooth.ui import drawing
+from dreambooth.ui.generate import Actions, read_settings
+from dreambooth.ui.studio import Studio
+from tests.test_generate import checked_model  # noqa: F401
+from tests.ui import studios
+from tests.ui.studios import ANNA, BERT
+
+ASKED = ("a photo of a dog", "a cat", 2, 3.0, 7, 2)
+
+
+@pytest.fixture
+def studio(tmp_path: Path, tiny_model: Path) -> Studio:
+    return studios.studio(tmp_path / "runs", tiny_model)
+
+
+@pytest.fixture
+def actions(studio: Studio, tmp_path: Path) -> Actions:
+    gallery = gr.Gallery()
+    gallery.GRADIO_CACHE = str(tmp_path / "cache")
+    return Actions(studio, gallery)
+
+
+def is_skip(value: object) -> bool:
+    return isinstance(value, dict) and "value" not in value
+
+
+def test_pictures_come_batch_by_batch_and_carry_their_settings(actions: Actions, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(drawing, "BATCH", 2)
+    told = list(actions.generate(BERT, "tiny-sd", "a photo of a dog", "a cat", 2, 3.0, 7, 3))
+    galleries = [items for items, _ in told if not is_skip(items)]
+    assert [len(items) for items in galleries] == [2, 3, 3]
+    assert [caption for _, caption in galleries[-1]] == [f"seed {seed} · a photo of a dog" for seed in (7, 8, 9)]
+    with Image.open(galleries[-1][1][0]) as image:
+        assert image.text == {
+            "prompt": "a photo of a dog", "negative_prompt": "a cat", "seed": "8", "steps": "2", "scheduler": "default",
+            "guidance_scale": "3.0", "model": "tiny-sd",
+        }  # fmt: skip
+    status = [words for _, words in told]
+    assert any("Getting" in words for words in status)
+    assert "3 pictures in" in status[-1]
+    assert all(str(tmp_path) not in words for words in status)
+
+
+def test_a_visitor_draws_with_a_run_of_their_own_alone(actions: Actions, studio: Studio, photo_folder: Path):
+    [run] = studios.finished_runs(studio, photo_folder)
+    items, _ = list(actions.generate(ANNA, run.id, *ASKED))[-1]
+    with Image.open(items[0][0]) as image:
+        assert image.text["model"] == run.id
+    for name in (run.id, str(run.path), f"runs/{run.id}"):
+        with pytest.raises(gr.Error) as told:
+            list(actions.generate(BERT, name, *ASKED))
+        assert not told.value.print_exception
+
+
+@pytest.mark.parametrize(("changed", "words"), [
+    ({1: " "}, "The prompt is empty"), ({3: 0}, "steps is 0"), ({5: -1}, "seed is -1"), ({6: 0}, "num_images is 0"),
+    ({0: ""}, "No model is chosen"), ({0: "owner/tiny"}, "can't be reached"),
+])  # fmt: skip
+def test_what_can_not_be_drawn_is_a_sentence(actions: Actions, changed: dict, words: str):
+    asked = ["tiny-sd", *ASKED]
+    for place, value in changed.items():
+        asked[place] = value
+    with pytest.raises(gr.Error, match=words):
+        list(actions.generate(ANNA, *asked))
+
+
+def test_pictures_that_are_held_back_are_told_and_not_shown(tmp_path: Path, checked_model: Path):  # noqa: F811
+    for public, checked, shown in [(False, True, 0), (False, False, 2), (True, False, 0)]:
+        studio = studios.studio(tmp_path / f"runs-{public}", checked_model, public=public)
+        gallery = gr.Gallery()
+        gallery.GRADIO_CACHE = str(tmp_path / "cache")
+        items, status = list(Actions(studio, gallery).generate(ANNA, "tiny-sd", *ASKED, checked))[-1]
+        assert len(items) == shown
+        assert ("held back by the model&#x27;s safety checker" in status) == (shown == 0)
+        assert ("2 not shown" in status) == (shown == 0)
+
+
+def test_the_models_are_the_visitors_finished_runs_and_the_base_models(
+    actions: Actions, studio: Studio, photo_folder: Path
+):
+    base = [("tiny-sd (base model, untrained)", "tiny-sd")]
+    model, newest, *rest = actions.list_models("", "tiny-sd", None)
+    assert (model.choices, model.value, newest) == (base, "tiny-sd", None)
+    assert all(is_skip(value) for value in rest)
+    [run] = studios.finished_runs(studio, photo_folder)
+    model, newest, prompt, steps, guidance = actions.list_models(ANNA, "tiny-sd", None)
+    assert model.choices == [(drawing.label(run), run.id), *base]
+    assert (model.value, newest, steps) == (run.id, run.id, 2)
+    assert (prompt, guidance) == ("a sks dog in the jungle", 7.5)
+    assert actions.list_models(ANNA, "tiny-sd", run.id)[0].value == "tiny-sd", "a choice is kept"
+    assert actions.list_models(ANNA, "owner/tiny", run.id)[0].value == "owner/tiny"
+    assert actions.list_models(BERT, run.id, run.id)[0].value == "tiny-sd"
+    assert [named["model"] for named in actions.models(ANNA)] == [run.id, "tiny-sd"]
+    assert [named["model"] for named in actions.models(BERT)] == ["tiny-sd"]
+
+
+def test_a_models_own_ideas_are_suggested(actions: Actions, studio: Studio, photo_folder: Path):
+    [run] = studios.finished_runs(studio, photo_folder)
+    assert actions.list_ideas(ANNA, run.id).raw_samples[12] == ["a sks dog wearing a rainbow scarf"]
+    assert actions.list_ideas(ANNA, "tiny-sd").raw_samples[0] == ["a dog in the jungle"]
+    assert is_skip(actions.list_ideas(BERT, run.id))
+    assert all(is_skip(value) for value in actions.prefill(ANNA, "owner/being-typed"))
+
+
+def test_settings_are_copied_back_from_a_picture(actions: Actions, studio: Studio, photo_folder: Path):
+    [run] = studios.finished_runs(studio, photo_folder)
+    items, _ = list(actions.generate(ANNA, run.id, *ASKED))[-1]
+    path, facts, button = actions.pick(items, SimpleNamespace(index=1))
+    assert path == items[1][0]
+    assert "<dd>a photo of a dog</dd>" in facts.value
+    assert button.visible
+    assert actions.copy_picked(ANNA, path) == (run.id, "a photo of a dog", "a cat", 2, 3.0, 8)
+    stranger = actions.copy_settings(BERT, path)
+    assert is_skip(stranger[0]), "whose run it is stays out of a stranger's form"
+    assert stranger[1:] == ("a photo of a dog", "a cat", 2, 3.0, 8)
+
+
+def test_nothing_is_picked_where_there_is_no_picture(actions: Actions, tmp_path: Path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    for pictures, index in [(None, 0), ([], 0), ([(str(tmp_path / "plain.png"), "")], 0), ([], None)]:
+        path, facts, button = actions.pick(pictures, SimpleNamespace(index=index))
+        assert (path, facts.visible, button.visible) == (None, False, False)
+
+
+def test_a_picture_without_settings_is_refused(actions: Actions, tmp_path: Path):
+    (tmp_path / "text.png").write_text("not a picture")
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    for path in (tmp_path / "text.png", tmp_path / "plain.png", tmp_path / "none.png"):
+        with pytest.raises(PhotoError, match="does not say how it was made"):
+            read_settings(str(path))
+    damaged = PngImagePlugin.PngInfo()
+    for key, value in {"prompt": "a dog", "steps": "many", "guidance_scale": "3", "seed": "1"}.items():
+        damaged.add_itxt(key, value)
+    Image.new("RGB", (8, 8)).save(tmp_path / "damaged.png", pnginfo=damaged)
+    with pytest.raises(gr.Error, match="settings are damaged"):
+        actions.copy_settings(ANNA, str(tmp_path / "damaged.png"))

@@ -1,0 +1,151 @@
+"""What one visitor may not get from another, or from the server."""
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from dreambooth.ui.studio import new_owner
+from tests.ui.conftest import ROOT, SECONDS, Served
+
+ANNA, BERT = new_owner(), new_owner()
+DRAWING = ("a photo of a dog", "", 2, 3.0, 7, 1)
+
+
+def photos_of(paths: list[Path]) -> list[dict]:
+    return [{"image": handle_file(path), "caption": None} for path in paths]
+
+
+@pytest.fixture(scope="module")
+def client(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    return Client(served.url, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+
+
+@pytest.fixture(scope="module")
+def annas(served: Served, client: Client) -> str:
+    """A run of Anna's."""
+    [run] = client.predict(
+        owner=ANNA, photos=photos_of(served.photos), identifier="sks", class_noun="dog", recipe="toybox",
+        base_model="tiny-sd", steps=2, prior=False, api_name="/start_training",
+    )  # fmt: skip
+    return run
+
+
+def called(served: Served, name: str, data: list) -> str:
+    """What the server answers to a raw call, as anybody could send it."""
+    call = httpx.post(f"{served.url}gradio_api/call/{name}", json={"data": data}, timeout=SECONDS)
+    if call.status_code != 200:
+        return f"event: error {call.status_code}"
+    return httpx.get(f"{served.url}gradio_api/call/{name}/{call.json()['event_id']}", timeout=SECONDS).text
+
+
+@pytest.mark.parametrize("name", ["run_status", "stop_training", "resume_training", "delete_run"])
+def test_another_visitors_run_does_not_exist(client: Client, annas: str, name: str):
+    with pytest.raises(AppError, match="You have no such run"):
+        client.predict(BERT, annas, api_name=f"/{name}")
+
+
+def test_another_visitors_model_draws_nothing(client: Client, annas: str):
+    with pytest.raises(AppError, match="You have no such run"):
+        client.predict(BERT, annas, *DRAWING, api_name="/generate")
+    with pytest.raises(AppError, match="You have no such run"):
+        client.predict(BERT, annas, "a photo of a dog", 2, 3.0, 7, 1, api_name="/compare")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../runs", "/etc", "a/../b", "owner", "%2e%2e", "\x00"])
+def test_a_run_id_is_no_path(client: Client, annas: str, name: str):
+    with pytest.raises(AppError):
+        client.predict(ANNA, name, api_name="/run_status")
+    with pytest.raises(AppError):
+        client.predict(ANNA, f"{name}/{annas}", *DRAWING, api_name="/generate")
+
+
+def test_files_of_runs_and_of_the_server_are_not_served(served: Served, annas: str):
+    run = served.runs / annas
+    inside = [run / name for name in ("config.yaml", "owner", "events.jsonl", "uploads/00.png")]
+    assert all(path.is_file() for path in inside)
+    for path in (*inside, ROOT / "app.py", served.errors, Path("/etc/passwd")):
+        for asked in (f"{path}", f"/{path}", f"..{path}", f"runs/../{path}"):
+            answer = httpx.get(f"{served.url}gradio_api/file={asked}", timeout=SECONDS)
+            assert answer.status_code in (403, 404), asked
+
+
+@pytest.mark.parametrize("name", ["check_photos", "start_training"])
+def test_a_file_of_the_server_is_not_taken_for_an_upload(served: Served, annas: str, name: str):
+    for path in (ROOT / "LICENSE", served.runs / annas / "uploads" / "00.png"):
+        stolen = [{"image": {"path": str(path), "meta": {"_type": "gradio.FileData"}}, "caption": None}]
+        data = [stolen] if name == "check_photos" else [BERT, stolen, "sks", "dog"]
+        assert called(served, name, data).startswith("event: error"), path
+
+
+@pytest.mark.parametrize(
+    "file_name",
+    [
+        "../../../outside.png",
+        "..\\..\\outside.png",
+        "/tmp/outside.png",
+        "<img src=x onerror=alert(1)>.png",
+        "a\x00b.png",
+    ],
+)
+def test_an_odd_file_name_stays_a_name(served: Served, client: Client, file_name: str, tmp_path: Path):
+    image = tmp_path / "plain.png"
+    Image.new("RGB", (80, 64), "teal").save(image)
+    sent = httpx.post(
+        f"{served.url}gradio_api/upload", files={"files": (file_name, image.read_bytes(), "image/png")}, timeout=SECONDS
+    )
+    if sent.status_code != 200:
+        return  # refused at the door
+    [path] = sent.json()
+    assert Path(path).resolve().is_relative_to((served.runs.parent / "gradio").resolve())
+    told = called(
+        served, "check_photos", [[{"image": {"path": path, "meta": {"_type": "gradio.FileData"}}, "caption": None}]]
+    )
+    assert "<img src=x" not in told.replace("\\u003c", "<")
+    kept = served.runs.parent / "gradio"
+    assert all(found.is_relative_to(kept) for found in served.runs.parent.rglob("*outside.png"))
+    assert not Path("/tmp/outside.png").exists()
+
+
+def test_what_is_no_picture_is_refused_by_name(served: Served, client: Client, tmp_path: Path):
+    script = tmp_path / "drawing.png"
+    script.write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
+    with pytest.raises(AppError, match=r"drawing\.png"):
+        client.predict(
+            owner=BERT, photos=photos_of([script]), identifier="sks", class_noun="dog", recipe="toybox",
+            base_model="tiny-sd", steps=2, prior=False, api_name="/start_training",
+        )  # fmt: skip
+    assert client.predict(BERT, api_name="/runs") == []
+
+
+def test_settings_reach_no_file_of_the_server(client: Client, served: Served, annas: str):
+    photos = photos_of(served.photos)
+    for more in (
+        {"subject": {"photos": "/etc"}},
+        {"base_model": "/etc"},
+        {"revision": "../.."},
+        {"device": "/dev/sda"},
+    ):
+        with pytest.raises(AppError):
+            client.predict(
+                owner=BERT, photos=photos, identifier="sks", class_noun="dog", recipe="toybox", base_model="tiny-sd",
+                steps=2, prior=False, more=more, api_name="/start_training",
+            )  # fmt: skip
+    with pytest.raises(AppError, match=r"not (on offer|in the list of choices)"):
+        client.predict(
+            owner=BERT, photos=photos, identifier="sks", class_noun="dog", base_model="/etc", api_name="/start_training"
+        )
+    with pytest.raises(AppError):
+        client.predict(BERT, "/etc", *DRAWING, api_name="/generate")
+    assert client.predict(BERT, api_name="/runs") == []
+
+
+def test_no_answer_tells_a_path_or_an_id_of_the_owner(served: Served, client: Client, annas: str):
+    told = json.dumps([client.predict(ANNA, api_name="/runs"), client.predict(ANNA, annas, api_name="/run_status")])
+    assert str(served.runs) not in told
+    assert ANNA not in told
+    assert ANNA not in (served.runs / annas / "owner").read_text()

@@ -1,0 +1,419 @@
+"""Settings, whose run is whose, what is kept of uploads, what may start, what is removed, and errors as sentences."""
+
+import json
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageChops, ImageStat
+
+from dreambooth import events
+from dreambooth.config import Config
+from dreambooth.errors import ConfigError, PhotoError, RunError
+from dreambooth.photos import MIN_SIDE, Crop, checked_crop, find_photos, prepare_photo, prepare_photos
+from dreambooth.runs import Run, Worker, list_runs
+from dreambooth.ui import studio as studio_module
+from dreambooth.ui.studio import RECIPES, Studio, StudioSettings, in_plain_words, is_person, new_owner, title
+
+ANNA, BERT = new_owner(), new_owner()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def make_studio(root: Path):
+    """A function that makes a studio with these settings whose worker trains nothing."""
+    return lambda **settings: Studio(
+        root, {"tiny": "models/tiny"}, Worker(root, parallel=0), StudioSettings(**settings)
+    )
+
+
+@pytest.fixture
+def studio(make_studio) -> Studio:
+    return make_studio()
+
+
+@pytest.fixture
+def photos(photo_folder: Path) -> list[str]:
+    return [str(path) for path in sorted(photo_folder.iterdir())]
+
+
+def settings(subject: dict | None = None, **others: object) -> dict:
+    return {"base_model": "models/tiny", "subject": {"class_noun": "dog", **(subject or {})}, **others}
+
+
+def ended(run: Run, event: events.Event | None = None) -> Run:
+    run.append(event or events.Finished("model", 1.0))
+    return run
+
+
+# ---- Settings
+
+
+def test_settings_are_read_from_the_environment(tmp_path: Path):
+    plain = StudioSettings.from_environment({"HOME": "/", "DREAMBOOTH_CACHE": "x", "DREAMBOOTH_WORKERS": " "})
+    assert plain == StudioSettings()
+    assert (plain.public, plain.max_runs, plain.disk_gb, plain.max_steps) == (False, None, None, None)
+    given = {"DREAMBOOTH_WORKERS": "2", "DREAMBOOTH_DISK_GB": "1.5", "DREAMBOOTH_RUNS": str(tmp_path)}
+    asked = StudioSettings.from_environment(given)
+    assert (asked.workers, asked.disk_gb, asked.runs, asked.max_queue) == (2, 1.5, tmp_path, None)
+
+
+def test_a_space_is_public_and_limited_unless_it_is_said_otherwise():
+    space = StudioSettings.from_environment({"SPACE_ID": "me/studio"})
+    assert space == StudioSettings(public=True)
+    assert None not in space.model_dump().values()
+    assert not StudioSettings.from_environment({"SPACE_ID": "me/studio", "DREAMBOOTH_PUBLIC": "false"}).public
+    lifted = StudioSettings.from_environment({"DREAMBOOTH_PUBLIC": "1", "DREAMBOOTH_MAX_RUNS": "None"})
+    assert (lifted.public, lifted.max_runs, lifted.max_queue) == (True, None, space.max_queue)
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"DREAMBOOTH_WORKERS": "0"}, r"DREAMBOOTH_WORKERS = '0': Input should be greater than or equal to 1"),
+    ({"DREAMBOOTH_WORKERS": "none"}, r"DREAMBOOTH_WORKERS = 'none'"),
+    ({"DREAMBOOTH_DISK_GB": "nan"}, r"DREAMBOOTH_DISK_GB = 'nan'"),
+    ({"DREAMBOOTH_PUBLIC": "maybe", "DREAMBOOTH_MAX_RUNS": "2.5"}, r"DREAMBOOTH_PUBLIC = 'maybe'.*MAX_RUNS = '2.5'"),
+    ({"DREAMBOOTH_MAX_RUN": "3"}, r"DREAMBOOTH_MAX_RUN is not a setting\. There are .*DREAMBOOTH_MAX_RUNS"),
+])  # fmt: skip
+def test_a_wrong_setting_is_named(given: dict, said: str):
+    with pytest.raises(ConfigError, match=said) as caught:
+        StudioSettings.from_environment(given)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_table_has_a_row_for_every_setting():
+    table = StudioSettings.table()
+    assert len(table) == len(StudioSettings.model_fields)
+    assert table[0].startswith("| `DREAMBOOTH_BASE_MODEL` | `toybox` | the base model")
+    assert any(row.startswith("| `DREAMBOOTH_MAX_STEPS` | `2000` if public | ") for row in table)
+    assert all(row.count("|") == 4 for row in table)
+
+
+def test_every_recipe_may_be_trained_on_a_public_space():
+    limits = StudioSettings(public=True)
+    for recipe in RECIPES:
+        config = Config.from_dict({"preset": recipe, "subject": {"photos": ".", "class_noun": "dog"}})
+        assert config.train.steps <= limits.max_steps
+        assert config.prior.num_images <= limits.max_class_images
+        assert config.train.keep_checkpoints <= studio_module.KEPT_CHECKPOINTS
+
+
+def test_a_studio_is_as_the_environment_says(tiny_model: Path, root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DREAMBOOTH_BASE_MODEL", str(tiny_model))
+    monkeypatch.setenv("DREAMBOOTH_MAX_RUNS", "7")
+    studio = Studio.from_environment()
+    assert (studio.root, studio.settings.max_runs, studio.public) == (root.resolve(), 7, False)
+    assert (studio.default_model, studio.resolution) == (tiny_model.name, 32)
+    assert studio.model(tiny_model.name) == str(tiny_model)
+
+
+# ---- Whose run is whose
+
+
+def test_only_the_owner_sees_and_opens_a_run(studio: Studio, photos: list[str]):
+    [run] = studio.start(ANNA, settings(), photos)
+    unowned = Run.create(Config.from_dict(settings({"photos": "."})), studio.root / "made-elsewhere")
+    shutil.copytree(run.path, studio.root / f".{run.id}.x.partial")
+    assert studio.own_run(ANNA, run.id) == run
+    assert studio.own_runs(ANNA) == [run]
+    assert studio.own_runs(BERT) == []
+    assert ANNA not in (run.path / "owner").read_text()
+    for owner, run_id in [(BERT, run.id), (ANNA, unowned.id), (ANNA, f"../runs/{run.id}"), (ANNA, str(run.path)),
+                          (ANNA, ""), (ANNA, "."), (ANNA, f".{run.id}.x.partial"), (ANNA, f"{run.id}/owner"),
+                          (ANNA, None), ("", run.id), (None, run.id)]:  # fmt: skip
+        for action in (studio.own_run, studio.stop, studio.resume, studio.delete):
+            with pytest.raises(RunError):
+                action(owner, run_id)
+    assert run.status == "queued"
+
+
+def test_a_run_whose_settings_can_not_be_read_does_not_hide_the_others(studio: Studio, photos: list[str]):
+    good, bad = (studio.start(ANNA, settings(), photos)[0] for _ in range(2))
+    assert {title(run) for run in studio.own_runs(ANNA)} == {"sks dog"}
+    (bad.path / "config.yaml").write_text("of: another version")
+    assert studio.own_runs(ANNA) == [good]
+
+
+# ---- What is kept of uploads
+
+
+def test_photos_are_kept_under_names_of_our_own_and_without_metadata(studio: Studio, tmp_path: Path):
+    photo = tmp_path / "<script>alert(1)<:script>.jpg"
+    exif = Image.Exif()
+    exif[0x010E] = "my garden"
+    Image.new("RGB", (80, 64), "red").save(photo, exif=exif)
+    runs = studio.start(ANNA, settings(), [str(photo)], both_ways=True)
+    for run in runs:
+        [kept] = (run.path / "uploads").iterdir()
+        assert kept.name == "00.png"
+        assert run.config.subject.photos == kept.parent
+        with Image.open(kept) as image:
+            assert image.size == (80, 64)
+            assert not image.info
+            assert not image.getexif()
+
+
+def test_crop_boxes_mean_the_same_on_the_smaller_photos_that_are_kept(
+    studio: Studio, photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    large = str(tmp_path / "large.png")
+    with Image.open(photos[0]) as image:
+        image.resize((600, 480), Image.Resampling.BICUBIC).save(large)
+    monkeypatch.setattr(studio_module, "KEPT_SIDE", 240)
+    box = Crop(250, 30, 599, 380)  # a pixel from square, as boxes drawn by hand are
+    [run] = studio.start(ANNA, settings(), [photos[1], large], crops=[None, box])
+    assert run.config.subject.crops == {"01.png": (125, 15, 299, 189)}
+    kept = prepare_photos(find_photos(run.path / "uploads"), 64, run.config.subject.crops)
+    assert [photo.chosen for photo in kept] == [False, True]
+    difference = ImageChops.difference(kept[1].image, prepare_photo(large, 64, box).image)
+    assert max(ImageStat.Stat(difference).mean) < 3
+
+
+@given(st.integers(64, 5000), st.integers(64, 5000), st.data())
+def test_a_scaled_box_is_a_square_inside_the_scaled_photo(width: int, height: int, data: st.DataObject):
+    side = data.draw(st.integers(64, min(width, height)))
+    left, top = data.draw(st.integers(0, width - side)), data.draw(st.integers(0, height - side))
+    scale = min(1.0, 2048 / min(width, height))
+    size = (round(width * scale), round(height * scale))
+    try:
+        box = studio_module._scaled(Crop(left, top, left + side, top + side), scale, size, "a.jpg")
+    except PhotoError:
+        assert side * scale < MIN_SIDE
+        return
+    assert checked_crop(box, size, "a.jpg") == box
+    assert max(abs(box.left - left * scale), abs(box.top - top * scale), abs(box.side - side * scale)) <= 1.5
+
+
+def test_a_box_that_is_too_small_once_the_photo_is_scaled_is_refused_in_the_uploads_pixels(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    Image.new("RGB", (1000, 800)).save(tmp_path / "a.jpg")
+    monkeypatch.setattr(studio_module, "KEPT_SIDE", 400)
+    with pytest.raises(PhotoError, match=r"a\.jpg: the crop box is too small.*at least 128 pixels"):
+        studio.start(ANNA, settings(), [str(tmp_path / "a.jpg")], crops=[Crop(0, 0, 120, 120)])
+    assert studio.start(ANNA, settings(), [str(tmp_path / "a.jpg")], crops=[Crop(0, 0, 128, 128)])
+
+
+# ---- What may start
+
+
+@pytest.mark.parametrize(("asked", "error", "said"), [
+    ({"settings": settings({"class_noun": "{0}"})}, ConfigError, "class_noun"),
+    ({"settings": settings({"identifier": ""})}, ConfigError, "identifier"),
+    ({"settings": settings(train={"stepz": 3})}, ConfigError, "stepz"),
+    ({"settings": settings(base_model="other/model")}, ConfigError, "not on offer. Choose tiny"),
+    ({"settings": {"base_model": "models/tiny"}}, ConfigError, "class_noun"),
+    ({"settings": settings(prior={"weight": 0}), "both_ways": True}, ConfigError, "prior.weight is 0"),
+    ({"settings": settings(train={"steps": 2001})}, ConfigError, "train.steps is 2001.* 2000 at most"),
+    ({"settings": settings(prior={"num_images": 201})}, ConfigError, "prior.num_images is 201.* 200 at most"),
+    ({"settings": settings(prior={"enabled": False, "num_images": 201}), "both_ways": True}, ConfigError, "200 at"),
+    ({"settings": settings(train={"keep_checkpoints": 3})}, ConfigError, "keep_checkpoints is 3"),
+    ({"settings": settings({"class_noun": "Young Woman"})}, ConfigError, "Photos of people need consent. Tick"),
+    ({"settings": settings({"class_noun": "man"}), "consent": "no"}, ConfigError, "consent"),
+    ({"settings": settings({"photos": "/etc"}), "photos": []}, PhotoError, "no photos"),
+    ({"photos": ["a.jpg"] * 51}, PhotoError, "51 photos are too many"),
+    ({"crops": [None]}, PhotoError, "1 crop boxes for 3 photos"),
+    ({"crops": [None, None, (0, 0, 70, 64)]}, PhotoError, "photo2.jpg: the crop box .* is not square"),
+    ({"crops": [None, None, (0, 0, 640, 640)]}, PhotoError, "photo2.jpg: the crop box .* is not inside the photo"),
+    ({"crops": [None, None, "x"]}, PhotoError, "photo2.jpg: the crop box 'x' is not four numbers"),
+    ({"owner": "x"}, RunError, "no id yet"),
+])  # fmt: skip
+def test_what_is_refused_leaves_nothing_behind(make_studio, photos: list[str], asked: dict, error: type, said: str):
+    studio = make_studio(public=True)
+    asked = {"owner": ANNA, "settings": settings(), "photos": photos} | asked
+    with pytest.raises(error, match=said):
+        studio.start(asked.pop("owner"), asked.pop("settings"), asked.pop("photos"), **asked)
+    assert not studio.root.exists() or not any(studio.root.iterdir())
+    assert studio.worker.waiting == 0
+
+
+def test_a_photo_that_can_not_be_read_leaves_nothing_behind(studio: Studio, photos: list[str], tmp_path: Path):
+    (tmp_path / "a.jpg").write_text("not a photo")
+    with pytest.raises(PhotoError, match=r"a\.jpg"):
+        studio.start(ANNA, settings(), [*photos, str(tmp_path / "a.jpg")], both_ways=True)
+    assert list(studio.root.iterdir()) == []
+
+
+def test_people_consent_only_where_strangers_come(make_studio, photos: list[str]):
+    public = make_studio(public=True)
+    assert public.public
+    assert public.start(ANNA, settings({"class_noun": "man"}), photos, consent=True)
+    assert make_studio().start(ANNA, settings({"class_noun": "man"}), photos)
+    with pytest.raises(ConfigError, match="consent"):  # whatever the class is called
+        public.start(BERT, settings(preset="sd15-person"), photos)
+
+
+@pytest.mark.parametrize(("noun", "person"), [
+    ("person", True), ("Woman", True), ("old man", True), ("baby", True), ("girl's face", True), ("kids", True),
+    ("dog", False), ("mankini", False), ("backpack", False), ("", False), ("2", False),
+])  # fmt: skip
+def test_people_are_known_by_the_class_noun(noun: str, person: bool):
+    assert is_person(noun) is person
+
+
+def test_both_ways_are_the_same_but_for_ppl_and_know_each_other(studio: Studio, photos: list[str]):
+    crops = [Crop(0, 0, 64, 64), None, None]
+    asked = settings(seed=7, prior={"enabled": False, "num_images": 5})
+    runs = studio.start(ANNA, asked, photos, crops=crops, both_ways=True)
+    with_ppl, without = (run.config.model_dump() for run in runs)
+    assert [with_ppl["prior"].pop("enabled"), without["prior"].pop("enabled")] == [True, False]
+    assert with_ppl["subject"].pop("photos") != without["subject"].pop("photos")
+    assert with_ppl == without
+    assert (with_ppl["seed"], with_ppl["subject"]["crops"]) == (7, {"00.png": (0, 0, 64, 64)})
+    assert [studio.partner(run) for run in runs] == runs[::-1]
+    assert [studio.worker.position(run) for run in runs] == [1, 2]
+
+    [alone] = studio.start(ANNA, settings(), photos)
+    [berts] = studio.start(BERT, settings(), photos)
+    assert studio.partner(alone) is None
+    for forged in (berts.id, alone.id, runs[0].id, f"../runs/{berts.id}", "", "\0"):
+        (alone.path / "partner").write_text(forged)
+        (berts.path / "partner").write_text(alone.id)
+        assert studio.partner(alone) in (None, alone), forged
+    studio.stop(ANNA, runs[0].id)
+    studio.delete(ANNA, runs[0].id)
+    assert studio.partner(runs[1]) is None
+
+
+# ---- What a visitor does with runs
+
+
+def test_a_run_is_stopped_resumed_and_deleted(studio: Studio, photos: list[str]):
+    [run] = studio.start(ANNA, settings(train={"steps": 100}), photos, seconds=60)
+    assert run.last_event().seconds == 60
+    for refused in (studio.resume, studio.delete):
+        with pytest.raises(RunError, match=r"queued|waits"):
+            refused(ANNA, run.id)
+    studio.stop(ANNA, run.id)
+    assert (run.status, studio.worker.position(run)) == ("cancelled", None)
+    for event in (events.Metric("estimated_seconds", 80.0, 0), events.Checkpoint("x", 25), events.Failed("E", "no")):
+        run.append(event)
+    studio.resume(ANNA, run.id)
+    assert (run.status, studio.worker.position(run)) == ("queued", 1)
+    assert run.last_event().seconds == 60, "three quarters of its own estimate are left"
+    studio.stop(ANNA, run.id)
+    studio.delete(ANNA, run.id)
+    assert studio.own_runs(ANNA) == list_runs(studio.root) == []
+    [over] = studio.start(ANNA, settings(), photos)
+    with pytest.raises(RunError, match=r"is finished\. Only one that ended early"):
+        studio.resume(ANNA, ended(over).id)
+
+
+def test_runs_of_a_killed_studio_wait_again_as_they_were_asked_for(studio: Studio, make_studio, photos: list[str]):
+    runs = [run for owner in (ANNA, BERT) for run in studio.start(owner, settings(), photos, seconds=9)]
+    after = make_studio().worker
+    assert [after.position(run) for run in runs] == [1, 2]
+
+
+def test_what_is_asked_in_the_studio_is_trained(tiny_model: Path, root: Path, photos: list[str], make_config):
+    studio = Studio(root, {"tiny": str(tiny_model)}, Worker(root))
+    over, tidy = threading.Event(), studio.worker.after_run
+    studio.worker.after_run = lambda run: (tidy(run), over.set())
+    asked = make_config(train={"steps": 2}).model_dump(mode="json", exclude={"preset"})
+    [run] = studio.start(ANNA, asked, photos, crops=[Crop(0, 0, 64, 64), None, None])
+    assert over.wait(300)
+    assert run.status == "finished"
+    assert (run.path / "model" / "model_index.json").is_file()
+    assert not (run.path / "checkpoints").exists(), "they are of no use any more"
+
+
+# ---- Limits
+
+
+def test_a_visitor_may_not_queue_more_than_the_limit(make_studio, photos: list[str]):
+    studio = make_studio(max_waiting=3)
+    first = studio.start(ANNA, settings(), photos, both_ways=True)
+    with pytest.raises(RunError, match="2 of your trainings wait or run and this asks for 2 more; 3 at once"):
+        studio.start(ANNA, settings(), photos, both_ways=True)
+    studio.start(ANNA, settings(), photos)
+    studio.stop(ANNA, first[0].id)
+    studio.start(ANNA, settings(), photos)
+    with pytest.raises(RunError, match="3 at once"):
+        studio.resume(ANNA, first[0].id)
+    assert len(studio.own_runs(ANNA)) == 4
+    assert studio.start(BERT, settings(), photos)
+
+
+def test_twenty_visitors_at_once_pass_no_limit_and_lose_no_run(make_studio, photos: list[str]):
+    studio = make_studio(max_queue=25)
+    visitors, refusals = [new_owner() for _ in range(20)], set()
+
+    def ask(owner: str) -> list[Run]:
+        try:
+            return studio.start(owner, settings(), photos[:1], both_ways=True)
+        except RunError as error:
+            refusals.add(str(error))
+            return []
+
+    with ThreadPoolExecutor(20) as pool:
+        got = dict(zip(visitors, pool.map(ask, visitors), strict=True))
+    assert sum(map(len, got.values())) == studio.worker.waiting == len(list_runs(studio.root)) == 24
+    assert refusals == {"The queue is full: 24 trainings wait. Come back later."}
+    for owner, runs in got.items():
+        assert set(studio.own_runs(owner)) == set(runs)
+    assert [path.name for path in studio.root.glob(".*")] == []
+
+
+def test_the_oldest_runs_make_room_for_a_visitors_new_one(make_studio, photos: list[str]):
+    studio = make_studio(max_runs=4)
+    [berts] = studio.start(BERT, settings(), photos)
+    by_hand = Run.create(Config.from_dict(settings({"photos": "."})), studio.root / "made-elsewhere")
+    published, waiting, old, less_old = (studio.start(ANNA, settings(), photos)[0] for _ in range(4))
+    for run in (ended(berts), ended(by_hand), ended(old), ended(less_old, events.Cancelled(3))):
+        assert not run.moving
+    (ended(published).path / "published.json").write_text(json.dumps({}))
+    [new] = studio.start(ANNA, settings(), photos)
+    assert set(studio.own_runs(ANNA)) == {published, waiting, less_old, new}
+    assert {berts, by_hand} <= set(list_runs(studio.root))
+
+    before = list_runs(studio.root)
+    with pytest.raises(RunError, match=r"You have 4 runs, the most that are kept here.*Delete one first"):
+        studio.start(ANNA, settings(), photos, both_ways=True)  # one of the two would find a place
+    assert list_runs(studio.root) == before, "nothing is removed for what is refused"
+
+
+def test_the_oldest_runs_of_all_make_room_on_the_disk(make_studio, photos: list[str]):
+    studio = make_studio(disk_gb=0.001)  # a million bytes
+    runs = [studio.start(owner, settings(), photos[:1])[0] for owner in (ANNA, BERT, ANNA, BERT)]
+    by_hand = Run.create(Config.from_dict(settings({"photos": "."})), studio.root / "made-elsewhere")
+    for run in (runs[0], runs[1], runs[2], by_hand):
+        (run.path / "model").write_bytes(bytes(200_000))
+        ended(run)
+    (runs[3].path / "model").write_bytes(bytes(250_000))  # it trains, and grows
+    [new] = studio.start(ANNA, settings(), photos[:1])
+    assert set(list_runs(studio.root)) == {runs[1], runs[2], runs[3], by_hand, new}
+
+    for run in (runs[3], new):
+        (run.path / "model").write_bytes(bytes(700_000))
+    before = list_runs(studio.root)
+    with pytest.raises(RunError, match="The studio's disk is full with runs that wait"):
+        studio.start(ANNA, settings(), photos[:1])
+    assert list_runs(studio.root) == before
+    studio.worker.after_run(ended(runs[3]))
+    assert set(list_runs(studio.root)) == {runs[3], by_hand, new}, "never the one that has just ended"
+
+
+# ---- Errors
+
+
+@pytest.mark.parametrize(("error", "sentence"), [
+    (RunError("No run <b>.", "Train one."), "No run &lt;b&gt;. Train one."),
+    (OSError(28, "No space left on device", "/srv/runs/1"), "The server can't do this now: No space left on device."),
+])  # fmt: skip
+def test_an_error_becomes_a_sentence_for_the_page(error: Exception, sentence: str):
+    @in_plain_words
+    def handler() -> None:
+        raise error
+
+    with pytest.raises(gr.Error) as shown:
+        handler()
+    assert shown.value.message == sentence
+    assert not shown.value.print_exception
