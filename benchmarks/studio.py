@@ -78,7 +78,7 @@ def main() -> None:
             expect.set_options(timeout=120_000)
             opened = time.perf_counter()
             page.goto(url)
-            page.get_by_role("button", name="backpack", exact=True).click()
+            page.locator(".samples button", has_text="backpack").click()
             expect(page.locator("#findings")).to_contain_text("The photo coach")
             first_click = time.perf_counter() - opened
             page.get_by_role("tab", name="Train").click()

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from dreambooth.config import TOYBOX, Config, load_preset
 from dreambooth.errors import ConfigError
-from dreambooth.ui.studio import QUIET, RECIPES, Studio
+from dreambooth.ui.studio import QUIET, Studio
 
 # On top stand the settings that decide most often whether a training succeeds. Steps and learning rate together say how
 # much is learned: too little misses the subject, too much copies the photos. Prior preservation keeps the class. The
@@ -279,7 +279,7 @@ def for_callers(studio: Studio) -> Choices:
     choice = {"value": None, "allow_custom_value": True, "visible": False}
     switch = {"choices": [True, False], "value": None}
     return Choices(
-        recipe=gr.Dropdown(list(RECIPES), label="recipe", **choice),
+        recipe=gr.Dropdown(list(studio.recipes), label="recipe", **choice),
         base_model=gr.Dropdown(list(studio.base_models), label="base_model", **choice),
         steps=gr.Number(None, precision=0, label="steps", visible=False),
         learning_rate=gr.Number(None, label="learning_rate", visible=False),
@@ -301,7 +301,7 @@ def build(studio: Studio) -> Form:
         return by_key[key].component(value_of(config, key), info=info, **arguments)
 
     recipes = gr.Dropdown(
-        [(label, name) for name, label in RECIPES.items()], value=recipe, label="Recipe",
+        [(label, name) for name, label in studio.recipes.items()], value=recipe, label="Recipe",
         info="For the kind of subject and the base model; fills in every setting below.", elem_id="recipe",
     )  # fmt: skip
     models = gr.Dropdown(list(studio.base_models), value=base_model, label="Base model", elem_id="base-model")
@@ -378,7 +378,9 @@ def _made_for(recipe: str) -> str:
 def first_recipe(studio: Studio, base_model: str | None = None) -> str:
     """The recipe to start with: the first for the base model of that name (by default the studio's), else one for
     models of the size that the studio's has."""
-    fallback = next((name for name in RECIPES if name != TOYBOX), TOYBOX) if studio.resolution > SMALL else TOYBOX
+    fallback = (
+        next((name for name in studio.recipes if name != TOYBOX), TOYBOX) if studio.resolution > SMALL else TOYBOX
+    )
     return suited_recipe(studio, base_model or studio.default_model, fallback)
 
 
@@ -391,7 +393,7 @@ def model_for(studio: Studio, recipe: str) -> str:
 def suited_recipe(studio: Studio, base_model: str, recipe: str) -> str:
     """`recipe`, or the first one that was made for the base model of that name where `recipe` was not."""
     wanted = studio.model(base_model)
-    made = [name for name in RECIPES if _made_for(name) == wanted]
+    made = [name for name in studio.recipes if _made_for(name) == wanted]
     return recipe if recipe in made or not made else made[0]
 
 

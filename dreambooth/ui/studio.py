@@ -28,6 +28,7 @@ from dreambooth.config import TOYBOX, Config, load_preset
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.families import family_of, fetch_model
 from dreambooth.files import atomic_folder
+from dreambooth.machine import resolve_device
 from dreambooth.photos import MIN_SIDE, Crop, checked_crop, join_names, open_photo
 from dreambooth.runs import Run, Worker, list_runs
 
@@ -204,7 +205,9 @@ class Studio:
         """As the environment variables say (`StudioSettings`), with a worker that goes on with what waits."""
         settings = StudioSettings.from_environment()
         root = settings.runs.expanduser().resolve()
-        offered = [settings.base_model, *(load_preset(r)["base_model"] for r in RECIPES)]
+        # Without a GPU only the toybox trains in minutes; a big model that is wanted all the same can be named.
+        recipes = RECIPES if resolve_device("auto").type != "cpu" else (TOYBOX,)
+        offered = [settings.base_model, *(load_preset(recipe)["base_model"] for recipe in recipes)]
         names = {Path(model).name if Path(model).is_dir() else model: model for model in offered}
         minutes = settings.max_minutes
         worker = Worker(root, settings.workers, max_seconds=60.0 * minutes if minutes else None)
@@ -219,6 +222,13 @@ class Studio:
     def default_model(self) -> str:
         """The name of the base model that the page starts with."""
         return next(iter(self.base_models))
+
+    @property
+    def recipes(self) -> dict[str, str]:
+        """Those of `RECIPES` that were made for base models on offer; all where the default one has none of its own."""
+        made_for = {name: load_preset(name)["base_model"] for name in RECIPES}
+        own = self.model(self.default_model) not in made_for.values()
+        return {name: label for name, label in RECIPES.items() if own or made_for[name] in self.base_models.values()}
 
     def model(self, name: str) -> str:
         """The base model of that name; raises `ConfigError` with the names there are."""
@@ -241,7 +251,10 @@ class Studio:
         """The run of that id if it is this visitor's; raises `RunError` that does not tell whether it exists."""
         owner = checked_owner(owner)
         if isinstance(run_id, str) and _RUN_ID.fullmatch(run_id) and self._is_owned(self.root / run_id, owner):
-            return Run.open(self.root / run_id)
+            run = Run.open(self.root / run_id)
+            if not _is_readable(run):  # in words of our own: the reason names the file's path
+                raise RunError("This run's settings can't be read.", "It was made by another version, or is damaged.")
+            return run
         raise RunError("You have no such run.", "Choose one from the list, or train one first.")
 
     def own_runs(self, owner: str) -> list[Run]:

@@ -131,6 +131,7 @@ footer .divider { display: none !important; }
 .fields { flex-wrap: wrap; }
 .fields .form > *, .fields > .block { flex: 1 1 200px !important; min-width: min(200px, 100%) !important; }
 .actions { justify-content: flex-start; }
+#headline { scroll-margin: 16px; }
 #curves:not(:has(figure)), #sample-pictures:not(:has(table, .empty)) { display: none; }
 .estimate { padding: 12px 16px; border: 1px solid var(--block-border-color); border-radius: 10px;
   background: var(--block-background-fill); }
@@ -209,7 +210,8 @@ footer .divider { display: none !important; }
 .drawing p { margin: 0 0 8px; color: var(--body-text-color); font-variant-numeric: tabular-nums; }
 #pictures .caption-label { inset: auto 0 0 0; max-width: none; padding: 3px 8px; border: 0; border-radius: 0;
   text-align: left; font-size: .78rem; color: #fff; background: rgb(31 28 24 / .62); }
-#pictures:has(.preview) .gallery-container, #pictures:has(.preview) .grid-wrap { min-height: min(560px, 120vw) !important; }
+#pictures:has(.preview) .gallery-container, #pictures:has(.preview) .grid-wrap {
+  min-height: min(560px, 120vw) !important; }
 .made-with { display: grid; grid-template-columns: auto 1fr; gap: 2px 12px; margin: 0; font-size: .9rem; }
 .made-with dt { color: var(--body-text-color-subdued); }
 .made-with dd { margin: 0; color: var(--body-text-color); overflow-wrap: anywhere; }

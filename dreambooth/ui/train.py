@@ -37,12 +37,14 @@ MORE_HELP = """`more`: any further settings, nested as in a config file, such as
 SMALL = {"scale": 0, "min_width": 130}
 ONE_AT_A_TIME = {"concurrency_id": "estimate", "concurrency_limit": 1}
 """Arguments of the events that estimate: a rehearsal takes a processor for seconds."""
-CHOOSE = """element.addEventListener("click", (event) => {
+SHOW = """document.getElementById("headline").scrollIntoView({block: "nearest", behavior: "smooth"})"""
+"""Brings the run that is looked at into view (Gradio 6.31 scrolls to no output of its own)."""
+CHOOSE = f"""element.addEventListener("click", (event) => {{
   const button = event.target.closest("[data-run]");
   if (!button) return;
-  trigger("click", {run: button.dataset.run});
-  document.getElementById("headline").scrollIntoView({block: "nearest", behavior: "smooth"});
-});"""
+  trigger("click", {{run: button.dataset.run}});
+  {SHOW};
+}});"""
 """Tells which run's button in a list was clicked."""
 
 
@@ -113,6 +115,7 @@ def build(studio: Studio, owner: gr.components.Component, subject: Subject) -> t
             [subject.class_noun.change, top.recipe.change], _ask_for_consent, [subject.class_noun, top.recipe], consent,
             **QUIET,
         )  # fmt: skip
+        subject.photos.change(lambda: False, None, consent, **QUIET)  # other photos, other people
 
     actions = Actions(studio, form, live)
     refresh = {
@@ -140,10 +143,9 @@ def _wire_start(
         actions.start_from_page, [*what, subject.crops, consent, *actions.form.components], started,
         api_visibility="private", show_progress_on=start,
     )  # fmt: skip
-    shown = clicked.success(
-        actions.show_started, started, [live.run, live.headline], scroll_to_output=True, **QUIET
-    )  # fmt: skip
+    shown = clicked.success(actions.show_started, started, [live.headline, live.run], **QUIET)
     shown.success(**refresh)
+    shown.success(None, js=f"() => {{ {SHOW}; }}", **QUIET)
     gr.Button(visible=False).click(
         actions.start_training,
         [*what, *forms.for_callers(actions.studio), subject.given_crops, consent, more], started,
@@ -271,7 +273,7 @@ class Actions:
 
     def show_started(self, runs: list[str]) -> tuple[str, str]:
         """The first of the new runs, looked at."""
-        return runs[0], "<div class='empty' role='status'>Your training waits for its turn …</div>"
+        return "<div class='empty' role='status'>Your training waits for its turn …</div>", runs[0]
 
     @in_plain_words
     def estimate(

@@ -23,7 +23,7 @@ from dreambooth.toybox.world import CLASSES
 from dreambooth.ui import crops as boxes
 from dreambooth.ui import identifier as lookup
 from dreambooth.ui.crops import Boxes, Editor, Photos, aligned, prepared
-from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_person, refuse_too_many
+from dreambooth.ui.studio import QUIET, Studio, in_plain_words, refuse_too_many
 
 SUBJECTS = Path(toybox.__file__).parent / "subjects"
 PEOPLE_AND_MORE = ("person", "toy", "watch", "shoe", "bottle", "plant")
@@ -45,7 +45,6 @@ class Subject:
     """The crop boxes that the visitor chose, by photo (`Boxes`)."""
     given_crops: gr.JSON
     """Never shown: how an API caller gives crop boxes. `aligned` takes both."""
-    consent: gr.Checkbox
     base_model: gr.Textbox
     """Never shown: the name of the base model in whose vocabulary identifiers are looked up, set where it is chosen."""
 
@@ -80,18 +79,12 @@ def build(studio: Studio) -> Subject:
                 info="A rare word that will mean your subject, so that no other meaning gets in its way.",
             )  # fmt: skip
             lookup.build(studio, identifier, base_model)
-            consent = gr.Checkbox(
-                label="Everyone in these photos agreed to be in a model", visible=asks_consent(studio, "dog"),
-                info="Needed for photos of people. It is asked anew when the photos change.", elem_id="photos-consent",
-            )  # fmt: skip
             prompts = gr.HTML(show_prompts("sks", "dog"), elem_id="prompts")
             to_training = gr.Button("Next: train", variant="primary")
-    subject = Subject(photos, class_noun, identifier, to_training, crops, given_crops, consent, base_model)
+    subject = Subject(photos, class_noun, identifier, to_training, crops, given_crops, base_model)
     _wire_photos(studio, subject, editor, samples, marked, findings)
     subject_words = [identifier, class_noun]
     gr.on([c.change for c in subject_words], show_prompts, subject_words, prompts, trigger_mode="always_last", **QUIET)
-    class_noun.change(lambda noun: gr.Checkbox(visible=asks_consent(studio, noun)), class_noun, consent, **QUIET)
-    photos.change(lambda: False, None, consent, **QUIET)
     return subject
 
 
@@ -138,7 +131,6 @@ def _wire_photos(
         )  # fmt: skip
         # Gradio 6.31: a gallery filled by a function tells no change.
         taken.success(**forget).success(**check, api_visibility="private")
-        taken.success(lambda: False, None, subject.consent, **QUIET)
 
 
 # ----------------------------------------------------------------------------------------------------------- photos
@@ -242,11 +234,6 @@ def show_prompts(identifier: str | None, class_noun: str | None) -> str:
     rows = (("Your subject will be", config.instance_prompt), ("Its class stays", config.class_prompt))
     cells = "".join(f"<dt>{label}</dt><dd>{html.escape(prompt)}</dd>" for label, prompt in rows)
     return f"<dl class='prompts'>{cells}</dl>"
-
-
-def asks_consent(studio: Studio, class_noun: str | None) -> bool:
-    """Whether the page asks for the consent of the people in the photos."""
-    return studio.public and is_person(class_noun or "")
 
 
 def words(identifier: str | None, class_noun: str | None) -> dict[str, str]:

@@ -417,3 +417,9 @@ def test_an_error_becomes_a_sentence_for_the_page(error: Exception, sentence: st
         handler()
     assert shown.value.message == sentence
     assert not shown.value.print_exception
+
+
+def test_the_readme_lists_every_setting_of_the_studio():
+    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
+    for row in StudioSettings.table():
+        assert row in readme

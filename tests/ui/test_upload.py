@@ -139,16 +139,6 @@ def test_a_word_is_looked_up_in_the_model_that_is_chosen(page: Page):
     expect(page.locator("#suggestions button")).to_have_text(["ohwx", "zwx", "pkblz", "sks"])
 
 
-def test_people_are_asked_for_on_a_public_studio_alone(page: Page, studio: Studio):
-    consent = page.get_by_label("Everyone in these photos agreed to be in a model")
-    expect(page.locator("#prompts")).to_contain_text("a photo of sks dog")
-    expect(consent).not_to_be_visible()
-    page.get_by_label("Class noun").fill("woman")
-    page.get_by_label("Class noun").press("Enter")
-    expect(consent).to_be_visible()
-    assert not upload.asks_consent(Studio(studio.root, studio.base_models, studio.worker), "woman")
-
-
 # ---- For programs
 
 
