@@ -603,10 +603,8 @@ def test_two_workers_do_not_train_a_run_twice(made, root):
     runs = [made(str(number)) for number in range(3)]
     for run in runs:
         run.append(events.RunQueued())
-    after = Ended()
-    for _ in range(2):
-        Worker(root, after_run=after)
-    wait_for(lambda: len(after.ids) == 6, "they have not ended")
+    workers = [Worker(root, after_run=Ended()) for _ in range(2)]
+    wait_for(lambda: all(map(ended, runs)) and not any(w.waiting for w in workers), "they have not ended")
     for run in runs:
         assert (count(run, events.Finished), count(run, events.Failed)) == (1, 0)
 

@@ -122,6 +122,7 @@ footer .divider { display: none !important; }
 .chip.finished { color: #17706b; } .dark .chip.finished { color: #5cc9c2; }
 .chip.failed { color: #c2281d; } .dark .chip.failed { color: #ff8a7d; }
 @media (max-width: 640px) {
+  .tab-container button { padding: 0 7px !important; font-size: .88rem !important; }
   .gradio-container .main.app { padding: 12px !important; }
   .masthead h1 { font-size: 1.5rem; }
   .grid-container { grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)) !important; }
@@ -216,17 +217,20 @@ footer .divider { display: none !important; }
 .made-with dt { color: var(--body-text-color-subdued); }
 .made-with dd { margin: 0; color: var(--body-text-color); overflow-wrap: anywhere; }
 .section { margin: 18px 0 0; font: 600 1.15rem/1.2 var(--serif); color: var(--body-text-color); }
-.comparison { width: 100%; table-layout: fixed; border-collapse: collapse; margin: 0; }
-.comparison th, .comparison td { border: 0 !important; padding: 3px !important; text-align: left; vertical-align: top; }
+.comparison { width: 100%; table-layout: fixed; border-collapse: collapse; margin: 0 !important; }
+.comparison, .comparison tr, .comparison th, .comparison td { border: 0 !important; }
+.comparison th, .comparison td { padding: 3px !important; text-align: left; vertical-align: top; }
+.comparison a { display: block; padding: 0; }
 .comparison thead th { font-weight: 700; color: var(--body-text-color); }
 .comparison tbody th { padding-top: 12px !important; font: italic 1.02rem/1.3 var(--serif); overflow-wrap: anywhere;
   color: var(--body-text-color); }
 .comparison img, .comparison .pending, .comparison .problem { display: block; width: 100%; aspect-ratio: 1;
-  margin: 0; border-radius: 8px; object-fit: contain; background: var(--block-background-fill); }
-.comparison .pending { background: var(--neutral-200); animation: pending 1.6s ease-in-out infinite alternate; }
+  margin: 0 !important; border-radius: 8px; object-fit: contain; background: var(--block-background-fill); }
+.comparison .pending { background: var(--neutral-200); }
+body:has(#compare-status .bar) .comparison .pending { animation: pending 1.6s ease-in-out infinite alternate; }
 .dark .comparison .pending { background: var(--neutral-800); }
 .comparison .problem { display: grid; place-items: center; padding: 10px; box-sizing: border-box; text-align: center;
   border: 1px dashed var(--input-border-color); color: var(--body-text-color-subdued); font-size: .85rem; }
 @keyframes pending { to { opacity: .45; } }
-@media (prefers-reduced-motion: reduce) { .comparison .pending { animation: none; } }
+@media (prefers-reduced-motion: reduce) { .comparison .pending { animation: none !important; } }
 """
