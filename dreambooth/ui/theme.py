@@ -122,7 +122,7 @@ footer .divider { display: none !important; }
 .chip.finished { color: #17706b; } .dark .chip.finished { color: #5cc9c2; }
 .chip.failed { color: #c2281d; } .dark .chip.failed { color: #ff8a7d; }
 @media (max-width: 640px) {
-  .tab-container button { padding: 0 7px !important; font-size: .88rem !important; }
+  .tab-container button { padding: 0 5px !important; font-size: .8rem !important; }
   .gradio-container .main.app { padding: 12px !important; }
   .masthead h1 { font-size: 1.5rem; }
   .grid-container { grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)) !important; }
