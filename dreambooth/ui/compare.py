@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import gradio as gr
-from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth.errors import ConfigError, DreamBoothError
 from dreambooth.generate import Picture, check_request
 from dreambooth.prompts import suggestions
 from dreambooth.runs import Run
-from dreambooth.ui import drawing
+from dreambooth.ui import drawing, models
+from dreambooth.ui.comparison import Cell, Comparison, Line, as_html, captioned, draw_sheet
 from dreambooth.ui.drawing import Order, Progress
 from dreambooth.ui.generate import GUIDANCE_HELP
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words
@@ -32,9 +30,6 @@ BASE, WITHOUT, WITH, YOURS = "Base model", "Without PPL", "With PPL", "Your mode
 MAX_PROMPTS = 12
 """Rows of a comparison: with three models and four pictures that is 144 pictures, which few would wait for."""
 CONTEXTS_SHOWN = 4
-CELL = 256
-"""Least side of a picture on the sheet, in pixels, so that the words beside it can be read; the toybox draws 128."""
-PAPER, INK, FAINT, RULE = "#faf8f4", "#1f1c18", "#6b6359", "#d0c8ba"
 
 
 class Column(NamedTuple):
@@ -42,37 +37,6 @@ class Column(NamedTuple):
 
     title: str
     folder: str
-
-
-class Cell(NamedTuple):
-    """A picture, by its file, or the problem that there is none for."""
-
-    path: str
-    problem: str = ""
-
-
-class Line(NamedTuple):
-    """One prompt and seed, drawn by every model; None where a picture is still to come."""
-
-    prompt: str
-    seed: int
-    cells: tuple[Cell | None, ...]
-
-
-class Comparison(NamedTuple):
-    """What is on the page."""
-
-    titles: tuple[str, ...] = ()
-    lines: tuple[Line, ...] = ()
-
-    def with_pictures(self, prompt: int, column: int, cells: Sequence[Cell]) -> Comparison:
-        """With the pictures of the `prompt`-th prompt by one model; its lines are the last, as many as pictures."""
-        start = prompt * len(cells)
-        changed = [
-            line._replace(cells=(*line.cells[:column], cell, *line.cells[column + 1 :]))
-            for line, cell in zip(self.lines[start:], cells, strict=True)
-        ]
-        return self._replace(lines=(*self.lines[:start], *changed))
 
 
 # ----------------------------------------------------------------------------------------------------------- layout
@@ -111,7 +75,7 @@ def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
         with gr.Column(scale=3, min_width=320):
             status = gr.HTML(NO_RUN, label="Status", elem_id="compare-status")
             grid = gr.HTML(label="Comparison", elem_id="comparison")
-            sheet = gr.DownloadButton("Save as one PNG", visible=False, elem_id="save-comparison")
+            sheet = gr.DownloadButton("Save as one PNG", size="md", visible=False, elem_id="save-comparison")
             with gr.Column(visible=False) as laid:
                 overlay = _overlay()
     pictures = gr.Gallery(visible=False, label="Pictures", format="png")  # for API callers, who get no table
@@ -127,20 +91,17 @@ def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
     )  # fmt: skip
     settings = [form.prompts, form.steps, form.guidance_scale]
     form.run.input(actions.prefill, [owner, form.run], [status, *settings], **QUIET)
-    shown.change(actions.offer, shown, [overlay.line, overlay.left, overlay.right, laid, sheet], **QUIET).then(
-        actions.lay_over, [shown, overlay.line, overlay.left, overlay.right], overlay.slider, **QUIET
-    )
-    gr.on(
-        [part.input for part in (overlay.line, overlay.left, overlay.right)], actions.lay_over,
-        [shown, overlay.line, overlay.left, overlay.right], overlay.slider, **QUIET,
-    )  # fmt: skip
+    chosen = [shown, overlay.line, overlay.left, overlay.right]
+    offered = shown.change(actions.offer, chosen, [*chosen[1:], laid, sheet], **QUIET)
+    offered.then(actions.lay_over, chosen, overlay.slider, **QUIET)
+    gr.on([part.input for part in chosen[1:]], actions.lay_over, chosen, overlay.slider, **QUIET)
     listed = [form.run, asked, status, *settings]
     return {"fn": actions.list_runs, "inputs": [owner, form.run, shown], "outputs": listed, **QUIET}
 
 
 def _form() -> Form:
     # Values of one's own are allowed for API callers, who name a run without its list; `own_run` checks them.
-    run = drawing.free_choice(gr.Dropdown([], label="Your subject", allow_custom_value=True, elem_id="compared-run"))
+    run = models.free_choice(gr.Dropdown([], label="Your subject", allow_custom_value=True, elem_id="compared-run"))
     prompts = gr.Textbox(
         label="Prompts", lines=5, max_lines=MAX_PROMPTS, elem_id="compared-prompts",
         info=f"One a line, at most {MAX_PROMPTS}. Keep the class prompt on top.",
@@ -177,22 +138,21 @@ class Actions:
 
     def list_runs(self, owner: str, chosen: str | None, shown: Comparison) -> tuple:
         """The visitor's finished runs, a pair once; keeps the chosen one, else takes the newest."""
-        runs = drawing.finished_runs(self.studio, owner)
+        runs = models.finished_runs(self.studio, owner)
         choices, seen = [], set()
         for run in runs:
             if run.id in seen:
                 continue
             partner = self._finished_partner(run)
             seen.add(partner.id if partner else "")
-            choices.append((drawing.label(run, "both ways" if partner else None), run.id))
+            choices.append((models.label(run, "both ways" if partner else None), run.id))
         known = [run_id for _, run_id in choices]
         value = chosen if chosen in known else known[0] if known else None
-        if value == chosen:
-            hints = [NO_RUN if not runs else gr.skip(), *[gr.skip()] * 3]
-        else:
-            hints = self.prefill(owner, value)
-            hints = [gr.skip(), *hints[1:]] if shown.lines else hints
-        return gr.Dropdown(choices, value=value), gr.Column(visible=bool(runs)), *hints
+        asked = gr.Column(visible=bool(runs))
+        if value == chosen:  # not sent again: the page may have gone on meanwhile
+            return gr.Dropdown(choices), asked, *[gr.skip()] * 4
+        words, *settings = self.prefill(owner, value) if runs else (NO_RUN, *[gr.skip()] * 3)
+        return gr.Dropdown(choices, value=value), asked, gr.skip() if shown.lines else words, *settings
 
     def prefill(self, owner: str, run: str | None) -> tuple:
         """What there is to compare, the prompts to begin with, and the run's own steps and guidance."""
@@ -214,7 +174,7 @@ class Actions:
         chosen = self.studio.own_run(owner, run)
         texts, seed, count = checked_prompts(prompts), int(seed or 0), int(count)
         check_request(texts, count, seed)
-        sampling = drawing.checked_sampling(chosen.config.sampling, steps, guidance_scale)
+        sampling = models.checked_sampling(chosen.config.sampling, steps, guidance_scale)
         columns: list[Column] = []
         for opened in drawing.as_it_happens(lambda tell: tell(self.columns(chosen))):
             columns = opened or columns
@@ -223,7 +183,7 @@ class Actions:
         places = [(row, column) for row in range(len(texts)) for column in range(len(columns))]
         orders = [Order(columns[column].folder, texts[row], seed, count) for row, column in places]
         progress, shown = Progress(len(orders)), Comparison(tuple(column.title for column in columns))
-        what = f"{len(texts)} prompts with {len(columns)} models"
+        what = f"{len(texts)} prompt{'' if len(texts) == 1 else 's'} with {len(columns)} models"
         for news in drawing.paint(orders, sampling, "", True):
             ended = False
             if isinstance(news, list):
@@ -234,24 +194,26 @@ class Actions:
                     shown = shown._replace(lines=(*shown.lines, *new))
                 shown = shown.with_pictures(row, column, [self._kept(picture) for picture in news])
                 ended = column == len(columns) - 1
+            if ended:
+                shown = self._with_sheet(shown)
             if progress.take(news):
                 table = as_html(shown) if isinstance(news, list) else gr.skip()
-                full = (captioned(shown), self._sheet(shown)) if ended else (gr.skip(), gr.skip())
+                full = (captioned(shown), shown.sheet) if ended else (gr.skip(), gr.skip())
                 yield *full, table, progress.as_html(what), shown if ended else gr.skip()
         blank = [cell for line in shown.lines for cell in line.cells if cell and cell.problem]
-        words = f"{len(texts)} prompts in {drawing.duration(progress.seconds)}."
+        words = f"{what} in {drawing.duration(progress.seconds)}."
         note = drawing.problems_html([("A picture", cell.problem) for cell in blank])
         ended = f"<div class='drawing' role='status'><p>{words}</p></div>{note}"
-        yield captioned(shown), self._sheet(shown), as_html(shown), ended, shown
+        yield captioned(shown), shown.sheet, as_html(shown), ended, shown
 
     def columns(self, run: Run) -> list[Column]:
         """The base model and the run; both runs of a pair, without PPL first."""
-        base = Column(BASE, drawing.base_folder(run.config))
+        base = Column(BASE, models.base_folder(run.config))
         partner = self._finished_partner(run)
         if partner is None:
-            return [base, Column(YOURS, drawing.finished_model(run))]
+            return [base, Column(YOURS, models.finished_model(run))]
         pair = sorted((run, partner), key=lambda one: one.config.prior.active)
-        return [base, *(Column(*c) for c in zip((WITHOUT, WITH), map(drawing.finished_model, pair), strict=True))]
+        return [base, *(Column(*c) for c in zip((WITHOUT, WITH), map(models.finished_model, pair), strict=True))]
 
     def _finished_partner(self, run: Run) -> Run | None:
         partner = self.studio.partner(run)
@@ -262,16 +224,19 @@ class Actions:
             return Cell("", picture.problem)
         return Cell(drawing.keep_file(self.pictures, f"seed-{picture.seed}.png", picture.image.save))
 
-    def _sheet(self, shown: Comparison) -> str:
-        return drawing.keep_file(self.pictures, "comparison.png", draw_sheet(shown).save)
+    def _with_sheet(self, shown: Comparison) -> Comparison:
+        return shown._replace(sheet=drawing.keep_file(self.pictures, "comparison.png", draw_sheet(shown).save))
 
-    def offer(self, shown: Comparison) -> tuple:
-        """The lines and models that can be laid over each other."""
+    def offer(self, shown: Comparison, line: int | None, left: str | None, right: str | None) -> tuple:
+        """The sheet, and the lines and models that can be laid over each other; keeps what is chosen already."""
         lines = [(f"{line.prompt} · seed {line.seed}", number) for number, line in enumerate(shown.lines)]
-        left, right = shown.titles[-2:] if len(shown.titles) > 1 else (None, None)
+        titles, there = shown.titles, bool(lines)
+        if there and not {left, right} <= set(titles):
+            left, right = titles[-2:]
+        line = line if there and line in range(len(lines)) else 0 if there else None
         return (
-            gr.Dropdown(lines, value=0 if lines else None), gr.Radio(shown.titles, value=left),
-            gr.Radio(shown.titles, value=right), gr.Column(visible=bool(lines)), gr.DownloadButton(visible=bool(lines)),
+            gr.Dropdown(lines, value=line), gr.Radio(titles, value=left), gr.Radio(titles, value=right),
+            gr.Column(visible=there), gr.DownloadButton(value=shown.sheet or None, visible=there),
         )  # fmt: skip
 
     def lay_over(self, shown: Comparison, line: int | None, left: str, right: str) -> tuple[str, str] | None:
@@ -290,100 +255,3 @@ def checked_prompts(text: str | None) -> list[str]:
     if len(prompts) > MAX_PROMPTS:
         raise ConfigError(f"{len(prompts)} prompts are too many.", f"Give at most {MAX_PROMPTS}.")
     return prompts
-
-
-# ------------------------------------------------------------------------------------------------------ the pictures
-
-
-def captioned(shown: Comparison) -> list[tuple[str, str]]:
-    """Every picture there is with model, prompt and seed."""
-    return [
-        (cell.path, f"{title} · {line.prompt} · seed {line.seed}")
-        for line in shown.lines
-        for title, cell in zip(shown.titles, line.cells, strict=True)
-        if cell and cell.path
-    ]
-
-
-def as_html(shown: Comparison) -> str:
-    """The comparison as a table: a head per model, a heading per prompt, a row per seed."""
-    heads = "".join(f"<th scope='col'>{title}</th>" for title in shown.titles)
-    rows, before = [], None
-    for line in shown.lines:
-        if line.prompt != before:
-            span = len(shown.titles)
-            rows.append(f"<tr><th scope='rowgroup' colspan='{span}'>{html.escape(line.prompt)}</th></tr>")
-            before = line.prompt
-        cells = (_cell_html(title, line, cell) for title, cell in zip(shown.titles, line.cells, strict=True))
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<table class='comparison'><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-
-
-def _cell_html(title: str, line: Line, cell: Cell | None) -> str:
-    if cell is None:
-        return "<td><span class='pending'></span></td>"
-    if cell.problem:
-        return f"<td><span class='problem'>{html.escape(cell.problem)}</span></td>"
-    told = html.escape(f"{title}: {line.prompt}, seed {line.seed}", quote=True)
-    url = f"gradio_api/file={quote(cell.path)}"
-    return f"<td><a href='{url}' target='_blank'><img src='{url}' alt='{told}' title='seed {line.seed}'></a></td>"
-
-
-def draw_sheet(shown: Comparison) -> Image.Image:
-    """The comparison as one picture, with the models' names above and each prompt over its rows."""
-    pictures = [[_load(cell) for cell in line.cells] for line in shown.lines]
-    side = max(
-        CELL, *(p.width for row in pictures for p in row if p), *(p.height for row in pictures for p in row if p)
-    )
-    gap, size = side // 32, side // 14
-    font, small = ImageFont.load_default(size=size), ImageFont.load_default(size=round(0.8 * size))
-    width = gap + len(shown.titles) * (side + gap)
-    headings = {}
-    for number, line in enumerate(shown.lines):
-        if number == 0 or line.prompt != shown.lines[number - 1].prompt:
-            headings[number] = _wrapped(line.prompt, small, width - 2 * gap)
-    step = round(1.3 * small.size)
-    top = round(2 * size)
-    height = top + len(shown.lines) * (side + gap) + sum(len(text) * step + gap for text in headings.values()) + gap
-    sheet = Image.new("RGB", (width, height), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    for column, title in enumerate(shown.titles):
-        pen.text((gap + column * (side + gap), gap), title, fill=INK, font=font)
-    for number, row in enumerate(pictures):
-        for text in headings.get(number, ()):
-            pen.text((gap, top), text, fill=FAINT, font=small)
-            top += step
-        top += gap if number in headings else 0
-        for column, (picture, cell) in enumerate(zip(row, shown.lines[number].cells, strict=True)):
-            left = gap + column * (side + gap)
-            if picture is None:
-                pen.rectangle((left, top, left + side - 1, top + side - 1), outline=RULE)
-                words = _wrapped(cell.problem if cell else "not drawn", small, side - 2 * gap)
-                pen.multiline_text((left + gap, top + gap), "\n".join(words), fill=FAINT, font=small)
-            else:
-                scale = side / max(picture.size)
-                fitted = picture.resize([round(edge * scale) for edge in picture.size], Image.Resampling.LANCZOS)
-                sheet.paste(fitted, (left, top))
-        top += side + gap
-    return sheet
-
-
-def _load(cell: Cell | None) -> Image.Image | None:
-    if cell is None or not cell.path:
-        return None
-    with Image.open(cell.path) as image:
-        return image.convert("RGB")
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The text in lines that are no wider than `width` pixels; a word that is too wide is cut."""
-    lines = [""]
-    for word in text.split():
-        while font.getlength(word) > width:
-            word = word[:-1]
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines

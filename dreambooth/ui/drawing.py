@@ -1,4 +1,4 @@
-"""How the page draws: which models a visitor may name, one drawing at a time, told step by step, stopped at any step.
+"""How the page draws: one drawing at a time, told step by step, stopped between any two steps.
 
 Pictures are drawn in a thread of their own, since a pipeline can't be paused between its steps; on ZeroGPU that thread
 is in a process of its own, which has the GPU for as long as `gpu_seconds` says.
@@ -19,16 +19,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import gradio as gr
 import torch
-from pydantic import ValidationError
 
-from dreambooth.config import TOYBOX, Config, SamplingConfig, load_preset
-from dreambooth.errors import ConfigError, ModelError, RunError
-from dreambooth.families import fetch_from_hub, fetch_model
+from dreambooth.config import SamplingConfig
 from dreambooth.generate import Picture, Source, generate, open_source
 from dreambooth.machine import available_memory, resolve_device
-from dreambooth.runs import Run
 from dreambooth.ui.report import duration
-from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner, title
+from dreambooth.ui.studio import QUIET, in_plain_words
 
 BATCH = 4
 """Pictures drawn at once: few, so that the first are soon there and a small GPU holds them."""
@@ -43,79 +39,6 @@ _ONE_AT_A_TIME = threading.Lock()  # a drawing that was stopped has its memory u
 _END = object()
 
 T = TypeVar("T")
-
-
-# ----------------------------------------------------------------------------------------------------------- models
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model that a visitor may draw with."""
-
-    name: str
-    """What pictures and the page call it; never a path of the server."""
-    folder: str
-    sampling: SamplingConfig
-    """The settings it is best sampled with."""
-
-
-def open_model(studio: Studio, owner: str, name: str) -> Model:
-    """The model that a visitor names: a base model on offer, a run of theirs, or a Hub repo, downloaded if need be.
-
-    A path of the server is none of these. Raises `ConfigError`, `RunError`, `ModelError` or `HubError`.
-    """
-    name = name.strip() if isinstance(name, str) else ""
-    if not name:
-        raise ConfigError("No model is chosen.", "Choose one from the list, or type a Hub id, OWNER/NAME.")
-    if name in studio.base_models:
-        wanted = studio.model(name)
-        return Model(name, str(fetch_model(wanted)), base_sampling(wanted))
-    if "/" in name:
-        return Model(name, str(fetch_from_hub(name, public=studio.public)), SamplingConfig())
-    run = studio.own_run(owner, name)
-    return Model(run.id, finished_model(run), run.config.sampling)
-
-
-def finished_model(run: Run) -> str:
-    """The folder of a run's model; raises `RunError` where it has none yet."""
-    if not (run.path / "model" / "model_index.json").is_file():
-        raise RunError(f"This run is {run.status} and has no model yet.", "Wait for its end, or resume it.")
-    return str(run.path / "model")
-
-
-def base_folder(config: Config) -> str:
-    """The folder of the base model of a run, downloaded if need be."""
-    if Path(config.base_model).is_absolute() and not Path(config.base_model).exists():  # its path is nobody's business
-        raise ModelError("This run's base model is not on this server any more.", "Train again from another one.")
-    return str(fetch_model(config.base_model, config.revision))
-
-
-def finished_runs(studio: Studio, owner: str) -> list[Run]:
-    """This visitor's runs that have a model, newest first; none for who is no visitor yet."""
-    return [run for run in studio.own_runs(owner) if run.status == "finished"] if is_owner(owner) else []
-
-
-def base_sampling(base_model: str) -> SamplingConfig:
-    """What a base model is best sampled with."""
-    return SamplingConfig(**(load_preset(TOYBOX)["sampling"] if base_model == TOYBOX else {}))
-
-
-def label(run: Run, how: str | None = None) -> str:
-    """What lists of models call a run."""
-    how = how or ("with PPL" if run.config.prior.active else "without PPL")
-    begun = time.strftime("%d %b %H:%M", time.strptime(run.id[:15], "%Y%m%d-%H%M%S"))
-    return f"{title(run)} · {how} · {run.config.train.steps} steps · {begun}"
-
-
-def checked_sampling(sampling: SamplingConfig, steps: float, guidance_scale: float) -> SamplingConfig:
-    """The settings with steps and guidance of one's own; raises `ConfigError` for impossible ones."""
-    try:
-        return SamplingConfig(**sampling.model_dump() | {"steps": steps, "guidance_scale": guidance_scale})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(
-            f"{first['loc'][0]} is {first['input']!r}: {first['msg']}.", "Choose another value."
-        ) from None
 
 
 # ---------------------------------------------------------------------------------------------------------- drawing
@@ -278,16 +201,11 @@ class Progress:
         """For the page; `what` is being drawn."""
         done, total = self.step or Step(0, 1)
         share = (self.drawn + done / total) / self.total
-        words = f"Drawing {what} · step {done} of {total}" if done else f"Getting ready to draw {what}"
+        words = f"Drawing {what}" if done or self.drawn else f"Getting ready to draw {what}"
+        words += f" · step {done} of {total}" if done else ""
         if share > 0.05:
             words += f" · about {duration(self.seconds / share * (1 - share))} left"
         return bar_html(words, share)
-
-
-def free_choice(dropdown: gr.Dropdown) -> gr.Dropdown:
-    """The dropdown, told to programs as any text: its choices are a visitor's, or not all there is."""
-    dropdown.api_info = lambda: {"type": "string"}
-    return dropdown
 
 
 def keep_file(component: gr.Component, name: str, write: Callable[[Path], None]) -> str:
@@ -330,7 +248,9 @@ def stoppable(button: gr.Button, stop: gr.Button, status: gr.HTML, **event: Any)
     # Where the status is off the screen, as on a phone, nothing would seem to happen.
     show = f"() => {{ document.getElementById('{status.elem_id}').scrollIntoView({{block: 'center'}}); return []; }}"
     button.click(lambda: busy(True), None, [button, stop], js=show, **QUIET)
-    drawing = button.click(**event, concurrency_id="draw", concurrency_limit=1, show_progress_on=status)
+    drawing = button.click(
+        **event, concurrency_id="draw", concurrency_limit=1, show_progress="minimal", show_progress_on=status
+    )
     for ended in (drawing.then, drawing.failure):  # Gradio 6.31: `then` follows an end and a stop, but no failure
         ended(settle, status, [button, stop, status], **QUIET)
     stop.click(None, None, None, cancels=drawing)

@@ -14,8 +14,9 @@ from dreambooth.config import SamplingConfig
 from dreambooth.errors import DreamBoothError, PhotoError
 from dreambooth.generate import MAX_BATCH, Picture, check_request, save_picture
 from dreambooth.prompts import suggestions
-from dreambooth.ui import drawing
-from dreambooth.ui.drawing import Model, Progress
+from dreambooth.ui import drawing, models
+from dreambooth.ui.drawing import Progress
+from dreambooth.ui.models import Model
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner
 
 NOTHING_YET = """<div class="empty"><strong>No pictures yet.</strong> Say what you would like to see and press Generate.
@@ -92,11 +93,11 @@ def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
 
 def _form(studio: Studio) -> tuple[Form, gr.Dataset, gr.Button, gr.UploadButton]:
     wanted = studio.model(studio.default_model)
-    sampling = drawing.base_sampling(wanted)
+    sampling = models.base_sampling(wanted)
     ideas = suggestions(wanted, CLASS_NOUN)
     form = Form(
         # Values of one's own are a Hub id, or an API caller's run; `open_model` checks them.
-        drawing.free_choice(gr.Dropdown(_base_choices(studio), value=studio.default_model, label="Model",
+        models.free_choice(gr.Dropdown(_base_choices(studio), value=studio.default_model, label="Model",
                                         allow_custom_value=True, info=MODEL_HELP, elem_id="model")),
         gr.Textbox(ideas[0], label="Prompt", lines=2, max_length=1000, elem_id="prompt"),
         gr.Textbox("", label="Negative prompt", max_length=1000, info="What to keep out of the picture.",
@@ -139,21 +140,23 @@ class Actions:
 
     def list_models(self, owner: str, chosen: str, newest: str | None) -> tuple:
         """The visitor's finished runs and the base models; a run that finished since the last look is chosen."""
-        runs = drawing.finished_runs(self.studio, owner)
-        latest = runs[0].id if runs else None
+        runs = models.finished_runs(self.studio, owner)
+        partner = self.studio.partner(runs[0]) if runs else None
+        best = partner if partner in runs and partner.config.prior.active else runs[0] if runs else None
+        latest = best.id if best else None
         known = {run.id for run in runs} | set(self.studio.base_models)
         kept = chosen if chosen in known or "/" in (chosen or "") else self.studio.default_model
         value = latest if latest and latest != newest else kept
-        choices = [(drawing.label(run), run.id) for run in runs] + _base_choices(self.studio)
-        model = gr.Dropdown(choices, value=value, allow_custom_value=True)
-        settings = [gr.skip()] * 3 if value == chosen else self.prefill(owner, value)
-        return model, latest, *settings
+        choices = [(models.label(run), run.id) for run in runs] + _base_choices(self.studio)
+        if value == chosen:  # not sent again: the page may have gone on meanwhile
+            return gr.Dropdown(choices, allow_custom_value=True), latest, *[gr.skip()] * 3
+        return gr.Dropdown(choices, value=value, allow_custom_value=True), latest, *self.prefill(owner, value)
 
     @in_plain_words
     def models(self, owner: str) -> list[dict[str, str]]:
         """What this visitor can draw with, by the name that `generate` takes."""
-        runs = drawing.finished_runs(self.studio, owner)
-        named = [(drawing.label(run), run.id) for run in runs] + _base_choices(self.studio)
+        runs = models.finished_runs(self.studio, owner)
+        named = [(models.label(run), run.id) for run in runs] + _base_choices(self.studio)
         return [{"model": name, "title": words} for words, name in named]
 
     def prefill(self, owner: str, model: str) -> tuple:
@@ -172,7 +175,7 @@ class Actions:
         """Prompts for a model, and the settings it is best sampled with; None where it is not known here."""
         if model in self.studio.base_models:
             base_model = self.studio.model(model)
-            return suggestions(base_model, CLASS_NOUN), drawing.base_sampling(base_model)
+            return suggestions(base_model, CLASS_NOUN), models.base_sampling(base_model)
         try:
             config = self.studio.own_run(owner, model).config
         except DreamBoothError:
@@ -189,11 +192,11 @@ class Actions:
         seed, count = int(seed or 0), int(count)
         check_request([prompt or ""], count, seed)
         source = None
-        for opened in drawing.as_it_happens(lambda tell: tell(drawing.open_model(self.studio, owner, model))):
+        for opened in drawing.as_it_happens(lambda tell: tell(models.open_model(self.studio, owner, model))):
             source = opened or source
             if source is None:
                 yield gr.skip(), drawing.bar_html("Getting the model", 0)
-        sampling = drawing.checked_sampling(source.sampling, steps, guidance_scale)
+        sampling = models.checked_sampling(source.sampling, steps, guidance_scale)
         orders = drawing.orders(source.folder, prompt, seed, count)
         progress, items, problems = Progress(len(orders)), [], []
         for news in drawing.paint(orders, sampling, negative_prompt or "", safety_checker or self.studio.public):

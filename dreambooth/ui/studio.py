@@ -206,7 +206,7 @@ class Studio:
         settings = StudioSettings.from_environment()
         root = settings.runs.expanduser().resolve()
         # Without a GPU only the toybox trains in minutes; a big model that is wanted all the same can be named.
-        recipes = RECIPES if resolve_device("auto").type != "cpu" else (TOYBOX,)
+        recipes = RECIPES if resolve_device("auto").type != "cpu" and not _on_zero_gpu() else (TOYBOX,)
         offered = [settings.base_model, *(load_preset(recipe)["base_model"] for recipe in recipes)]
         names = {Path(model).name if Path(model).is_dir() else model: model for model in offered}
         minutes = settings.max_minutes
@@ -343,6 +343,8 @@ class Studio:
         """The settings of one run, its photos aside; raises `ConfigError` for what this studio does not take."""
         subject = settings.get("subject", {}) | {"photos": ".", "crops": {}}
         config = Config.from_dict(settings | {"subject": subject}, source="Settings")
+        if _on_zero_gpu():
+            config = config.model_copy(update={"device": "cpu"})
         if config.base_model not in self.base_models.values():
             raise ConfigError("This base model is not on offer.", f"Choose {', '.join(self.base_models)}.")
         caps = [
@@ -423,6 +425,11 @@ def refuse_too_many(photos: Sequence[str]) -> None:
     """Raise `PhotoError` for more than `MAX_PHOTOS`, before one of them is read."""
     if len(photos) > MAX_PHOTOS:
         raise PhotoError(f"{len(photos)} photos are too many.", "Keep the best 3 to 5.")
+
+
+def _on_zero_gpu() -> bool:
+    """Whether a GPU only seems to be there: ZeroGPU lends it for a minute at a time, to calls that draw."""
+    return bool(os.environ.get("SPACES_ZERO_GPU"))
 
 
 def title(run: Run) -> str:

@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from dreambooth.errors import ConfigError
-from dreambooth.ui import compare
-from dreambooth.ui.compare import Actions, Cell, Comparison, Line, as_html, checked_prompts, draw_sheet
+from dreambooth.ui.compare import Actions, checked_prompts
+from dreambooth.ui.comparison import CELL, Comparison
 from dreambooth.ui.studio import Studio
 from tests import tiny
 from tests.ui import studios
 from tests.ui.studios import ANNA, BERT
+from tests.ui.test_comparison import comparison
 from tests.ui.test_generate import is_skip
 
 PROMPTS = "a photo of a dog\n\n  a sks dog in the snow \na photo of a dog"
@@ -61,8 +62,8 @@ def test_a_pair_is_drawn_row_by_row_from_equal_seeds(actions: Actions, pair: lis
     assert pictures[1][1] == "Without PPL · a photo of a dog · seed 5"
     assert table.count("<img ") == 12
     assert table.index("a photo of a dog") < table.index("a sks dog in the snow")
-    assert "2 prompts in" in status
-    assert pixels(sheet).shape[1] > 3 * compare.CELL
+    assert "2 prompts with 3 models in" in status
+    assert pixels(sheet).shape[1] > 3 * CELL
     with Image.open(sheet) as image:
         assert not image.info, "nothing of the server in it"
     assert any("pending" in table for *_, table, _, _ in told if not is_skip(table)), "cells fill as they are drawn"
@@ -119,8 +120,9 @@ def test_the_list_names_a_pair_once_and_says_what_to_do_without_a_run(
     actions: Actions, studio: Studio, photo_folder: Path
 ):
     run, asked, status, *_ = actions.list_runs("", None, Comparison())
-    assert (run.choices, run.value, asked.visible) == ([], None, False)
-    assert "both ways" in status
+    assert (run.choices, asked.visible) == ([], False)
+    assert is_skip(status), "the page says so from the beginning"
+    assert "both ways" in actions.list_runs(ANNA, "deleted-meanwhile", Comparison())[2]
     [single] = studios.finished_runs(studio, photo_folder)
     pair = studios.finished_runs(studio, photo_folder, both_ways=True)
     run, asked, status, prompts, steps, _ = actions.list_runs(ANNA, None, Comparison())
@@ -136,41 +138,14 @@ def test_the_list_names_a_pair_once_and_says_what_to_do_without_a_run(
     assert "Trained both ways" in status
     assert "Trained one way" in actions.prefill(ANNA, single.id)[0]
     kept = actions.list_runs(ANNA, single.id, Comparison())
-    assert kept[0].value == single.id
+    assert "value" not in kept[0].constructor_args
     assert all(is_skip(value) for value in kept[2:])
     assert all(is_skip(value) for value in actions.prefill(BERT, single.id))
 
 
-def comparison(folder: Path, prompt: str = "a <b>dog</b> 'in' snow") -> Comparison:
-    Image.new("RGB", (40, 40), "red").save(folder / "red.png")
-    Image.new("RGB", (40, 20), "blue").save(folder / "blue.png")
-    cells = (Cell(str(folder / "red.png")), Cell(str(folder / "blue.png")), None)
-    blank = (Cell("", "held back"), *cells[:2])
-    return Comparison(("Base model", "Without PPL", "With PPL"), (Line(prompt, 0, cells), Line(prompt, 1, blank)))
-
-
-def test_the_table_shows_words_of_a_visitor_as_text(tmp_path: Path):
-    table = as_html(comparison(tmp_path))
-    assert table.count("a &lt;b&gt;dog&lt;/b&gt; &#x27;in&#x27; snow</th>") == 1, "one heading for two seeds"
-    assert "<b>" not in table
-    assert table.count("<img ") == 4
-    assert "held back" in table
-    assert "pending" in table
-
-
-def test_the_sheet_holds_every_picture_beside_its_words(tmp_path: Path):
-    sheet = draw_sheet(comparison(tmp_path))
-    short = sheet.height
-    colours = {colour: count for count, colour in sheet.getcolors(1 << 24)}
-    side = compare.CELL
-    assert colours[(255, 0, 0)] == 2 * side * side
-    assert colours[(0, 0, 255)] == 2 * side * side // 2, "not squeezed"
-    assert draw_sheet(comparison(tmp_path, "a very long prompt " * 20 + "W" * 300)).height > short
-
-
 def test_two_pictures_of_a_line_are_laid_over_each_other(actions: Actions, tmp_path: Path):
     shown = comparison(tmp_path)
-    line, left, right, laid, sheet = actions.offer(shown)
+    line, left, right, laid, sheet = actions.offer(shown, None, None, None)
     assert line.choices == [("a <b>dog</b> 'in' snow · seed 0", 0), ("a <b>dog</b> 'in' snow · seed 1", 1)]
     assert (left.value, right.value, laid.visible, sheet.visible) == ("Without PPL", "With PPL", True, True)
     red, blue = str(tmp_path / "red.png"), str(tmp_path / "blue.png")
@@ -179,4 +154,6 @@ def test_two_pictures_of_a_line_are_laid_over_each_other(actions: Actions, tmp_p
     assert actions.lay_over(shown, 1, "Base model", "With PPL") is None
     assert actions.lay_over(shown, None, "Base model", "With PPL") is None
     assert actions.lay_over(shown, 7, "Base model", "With PPL") is None
-    assert not actions.offer(Comparison())[3].visible
+    kept = actions.offer(shown, 1, "Base model", "With PPL")
+    assert [part.value for part in kept[:3]] == [1, "Base model", "With PPL"]
+    assert not actions.offer(Comparison(), None, None, None)[3].visible

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from dreambooth.errors import PhotoError
-from dreambooth.ui import drawing
+from dreambooth.ui import drawing, models
 from dreambooth.ui.generate import Actions, read_settings
 from dreambooth.ui.studio import Studio
 from tests.test_generate import checked_model  # noqa: F401
@@ -90,18 +90,27 @@ def test_the_models_are_the_visitors_finished_runs_and_the_base_models(
 ):
     base = [("tiny-sd (base model, untrained)", "tiny-sd")]
     model, newest, *rest = actions.list_models("", "tiny-sd", None)
-    assert (model.choices, model.value, newest) == (base, "tiny-sd", None)
+    assert (model.choices, newest) == (base, None)
     assert all(is_skip(value) for value in rest)
     [run] = studios.finished_runs(studio, photo_folder)
     model, newest, prompt, steps, guidance = actions.list_models(ANNA, "tiny-sd", None)
-    assert model.choices == [(drawing.label(run), run.id), *base]
+    assert model.choices == [(models.label(run), run.id), *base]
     assert (model.value, newest, steps) == (run.id, run.id, 2)
     assert (prompt, guidance) == ("a sks dog in the jungle", 7.5)
-    assert actions.list_models(ANNA, "tiny-sd", run.id)[0].value == "tiny-sd", "a choice is kept"
-    assert actions.list_models(ANNA, "owner/tiny", run.id)[0].value == "owner/tiny"
+    for chosen in ("tiny-sd", "owner/tiny", run.id):
+        model, _, *rest = actions.list_models(ANNA, chosen, run.id)
+        assert "value" not in model.constructor_args, "a choice is kept"
+        assert all(is_skip(value) for value in rest)
     assert actions.list_models(BERT, run.id, run.id)[0].value == "tiny-sd"
     assert [named["model"] for named in actions.models(ANNA)] == [run.id, "tiny-sd"]
     assert [named["model"] for named in actions.models(BERT)] == ["tiny-sd"]
+
+
+def test_of_a_pair_the_one_with_ppl_is_chosen(actions: Actions, studio: Studio, photo_folder: Path):
+    with_ppl, _ = studios.finished_runs(studio, photo_folder, both_ways=True)
+    model, newest, *_ = actions.list_models(ANNA, "tiny-sd", None)
+    assert (model.value, newest) == (with_ppl.id, with_ppl.id)
+    assert len(model.choices) == 3
 
 
 def test_a_models_own_ideas_are_suggested(actions: Actions, studio: Studio, photo_folder: Path):

@@ -419,6 +419,20 @@ def test_an_error_becomes_a_sentence_for_the_page(error: Exception, sentence: st
     assert not shown.value.print_exception
 
 
+def test_zero_gpu_trains_the_toybox_on_the_cpu(root: Path, photo_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # as its package makes it seem
+    monkeypatch.setenv("DREAMBOOTH_RUNS", str(root))
+    studio = Studio.from_environment()
+    assert list(studio.base_models) == ["toybox"]
+    assert list(studio.recipes) == ["toybox"]
+    idle = Studio(root, studio.base_models, Worker(root, parallel=0))
+    [run] = idle.start(
+        ANNA, {"preset": "toybox", "subject": {"class_noun": "dog"}}, [*map(str, photo_folder.iterdir())]
+    )
+    assert run.config.device == "cpu"
+
+
 def test_the_readme_lists_every_setting_of_the_studio():
     readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
     for row in StudioSettings.table():

@@ -1,0 +1,105 @@
+"""Which models a visitor may draw with: base models on offer, runs of their own, and what the Hub gives everybody."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+from pydantic import ValidationError
+
+from dreambooth.config import TOYBOX, Config, SamplingConfig, load_preset
+from dreambooth.errors import ConfigError, ModelError, RunError
+from dreambooth.families import fetch_from_hub, fetch_model
+from dreambooth.runs import Run
+from dreambooth.ui.studio import Studio, is_owner, title
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that a visitor may draw with."""
+
+    name: str
+    """What pictures and the page call it; never a path of the server."""
+    folder: str
+    sampling: SamplingConfig
+    """The settings it is best sampled with."""
+
+
+def open_model(studio: Studio, owner: str, name: str) -> Model:
+    """The model that a visitor names: a base model on offer, a run of theirs, or a Hub repo, downloaded if need be.
+
+    A path of the server is none of these. Raises `ConfigError`, `RunError`, `ModelError` or `HubError`.
+    """
+    name = name.strip() if isinstance(name, str) else ""
+    if not name:
+        raise ConfigError("No model is chosen.", "Choose one from the list, or type a Hub id, OWNER/NAME.")
+    if name in studio.base_models:
+        wanted = studio.model(name)
+        return Model(name, str(fetch_model(wanted)), base_sampling(wanted))
+    if "/" in name:
+        folder = fetch_from_hub(name, public=studio.public)
+        if studio.public and not brings_safety_checker(folder):
+            raise ModelError(
+                f"{name} has no safety checker, without which a public studio draws with no stranger's model.",
+                "Choose one that has, or run the studio on a computer of your own.",
+            )
+        return Model(name, str(folder), SamplingConfig())
+    run = studio.own_run(owner, name)
+    return Model(run.id, finished_model(run), run.config.sampling)
+
+
+def brings_safety_checker(folder: Path) -> bool:
+    """Whether a pipeline's folder has one, as its `model_index.json` says."""
+    index = json.loads((folder / "model_index.json").read_text())
+    return all(index.get("safety_checker") or [None])
+
+
+def finished_model(run: Run) -> str:
+    """The folder of a run's model; raises `RunError` where it has none yet."""
+    if not (run.path / "model" / "model_index.json").is_file():
+        raise RunError(f"This run is {run.status} and has no model yet.", "Wait for its end, or resume it.")
+    return str(run.path / "model")
+
+
+def base_folder(config: Config) -> str:
+    """The folder of the base model of a run, downloaded if need be."""
+    if Path(config.base_model).is_absolute() and not Path(config.base_model).exists():  # its path is nobody's business
+        raise ModelError("This run's base model is not on this server any more.", "Train again from another one.")
+    return str(fetch_model(config.base_model, config.revision))
+
+
+def finished_runs(studio: Studio, owner: str) -> list[Run]:
+    """This visitor's runs that have a model, newest first; none for who is no visitor yet."""
+    return [run for run in studio.own_runs(owner) if run.status == "finished"] if is_owner(owner) else []
+
+
+def base_sampling(base_model: str) -> SamplingConfig:
+    """What a base model is best sampled with."""
+    return SamplingConfig(**(load_preset(TOYBOX)["sampling"] if base_model == TOYBOX else {}))
+
+
+def label(run: Run, how: str | None = None) -> str:
+    """What lists of models call a run."""
+    how = how or ("with PPL" if run.config.prior.active else "without PPL")
+    begun = time.strftime("%d %b %H:%M", time.strptime(run.id[:15], "%Y%m%d-%H%M%S"))
+    return f"{title(run)} · {how} · {run.config.train.steps} steps · {begun}"
+
+
+def checked_sampling(sampling: SamplingConfig, steps: float, guidance_scale: float) -> SamplingConfig:
+    """The settings with steps and guidance of one's own; raises `ConfigError` for impossible ones."""
+    try:
+        return SamplingConfig(**sampling.model_dump() | {"steps": steps, "guidance_scale": guidance_scale})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"{first['loc'][0]} is {first['input']!r}: {first['msg']}.", "Choose another value."
+        ) from None
+
+
+def free_choice(dropdown: gr.Dropdown) -> gr.Dropdown:
+    """The dropdown, told to programs as any text: its choices are a visitor's, or not all there is."""
+    dropdown.api_info = lambda: {"type": "string"}
+    return dropdown

@@ -1,0 +1,107 @@
+"""Which models a visitor may name, and what is said of the others."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dreambooth.config import SamplingConfig
+from dreambooth.errors import ConfigError, HubError, ModelError, RunError
+from dreambooth.runs import Run
+from dreambooth.ui import models
+from dreambooth.ui.models import open_model
+from dreambooth.ui.studio import Studio
+from tests.test_families import COMMIT, loopback_hub
+from tests.ui import studios
+from tests.ui.studios import ANNA, BERT
+
+
+@pytest.fixture
+def studio(tmp_path: Path, tiny_model: Path) -> Studio:
+    return studios.studio(tmp_path / "runs", tiny_model)
+
+
+def test_a_base_model_is_named_as_the_page_shows_it(studio: Studio, tiny_model: Path):
+    model = open_model(studio, ANNA, " tiny-sd ")
+    assert (model.name, model.folder, model.sampling) == ("tiny-sd", str(tiny_model), SamplingConfig())
+
+
+def test_a_run_is_opened_for_its_owner_alone_and_once_it_is_finished(studio: Studio, photo_folder: Path):
+    [run] = studios.finished_runs(studio, photo_folder)
+    model = open_model(studio, ANNA, run.id)
+    assert (model.name, model.folder) == (run.id, str(run.path / "model"))
+    assert model.sampling.steps == 2
+    with pytest.raises(RunError, match="You have no such run"):
+        open_model(studio, BERT, run.id)
+    [waiting] = studio.start(ANNA, {"base_model": studio.model("tiny-sd"), "subject": {"class_noun": "dog"}},
+                             sorted(map(str, photo_folder.iterdir())))  # fmt: skip
+    with pytest.raises(RunError, match="This run is queued and has no model yet") as told:
+        open_model(studio, ANNA, waiting.id)
+    assert str(studio.root) not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["runs/{run}", "{root}/{run}", "{model}", "..", "../runs/{run}", "~/x", "/etc/passwd"])
+def test_a_path_of_the_server_is_no_model(studio: Studio, photo_folder: Path, tiny_model: Path, name: str, monkeypatch):
+    [run] = studios.finished_runs(studio, photo_folder)
+    monkeypatch.chdir(studio.root.parent)
+    with pytest.raises((ModelError, RunError, HubError)):
+        open_model(studio, ANNA, name.format(run=run.id, root=studio.root, model=tiny_model))
+
+
+@pytest.mark.parametrize("name", ["", None, ["tiny-sd"], 3])
+def test_no_model_is_asked_for(studio: Studio, name: object):
+    with pytest.raises(ConfigError, match="No model is chosen"):
+        open_model(studio, ANNA, name)
+
+
+def test_any_model_of_the_hub_can_be_named(studio: Studio, tiny_model: Path, tmp_path: Path, monkeypatch):
+    with loopback_hub(tiny_model, tmp_path / "hub", monkeypatch) as hub:
+        model = open_model(studio, ANNA, "owner/tiny")
+        assert (model.name, Path(model.folder).name) == ("owner/tiny", COMMIT)
+        with pytest.raises(ModelError, match="owner/none is not on the Hub, or is private"):
+            open_model(studio, ANNA, "owner/none")
+        hub.gated = True
+        strangers = studios.studio(tmp_path / "public", tiny_model, public=True)
+        with pytest.raises(HubError, match=r"owner/tiny is gated\. This studio opens only"):
+            open_model(strangers, ANNA, "owner/tiny")
+
+
+def test_a_public_studio_draws_with_no_strangers_model_without_a_safety_checker(
+    tmp_path: Path, tiny_model: Path, monkeypatch
+):
+    public = studios.studio(tmp_path / "runs", tiny_model, public=True)
+    with loopback_hub(tiny_model, tmp_path / "hub", monkeypatch), pytest.raises(ModelError, match="has no safety checker"):
+        open_model(public, ANNA, "owner/tiny")
+
+
+@pytest.mark.parametrize(("index", "brings"), [
+    ({}, False), ({"safety_checker": [None, None]}, False),
+    ({"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}, True),
+])  # fmt: skip
+def test_a_safety_checker_is_seen_in_the_models_index(tmp_path: Path, index: dict, brings: bool):
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert models.brings_safety_checker(tmp_path) is brings
+
+
+def test_a_hub_out_of_reach_is_told(studio: Studio):
+    with pytest.raises(HubError, match="owner/tiny is not downloaded and the Hub can't be reached"):
+        open_model(studio, ANNA, "owner/tiny")
+
+
+def test_a_base_model_that_is_gone_is_told_without_its_path(make_config, tmp_path: Path):
+    config = make_config(base_model=str(tmp_path / "gone"))
+    with pytest.raises(ModelError, match="not on this server any more") as told:
+        models.base_folder(config)
+    assert str(tmp_path) not in str(told.value)
+
+
+def test_impossible_settings_are_told():
+    assert models.checked_sampling(SamplingConfig(scheduler="euler"), 4, 7).scheduler == "euler"
+    with pytest.raises(ConfigError, match="steps is 0: "):
+        models.checked_sampling(SamplingConfig(), 0, 7)
+
+
+def test_a_run_is_called_by_its_subject_how_it_was_trained_and_when(make_config, tmp_path: Path):
+    run = Run.create(make_config(), tmp_path / "20260203-141500-0123456789abcdef")
+    assert models.label(run) == "sks dog · with PPL · 4 steps · 03 Feb 14:15"
+    assert models.label(run, "both ways") == "sks dog · both ways · 4 steps · 03 Feb 14:15"
