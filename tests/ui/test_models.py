@@ -70,7 +70,8 @@ def test_a_public_studio_draws_with_no_strangers_model_without_a_safety_checker(
     tmp_path: Path, tiny_model: Path, monkeypatch
 ):
     public = studios.studio(tmp_path / "runs", tiny_model, public=True)
-    with loopback_hub(tiny_model, tmp_path / "hub", monkeypatch), pytest.raises(ModelError, match="has no safety checker"):
+    hub = loopback_hub(tiny_model, tmp_path / "hub", monkeypatch)
+    with hub, pytest.raises(ModelError, match="has no safety checker"):
         open_model(public, ANNA, "owner/tiny")
 
 
