@@ -412,7 +412,8 @@ class Worker:
                     return  # another process trained it, or its visitor took it back there
                 for event in run._train(resume=True, should_stop=job.stop.is_set):
                     job.note(event)
-                    self._limit(job)
+                    if not isinstance(event, events.Finished):
+                        self._limit(job)
         except DreamBoothError:
             pass  # it stands in the run's events, where every reader looks
         except Exception:  # a bug in one run must not keep the next ones waiting for ever

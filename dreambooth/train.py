@@ -180,7 +180,7 @@ def train(
         if settings.sample_every and (step % settings.sample_every == 0 or step == settings.steps):
             _move(pipe, idle, device)
             with _weights_of(ema, modules):
-                yield from _draw_samples(pipe, config, run, step, resolution, dtype)
+                yield from _draw_samples(pipe, config, run, step, resolution, dtype, should_stop)
             _move(pipe, idle, "cpu")
 
         # checkpoint, stop
@@ -318,13 +318,16 @@ def _weights_of(ema: nn.Module | None, modules: nn.Module) -> Iterator[None]:
 
 
 def _draw_samples(
-    pipe: DiffusionPipeline, config: Config, run: Path, step: int, resolution: int, dtype: torch.dtype | None
-) -> Iterator[Event]:
-    """Draw the subject's prompt, the class prompt and any others with the same seeds each time."""
+    pipe: DiffusionPipeline, config: Config, run: Path, step: int, resolution: int, dtype: torch.dtype | None,
+    should_stop: Callable[[], bool],
+) -> Iterator[Event]:  # fmt: skip
+    """Draw the subject's prompt, the class prompt and any others with the same seeds each time, until told to stop."""
     sampling = config.sampling
     prompts = [config.instance_prompt, config.class_prompt, *(config.subject.fill(p) for p in sampling.prompts)]
     jobs = [(prompt, sampling.seed + i) for prompt in dict.fromkeys(prompts) for i in range(sampling.num_images)]
     for start in range(0, len(jobs), MAX_BATCH):
+        if start and should_stop():
+            return
         batch = jobs[start : start + MAX_BATCH]
         images = draw(pipe, [p for p, _ in batch], [s for _, s in batch], sampling, resolution=resolution, dtype=dtype)
         for image, (prompt, seed) in zip(images, batch, strict=True):

@@ -164,7 +164,7 @@ class Actions:
         subject = suggestions(config.base_model, config.subject.class_noun, config.subject.identifier)
         prompts = "\n".join([config.class_prompt, *subject[:CONTEXTS_SHOWN]])
         words = PAIR if self._finished_partner(chosen) else SINGLE
-        return words, prompts, config.sampling.steps, config.sampling.guidance_scale
+        return words, prompts, *models.shown_sampling(config.sampling)
 
     @in_plain_words
     def compare(

@@ -91,6 +91,8 @@ class Cropping:
     @in_plain_words
     def choose(self, photos: Photos | None, crops: Boxes, event: gr.SelectData) -> list[Any]:
         """Open the photo that was picked in the gallery."""
+        if event.index >= len(photos or []):  # taken out meanwhile
+            return [gr.skip()] * 7
         path = photos[event.index][0]
         return [path, gr.Column(visible=True), *self._view(path, crops)]
 
@@ -115,7 +117,9 @@ class Cropping:
         crops = {path: crop for path, crop in crops.items() if path != chosen}
         return [crops, *self._view(chosen, crops)]
 
-    def _photo(self, path: str) -> Prepared:
+    def _photo(self, path: str | None) -> Prepared:
+        if path is None:
+            raise PhotoError("No photo is chosen.", "Choose one to move its box.")
         return prepared(path, self.studio.resolution, None)
 
     def _view(self, path: str, crops: Boxes) -> list[Any]:

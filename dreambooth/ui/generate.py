@@ -164,7 +164,7 @@ class Actions:
         if (subject := self._subject(owner, model)) is None:
             return (gr.skip(),) * 3
         ideas, sampling = subject
-        return ideas[0], sampling.steps, sampling.guidance_scale
+        return ideas[0], *models.shown_sampling(sampling)
 
     def list_ideas(self, owner: str, model: str) -> dict:
         """Prompts for what the model was taught, to choose from."""

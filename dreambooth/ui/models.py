@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
+from huggingface_hub.constants import HF_HUB_CACHE
 from pydantic import ValidationError
 
 from dreambooth.config import TOYBOX, Config, SamplingConfig, load_preset
@@ -15,6 +18,14 @@ from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.families import fetch_from_hub, fetch_model
 from dreambooth.runs import Run
 from dreambooth.ui.studio import Studio, is_owner, title
+
+MOST_STEPS, MOST_GUIDANCE = 100, 20
+"""The ends of the sliders: above, pictures take longer and get no better."""
+
+ROOM_FOR_A_MODEL = 15e9
+"""Bytes that must be free before a stranger's model is fetched: twice a large one's size, since runs need some too."""
+
+_FETCHING = threading.Semaphore()
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ def open_model(studio: Studio, owner: str, name: str) -> Model:
         wanted = studio.model(name)
         return Model(name, str(fetch_model(wanted)), base_sampling(wanted))
     if "/" in name:
-        folder = fetch_from_hub(name, public=studio.public)
+        folder = _fetch_for_stranger(name) if studio.public else fetch_from_hub(name)
         if studio.public and not brings_safety_checker(folder):
             raise ModelError(
                 f"{name} has no safety checker, without which a public studio draws with no stranger's model.",
@@ -49,6 +60,20 @@ def open_model(studio: Studio, owner: str, name: str) -> Model:
         return Model(name, str(folder), SamplingConfig())
     run = studio.own_run(owner, name)
     return Model(run.id, finished_model(run), run.config.sampling)
+
+
+def _fetch_for_stranger(name: str) -> Path:
+    """A Hub model for a visitor of a public studio: one download at a time, while the disk has room."""
+    if not _FETCHING.acquire(blocking=False):
+        raise RunError("Another model is being fetched for a visitor.", "Try again in a few minutes.")
+    try:
+        cache = Path(HF_HUB_CACHE)
+        room = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
+        if room < ROOM_FOR_A_MODEL:
+            raise RunError("The studio's disk has no room for another model.", "Take one from the list.")
+        return fetch_from_hub(name, public=True)
+    finally:
+        _FETCHING.release()
 
 
 def brings_safety_checker(folder: Path) -> bool:
@@ -86,6 +111,11 @@ def label(run: Run, how: str | None = None) -> str:
     how = how or ("with PPL" if run.config.prior.active else "without PPL")
     begun = time.strftime("%d %b %H:%M", time.strptime(run.id[:15], "%Y%m%d-%H%M%S"))
     return f"{title(run)} · {how} · {run.config.train.steps} steps · {begun}"
+
+
+def shown_sampling(sampling: SamplingConfig) -> tuple[int, float]:
+    """Steps and guidance as the sliders take them; a config may ask for more."""
+    return min(sampling.steps, MOST_STEPS), min(sampling.guidance_scale, MOST_GUIDANCE)
 
 
 def checked_sampling(sampling: SamplingConfig, steps: float, guidance_scale: float) -> SamplingConfig:

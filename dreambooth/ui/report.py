@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from collections import OrderedDict, deque
@@ -95,7 +96,8 @@ class Report:
     def text(self) -> str:
         """Where it stands, in a sentence."""
         if self.failure:
-            return self.failure.replace("go on with --resume", "choose Resume")  # the command line's words
+            said = self.failure.replace("go on with --resume", "choose Resume")  # the command line's words
+            return re.sub(r"/(?:[^\s/'\"]+/)+", "…/", said)  # where the server keeps its files is nobody's business
         if self.status == "finished" and self.seconds and self.peak_bytes:
             took = f"It took {duration(self.seconds)} and {gib(self.peak_bytes)} of memory at most."
             return f"{ENDINGS['finished']} {took}"

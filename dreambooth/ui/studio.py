@@ -48,8 +48,14 @@ MAX_PHOTOS = 50
 """More is a mistake or an attack: the coach finds more than six too many."""
 KEPT_SIDE = 2048
 """Short side at which photos are kept, in pixels: twice the largest resolution that a base model here is trained at."""
-KEPT_CHECKPOINTS = 2
-"""The most of a run on a public Space: only the newest is ever resumed."""
+PUBLIC_CAPS = {
+    "train.keep_checkpoints": 2, "train.batch_size": 8, "train.gradient_accumulation": 8, "prior.steps": 100,
+    "prior.batch_size": 32, "sampling.steps": 100, "sampling.num_images": 4,
+}  # fmt: skip
+"""The most of each setting on a public Space, where one step or one batch must not keep everybody waiting; twice what
+the recipes take at least. Of checkpoints only the newest is ever resumed."""
+MAX_SAMPLED_PROMPTS = 4
+"""The most further prompts that are sampled while a run trains on a public Space."""
 
 UNKNOWN_RESOLUTION = 512
 """Taken for a base model that would have to be downloaded to know better; Stable Diffusion 1.5's."""
@@ -345,13 +351,18 @@ class Studio:
         config = Config.from_dict(settings | {"subject": subject}, source="Settings")
         if _on_zero_gpu():
             config = config.model_copy(update={"device": "cpu"})
+        if self.public and config.base_model != TOYBOX:  # what is drawn while training passes no safety checker
+            config = _changed(config, train={"sample_every": 0}, sampling={"prompts": []})
         if config.base_model not in self.base_models.values():
             raise ConfigError("This base model is not on offer.", f"Choose {', '.join(self.base_models)}.")
         caps = [
             ("train.steps", config.train.steps, self.settings.max_steps),
             ("prior.num_images", config.prior.num_images, self.settings.max_class_images),
-            ("train.keep_checkpoints", config.train.keep_checkpoints, KEPT_CHECKPOINTS if self.public else None),
         ]
+        if self.public:
+            wanted = config.model_dump()
+            caps += [(name, wanted[name.split(".")[0]][name.split(".")[1]], most) for name, most in PUBLIC_CAPS.items()]
+            caps.append(("The number of sampling.prompts", len(config.sampling.prompts), MAX_SAMPLED_PROMPTS))
         for name, value, most in caps:
             if most is not None and value > most:
                 raise ConfigError(f"{name} is {value}, and this studio takes {most} at most.", "Lower it, or run the "
@@ -440,8 +451,9 @@ def title(run: Run) -> str:
 
 def _is_readable(run: Run) -> bool:
     try:
+        run.last_event()
         return bool(run.config)
-    except ConfigError:
+    except (ConfigError, RunError):
         return False
 
 

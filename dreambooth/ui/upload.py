@@ -7,7 +7,7 @@ import functools
 import html
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,10 +108,14 @@ def _wire_photos(
     def check_photos(photos: Photos | None, kept: Boxes, crops: list | None = None) -> tuple[gr.Gallery, str]:
         return look_at(studio.resolution, [path for path, _ in photos or []], aligned(photos, kept, crops))
 
-    @in_plain_words
-    def sample_subject(name: str) -> tuple[list[str], str]:
-        paths, class_noun = load_sample(name)
-        return [photos.move_resource_to_block_cache(path) for path in paths], class_noun
+    def taking(name: str) -> Callable[[], tuple[list[str], str]]:
+        @in_plain_words
+        def take() -> tuple[list[str], str]:
+            paths, class_noun = load_sample(name)
+            return [photos.move_resource_to_block_cache(path) for path in paths], class_noun
+
+        take.__name__ = f"sample_{name.replace('-', '_')}"  # what an MCP server calls it
+        return take
 
     check = {
         "fn": check_photos, "inputs": [photos, crops, subject.given_crops], "outputs": [marked, findings],
@@ -125,8 +129,7 @@ def _wire_photos(
     photos.change(**forget)
     for button in samples:
         taken = button.click(
-            functools.partial(sample_subject, button.value), None, [photos, subject.class_noun],
-            api_name=f"sample_{button.value.replace('-', '_')}",
+            take := taking(button.value), None, [photos, subject.class_noun], api_name=take.__name__,
             api_description="A sample subject's photos and class noun.",
         )  # fmt: skip
         # Gradio 6.31: a gallery filled by a function tells no change.

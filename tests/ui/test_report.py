@@ -68,6 +68,11 @@ def test_the_speed_of_class_images_is_counted_from_the_first_to_the_last(run: Ru
     assert (report.done, report.per_second) == (40, 6.0)
 
 
+def test_a_failure_does_not_tell_where_the_server_keeps_its_files(run: Run):
+    run.append(events.Failed("RunError", f"Permission denied: '{run.path}/a.png'.", ""))
+    assert Digest(run).report().text == "Permission denied: '…/a.png'."
+
+
 def test_a_failure_is_told_with_what_to_do_on_this_page(run: Run):
     run.append(events.Failed("RunError", "The disk is full.", "Free some <space>, then go on with --resume."))
     report = Digest(run).report()

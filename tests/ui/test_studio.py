@@ -103,7 +103,10 @@ def test_every_recipe_may_be_trained_on_a_public_space():
         config = Config.from_dict({"preset": recipe, "subject": {"photos": ".", "class_noun": "dog"}})
         assert config.train.steps <= limits.max_steps
         assert config.prior.num_images <= limits.max_class_images
-        assert config.train.keep_checkpoints <= studio_module.KEPT_CHECKPOINTS
+        wanted = config.model_dump()
+        for name, most in studio_module.PUBLIC_CAPS.items():
+            section, key = name.split(".")
+            assert wanted[section][key] <= most, name
 
 
 def test_a_studio_is_as_the_environment_says(tiny_model: Path, root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -417,6 +420,27 @@ def test_an_error_becomes_a_sentence_for_the_page(error: Exception, sentence: st
         handler()
     assert shown.value.message == sentence
     assert not shown.value.print_exception
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ({"train": {"batch_size": 256}}, "train.batch_size is 256, and this studio takes 8 at most"),
+    ({"sampling": {"steps": 1000}}, "sampling.steps is 1000"),
+    ({"sampling": {"prompts": ["a dog"] * 5}}, "The number of sampling.prompts is 5"),
+])  # fmt: skip
+def test_no_single_step_or_batch_keeps_a_public_studio_waiting(root: Path, photo_folder: Path, more: dict, said: str):
+    studio = Studio(root, {"toybox": "toybox"}, Worker(root, parallel=0), StudioSettings(public=True))
+    settings = {"preset": "toybox", "subject": {"class_noun": "dog"}} | more
+    with pytest.raises(ConfigError, match=said):
+        studio.start(ANNA, settings, [*map(str, photo_folder.iterdir())])
+
+
+def test_a_real_model_draws_nothing_unchecked_while_it_trains_on_a_public_studio(
+    root: Path, photo_folder: Path, tiny_model: Path
+):
+    studio = Studio(root, {"tiny": str(tiny_model)}, Worker(root, parallel=0), StudioSettings(public=True))
+    settings = {"base_model": str(tiny_model), "subject": {"class_noun": "dog"}, "sampling": {"prompts": ["a dog"]}}
+    [run] = studio.start(ANNA, settings, [*map(str, photo_folder.iterdir())])
+    assert (run.config.train.sample_every, run.config.sampling.prompts) == (0, [])
 
 
 def test_zero_gpu_trains_the_toybox_on_the_cpu(root: Path, photo_folder: Path, monkeypatch: pytest.MonkeyPatch):
