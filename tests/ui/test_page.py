@@ -1,14 +1,16 @@
 """The studio as visitors and programs use it: a real browser and Gradio's client, on a tiny model."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from dreambooth.ui.studio import new_owner
-from tests.ui.conftest import Served
+from tests.ui.conftest import ROOT, Served, serve
 
 ANNA, BERT = new_owner(), new_owner()
 
@@ -25,7 +27,15 @@ def start_training(page: Page, steps: int, *, both_ways: bool = False) -> None:
     page.get_by_role("button", name="Start training").click()
 
 
-def test_a_visitor_goes_from_photos_to_a_comparison(served: Served, browser: Browser):
+@pytest.fixture
+def toybox_studio(tmp_path: Path) -> Iterator[Served]:
+    """As it starts on a fresh machine, with five photos of a bear to upload."""
+    with serve(tmp_path, Path("toybox"), ROOT / "dreambooth" / "toybox" / "subjects" / "bear") as studio:
+        yield studio
+
+
+def test_a_visitor_goes_from_photos_to_a_comparison(toybox_studio: Served, browser: Browser):
+    served = toybox_studio
     page = browser.new_page()
     elsewhere: list[str] = []
     page.on(
@@ -38,28 +48,30 @@ def test_a_visitor_goes_from_photos_to_a_comparison(served: Served, browser: Bro
     page.locator("#photos input[type=file]").set_input_files(served.photos)
     expect(page.locator("#findings")).to_contain_text("The photo coach")
     expect(page.locator("#crops img")).to_have_count(len(served.photos))
+    page.get_by_label("Class noun").fill("bear")
+    page.get_by_label("Class noun").press("Enter")
     page.get_by_label("Identifier").fill("ohwx")
-    expect(page.locator("#prompts")).to_contain_text("a photo of ohwx dog")
-    expect(page.locator("#prompts")).to_contain_text("a photo of a dog")
+    expect(page.locator("#prompts")).to_contain_text("a photo of ohwx bear")
+    expect(page.locator("#prompts")).to_contain_text("a photo of a bear")
 
     # Both ways: the first of the two comes to its end with losses and samples, the second one follows.
     page.get_by_role("button", name="Next: train").click()
     expect(page.locator("#estimate")).to_contain_text("Memory")
     start_training(page, 6, both_ways=True)
-    expect(headline).to_contain_text(re.compile("ohwx dog (running|finished)"))
-    expect(headline).to_contain_text("ohwx dog finished")
+    expect(headline).to_contain_text(re.compile("ohwx bear (running|finished)"))
+    expect(headline).to_contain_text("ohwx bear finished")
     expect(page.locator("#curves svg")).to_be_visible()
     expect(page.locator("#samples td img")).to_have_count(4)
     expect(page.locator("#history li")).to_have_count(2)
     expect(page.locator("#history .chip.finished")).to_have_count(2)
 
     page.get_by_role("button", name="Next: make pictures").click()
-    expect(page.get_by_label("Prompt", exact=True)).to_have_value(re.compile("ohwx dog"))
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(re.compile("ohwx bear"))
     page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.locator("#pictures .grid-wrap img")).to_have_count(4)
 
     open_tab(page, "Compare")
-    page.get_by_label("Prompts").fill("a photo of a dog\na photo of ohwx dog")
+    page.get_by_label("Prompts").fill("a photo of a bear\na photo of ohwx bear")
     page.locator("#compare").click()
     expect(page.locator("#comparison thead")).to_contain_text("Without PPL")
     expect(page.locator("#comparison td img")).to_have_count(12)
@@ -72,15 +84,15 @@ def test_a_visitor_goes_from_photos_to_a_comparison(served: Served, browser: Bro
     expect(headline).to_contain_text(re.compile(r"step \d+ of 5000 · .* a second · .* left"))
     page.reload()
     open_tab(page, "Train")
-    expect(headline).to_contain_text("zwx dog running")
+    expect(headline).to_contain_text("zwx bear running")
     expect(headline).to_contain_text(re.compile(r"step \d+ of 5000"))
     page.get_by_role("button", name="Stop", exact=True).click()
-    expect(headline).to_contain_text("zwx dog cancelled")
+    expect(headline).to_contain_text("zwx bear cancelled")
     page.get_by_role("button", name="Resume").click()
-    expect(headline).to_contain_text("zwx dog running")
+    expect(headline).to_contain_text("zwx bear running")
     expect(headline).to_contain_text(re.compile(r"step \d+ of 5000"))
     page.get_by_role("button", name="Stop", exact=True).click()
-    expect(headline).to_contain_text("zwx dog cancelled")
+    expect(headline).to_contain_text("zwx bear cancelled")
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("button", name="Delete for good").click()
     expect(page.locator("#history li")).to_have_count(2)
