@@ -47,7 +47,9 @@ def build(studio: Studio | None = None) -> gr.Blocks:
             browser = browser if is_owner(browser) else new_owner()
             return browser, login.owner_of(login.account(token), studio.root) if token else browser
 
-        greeted = page.load(greet, browser, [browser, owner], **QUIET)
+        greeted = page.load(
+            greet, browser, [browser, owner], concurrency_limit=None, show_progress="hidden", api_visibility="private"
+        )  # queued: Gradio 6.31 shows no errors of other events, and the Hub may not confirm a login
         for tab, listing in ((train_tab, list_runs), (generate_tab, list_models), (compare_tab, list_comparable)):
             greeted.then(**listing)
             tab.select(**listing)

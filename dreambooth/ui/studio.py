@@ -52,8 +52,8 @@ PUBLIC_CAPS = {
     "train.keep_checkpoints": 2, "train.batch_size": 8, "train.gradient_accumulation": 8, "prior.steps": 100,
     "prior.batch_size": 32, "sampling.steps": 100, "sampling.num_images": 4,
 }  # fmt: skip
-"""The most of each setting on a public Space, where one step or one batch must not keep everybody waiting; twice what
-the recipes take at least. Of checkpoints only the newest is ever resumed."""
+"""The most of each setting on a public Space, where one step or one batch must not keep everybody waiting: no less than
+any recipe takes. Of checkpoints only the newest is ever resumed."""
 MAX_SAMPLED_PROMPTS = 4
 """The most further prompts that are sampled while a run trains on a public Space."""
 

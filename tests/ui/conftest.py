@@ -11,8 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
+
+from dreambooth.ui.studio import Studio
+from tests.ui import studios
 
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 45
@@ -63,6 +67,20 @@ def served(tiny_model: Path, photo_folder: Path, tmp_path_factory: pytest.TempPa
     """One studio for all tests of a file."""
     with serve(tmp_path_factory.mktemp("studio"), tiny_model, photo_folder) as studio:
         yield studio
+
+
+@pytest.fixture
+def studio(tmp_path: Path, tiny_model: Path) -> Studio:
+    """One that trains nothing; no server."""
+    return studios.studio(tmp_path / "runs", tiny_model)
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> gr.Gallery:
+    """One that keeps its pictures in the test's own folder."""
+    made = gr.Gallery()
+    made.GRADIO_CACHE = str(tmp_path / "cache")
+    return made
 
 
 @pytest.fixture(scope="module")

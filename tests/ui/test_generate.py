@@ -19,14 +19,7 @@ ASKED = ("a photo of a dog", "a cat", 2, 3.0, 7, 2)
 
 
 @pytest.fixture
-def studio(tmp_path: Path, tiny_model: Path) -> Studio:
-    return studios.studio(tmp_path / "runs", tiny_model)
-
-
-@pytest.fixture
-def actions(studio: Studio, tmp_path: Path) -> Actions:
-    gallery = gr.Gallery()
-    gallery.GRADIO_CACHE = str(tmp_path / "cache")
+def actions(studio: Studio, gallery: gr.Gallery) -> Actions:
     return Actions(studio, gallery)
 
 

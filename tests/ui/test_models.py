@@ -16,11 +16,6 @@ from tests.ui import studios
 from tests.ui.studios import ANNA, BERT
 
 
-@pytest.fixture
-def studio(tmp_path: Path, tiny_model: Path) -> Studio:
-    return studios.studio(tmp_path / "runs", tiny_model)
-
-
 def test_a_base_model_is_named_as_the_page_shows_it(studio: Studio, tiny_model: Path):
     model = open_model(studio, ANNA, " tiny-sd ")
     assert (model.name, model.folder, model.sampling) == ("tiny-sd", str(tiny_model), SamplingConfig())
