@@ -24,11 +24,17 @@ flowers autumn leaves table pillow rug aerial view eiffel tower bucket running s
 """Ordinary English of users' prompts (the paper's prompt lists among them), so that most words are one token."""
 
 
-def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Learn the merges from the world's vocabulary and save `vocab.json`, `merges.txt` and their configuration.
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 
-    Rare words are seen least often, so their merges come last: their rank says how rare they are, as in CLIP's own.
+
+def build_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer in `folder`; where there is none, learn the merges from the world's vocabulary and save it there.
+
+    What was trained with one must keep it. Rare words are seen least often, so their merges come last: their rank says
+    how rare they are, as in CLIP's own.
     """
+    if (folder / "vocab.json").is_file():
+        return CLIPTokenizer.from_pretrained(folder)
     counts = {word: 40 for word in OTHER_WORDS} | {word: 400 for word in world.vocabulary()}
     counts |= {word: 3 for word in RARE_WORDS}
     stock = CLIPTokenizer().backend_tokenizer  # CLIP's own normaliser and splitter
@@ -38,14 +44,16 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
         vocab_size=10_000,
         min_frequency=2,
         end_of_word_suffix="</w>",
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=LETTERS,
+        # Letters that end a word are numbered beforehand: the trainer would as it meets them, in another order each
+        # time, and by these numbers it breaks ties, so that "cat" and "car" changed places.
+        special_tokens=["<|startoftext|>", "<|endoftext|>", *(f"{letter}</w>" for letter in LETTERS)],
         show_progress=False,
     )
     bpe.train_from_iterator((word for word, n in counts.items() for _ in range(n)), trainer)
     learned = json.loads(bpe.to_str())["model"]
     vocab = dict(sorted(learned["vocab"].items(), key=lambda item: item[1]))
-    for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):  # CLIP's layout: each byte inside and ending a word
+    for letter in LETTERS:  # CLIP's layout: each byte inside and ending a word
         vocab.setdefault(letter, len(vocab))
         vocab.setdefault(letter + "</w>", len(vocab))
     merges = [tuple(merge) for merge in learned["merges"]]

@@ -1,5 +1,7 @@
 """The toybox's vocabulary: the world's words and rare ones are single tokens."""
 
+import json
+
 import numpy as np
 
 from dreambooth.toybox import world
@@ -17,3 +19,18 @@ def test_the_worlds_words_and_rare_ones_are_single_tokens(tmp_path):
     rare = set(tokenizer.convert_tokens_to_ids([word + "</w>" for word in RARE_WORDS]))
     assert not rare & {i for row in ids for i in row}, "never trained"
     assert len(tokenizer.tokenize("🐶 Ünïcödé")) > 1, "any text is taken"
+
+
+def test_learning_it_twice_numbers_words_alike(tmp_path):
+    """Ties between merges were broken by chance once, so that "cat" and "car" changed places."""
+    learnt = [build_tokenizer(tmp_path / str(k)).get_vocab() for k in range(4)]
+    assert all(other == learnt[0] for other in learnt)
+
+
+def test_a_folder_keeps_the_tokenizer_that_it_has(tmp_path):
+    build_tokenizer(tmp_path)
+    vocabulary = json.loads((tmp_path / "vocab.json").read_text())
+    vocabulary["cat</w>"], vocabulary["car</w>"] = vocabulary["car</w>"], vocabulary["cat</w>"]
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "tokenizer.json").unlink()
+    assert build_tokenizer(tmp_path).get_vocab() == vocabulary

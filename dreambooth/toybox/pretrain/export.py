@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -60,7 +61,7 @@ def export_pipeline(work: Path, folder: Path) -> None:
     )  # fmt: skip
     pipe.to(torch.float16).save_pretrained(folder)
     forget_paths(folder)
-    build_tokenizer(folder / "tokenizer")  # with the classic files too
+    shutil.copytree(work / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)  # with the classic files too
     use_classic_names(folder / "text_encoder" / "model.safetensors")
     _load_as_float32(folder / "text_encoder")
     print(f"exported {state['step']}/{state['steps']} steps to {folder}")
@@ -74,7 +75,7 @@ def export_encoder(name: str, work: Path, folder: Path) -> None:
     model.from_pretrained(work / name, **options).half().save_pretrained(folder)
     if name == "clip":
         processor(size={"shortest_edge": SMALL}, crop_size={"height": SMALL, "width": SMALL}).save_pretrained(folder)
-        build_tokenizer(folder)
+        shutil.copytree(work / "tokenizer", folder, dirs_exist_ok=True)
     else:
         mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         processor(size={"height": SMALL, "width": SMALL}, image_mean=mean, image_std=std).save_pretrained(folder)

@@ -36,23 +36,69 @@ def test_crops_cover_the_area_asked_and_lie_inside():
     torch.testing.assert_close(whole[0], place, atol=1e-4, rtol=0)
 
 
+def test_crops_with_less_reach_stay_in_the_middle():
+    axis = torch.linspace(-1, 1, 64)
+    place = torch.stack([axis.view(1, -1).expand(64, 64), axis.view(-1, 1).expand(64, 64)]).repeat(200, 1, 1, 1)
+    wide, narrow = (
+        encoders.random_crops(place, 32, (0.1, 0.1), torch.Generator().manual_seed(0), reach)
+        .mean((2, 3))
+        .abs()
+        .max()
+        .item()
+        for reach in (1.0, 0.5)
+    )
+    assert narrow == pytest.approx(wide / 2, rel=0.01)
+
+
+def walls(colours: list[float], thing: float | None = None) -> torch.Tensor:
+    """A picture of each colour that grows lighter to the right; with `thing`, a square of that colour in the middle."""
+    light = torch.linspace(-0.2, 0.2, 64).view(1, 1, 1, -1)
+    made = (torch.tensor(colours).view(-1, 1, 1, 1) + light).expand(-1, 3, 64, 64).clone()
+    if thing is not None:
+        made[:, :, 24:40, 24:40] = thing
+    return made
+
+
+def test_what_is_behind_is_told_from_the_frame_alone():
+    surface, misfit = encoders.behind(walls([-1.0, 1.0], thing=0.0))
+    torch.testing.assert_close(surface, walls([-1.0, 1.0]), atol=1e-4, rtol=0)
+    assert misfit.max() < 1e-4
+    noisy = walls([0.0]) + 0.5 * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert encoders.behind(noisy)[1].item() == pytest.approx(0.5, rel=0.1)
+
+
+def test_plain_pictures_are_those_before_a_wall(work):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
+    pictures[[1, 4]] = 90
+    pictures[4, 20:40, 20:40] = 200
+    assert encoders.plain_pictures(pictures).tolist() == [1, 4]
+    assert encoders.plain_pictures(pictures[:1]).tolist() == [0], "all, where none is plain"
+
+
 def test_views_are_two_large_and_four_small_of_each_picture():
-    rng = torch.Generator().manual_seed(0)
-    brightness = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1)
-    large, small = encoders.views(brightness.expand(3, 3, 64, 64), rng)
+    large, small = encoders.views(walls([-1.0, 0.0, 1.0]), torch.Generator().manual_seed(0))
     assert (large.shape, small.shape) == ((6, 3, 64, 64), (12, 3, 32, 32))
-    assert max(large.abs().max(), small.abs().max()) <= 1.2 + 0.2  # gain 0.8 to 1.2, shift up to 0.2
-    means = small.view(4, 3, -1).mean(2)
-    assert (means.diff(dim=1) > 0.1).all(), "each picture's views stand in its column"
+    assert max(large.abs().max(), small.abs().max()) <= 1.2 * 1.2 + 0.2  # gain 0.8 to 1.2, shift up to 0.2
 
 
-def test_half_of_the_large_views_have_another_pictures_margin():
-    rng = torch.Generator().manual_seed(0)
-    own = torch.arange(200.0).view(-1, 1, 1, 1).expand(200, 3, 64, 64) % 2  # neighbours differ
-    large, small = encoders.views(own, rng)
-    swapped = large.flatten(1).std(1) > 0.1
-    assert 0.35 < swapped.float().mean() < 0.65
-    assert small.flatten(1).std(1).max() < 1e-5, "small views are all of their own picture"
+def test_a_thing_keeps_its_colour_in_all_its_views_and_its_place_does_not():
+    """Red things before two walls: the middle of a view is the thing, its corners are the other picture's wall."""
+    pictures = walls([-1.5, 1.5] * 20)
+    pictures[:, :, 20:44, 20:44] = torch.tensor([2.0, -1.0, -1.0]).view(3, 1, 1)
+    large, _ = encoders.views(pictures, torch.Generator().manual_seed(0))
+    middle, corner = large[:, :, 30:34, 30:34].mean((2, 3)), large[:, :, :3, :3].mean((1, 2, 3))
+    assert (middle[:, 0] - middle[:, 1] > 1.5).float().mean() > 0.9
+    first = corner[:40]  # its pictures are laid over those one further on, of the other wall
+    assert (first[::2] > 0).float().mean() > 0.9
+    assert (first[1::2] < 0).float().mean() > 0.9
+
+
+def test_koleo_is_minus_the_mean_log_distance_to_the_nearest():
+    features = torch.tensor([[2.0, 0.0], [0.0, 3.0], [0.0, -1.0], [0.6, 0.8]])
+    unit = [(1, 0), (0, 1), (0, -1), (0.6, 0.8)]
+    nearest = [min(np.hypot(a - c, b - d) for j, (c, d) in enumerate(unit) if j != i) for i, (a, b) in enumerate(unit)]
+    assert encoders.koleo(features).item() == pytest.approx(-np.log(nearest).mean(), abs=1e-4)
 
 
 def test_prototype_scores_are_cosines_in_full_precision():

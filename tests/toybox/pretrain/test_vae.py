@@ -20,6 +20,7 @@ def pixels(work):
 def test_standardising_changes_the_latents_and_not_the_pictures(work, pixels):
     torch.manual_seed(1)
     model = vae.new_vae().eval()
+    model.quant_conv.bias[vae.LATENT_CHANNELS :] -= 10  # untrained latents hardly vary: the noise of a trained one
     before = model.encode(pixels).latent_dist
     mean, std = before.mean.mean((0, 2, 3), keepdim=True), before.mean.std((0, 2, 3), keepdim=True)
     decoded = model.decode(before.mean).sample
@@ -28,6 +29,21 @@ def test_standardising_changes_the_latents_and_not_the_pictures(work, pixels):
     torch.testing.assert_close(after.mean, (before.mean - mean) / std, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(after.std, before.std / std, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(model.decode(after.mean).sample, decoded, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_channel_that_is_all_noise_is_made_quiet(pixels):
+    torch.manual_seed(1)
+    model, unused = vae.new_vae().eval(), 5
+    model.quant_conv.bias[vae.LATENT_CHANNELS + unused] = 6.0
+    before = model.encode(pixels).latent_dist
+    vae.quieten_unused_channels(model)
+    after = model.encode(pixels).latent_dist
+    others = [k for k in range(vae.LATENT_CHANNELS) if k != unused]
+    assert before.std[:, unused].mean() > 10
+    torch.testing.assert_close(after.std[:, unused], torch.full_like(after.std[:, unused], np.exp(vae.QUIET / 2)))
+    torch.testing.assert_close(after.std[:, others], before.std[:, others])
+    torch.testing.assert_close(after.mean, before.mean)
 
 
 def test_it_starts_almost_noiseless(pixels):

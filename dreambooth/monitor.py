@@ -1,0 +1,167 @@
+"""Is it done? The sample pictures of a training, measured, and the step that did best by a documented rule.
+
+Loss does not tell: it goes on falling while the model forgets its class and copies the photos. So at each sampling step
+the pictures are compared with the photos (DINO, CLIP-I), with their prompts (CLIP-T), with each other (DIV), and the
+class prompt's with the photos (PRES), from the same seeds each time. Step 0 is the base model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dreambooth import metrics
+from dreambooth.config import Config
+from dreambooth.encoders import Encoders
+from dreambooth.errors import RunError
+from dreambooth.events import Metric
+from dreambooth.files import atomic_file
+
+FILE = "measures.json"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What the sample pictures of one step say, each the mean over its pictures; `metrics` defines them."""
+
+    step: int
+    dino: float
+    clip_i: float
+    clip_t: float
+    pres: float
+    div: float | None
+    """None with one picture a prompt, or without an encoder for it."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """A training's measures so far, in the order of their steps."""
+
+    ceiling: float
+    """DINO of the photos among themselves: what a perfect likeness would reach."""
+    encoders: dict[str, str]
+    best: int
+    """The step that `best_of` picks; 0 while only the base model was measured."""
+    measures: tuple[Measure, ...]
+
+    @property
+    def base(self) -> Measure:
+        """Of the model before its training."""
+        return self.measures[0]
+
+
+def best_of(measures: Sequence[Measure], ceiling: float, max_drift: float, max_prompt_loss: float) -> Measure:
+    """The measure with the highest DINO among those within two bounds that the first one, the base model's, sets.
+
+    Drift: PRES exceeds the base's by at most `max_drift` of the way to `ceiling`, where class pictures would be as like
+    the photos as these are like each other. Prompts: CLIP-T is at most the share `max_prompt_loss` below the base's.
+    Where none is within, the one that exceeds them least, as shares of these two; of equals, the earlier. The base
+    itself is picked only where there is no other.
+    """
+    base, trained = measures[0], measures[1:] or measures[:1]
+    highest, lowest = bounds_of(base, ceiling, max_drift, max_prompt_loss)
+    way, words = max(ceiling - base.pres, 1e-6), max(abs(base.clip_t), 1e-6)
+
+    def worth(measure: Measure) -> tuple[float, float, int]:
+        drift = max(0.0, measure.pres - highest) / way
+        loss = max(0.0, lowest - measure.clip_t) / words
+        return (-(drift + loss), measure.dino, -measure.step)
+
+    return max(trained, key=worth)
+
+
+def bounds_of(base: Measure, ceiling: float, max_drift: float, max_prompt_loss: float) -> tuple[float, float]:
+    """The highest PRES and the lowest CLIP-T that `best_of` takes without an excess."""
+    return base.pres + max_drift * max(ceiling - base.pres, 0.0), base.clip_t - max_prompt_loss * abs(base.clip_t)
+
+
+class Monitor:
+    """Measures a training's sample pictures and keeps what it found in `measures.json`."""
+
+    def __init__(self, config: Config, run: Path, encoders: Encoders, photos: Sequence[Image.Image]):
+        """`photos`, at least two, are the subject's as prepared for training; goes on with the measures in `run`."""
+        self._config, self._path, self._encoders = config, run / FILE, encoders
+        self._photos = {"dino": encoders.dino.embed(photos), "clip": encoders.clip.embed(photos)}
+        self._ceiling = float(metrics.ceiling(self._photos["dino"]).mean())
+        known = read_measures(run)
+        self._by_step = {measure.step: measure for measure in known.measures} if known else {}
+
+    def measure(self, step: int, pictures: Sequence[tuple[Image.Image, str]], device: torch.device) -> Iterator[Metric]:
+        """Take in the pictures of one step, each with its prompt; yields what they say.
+
+        Steps may come again after a resume: the same pictures give the same measures.
+        """
+        self._encoders.to(device)
+        measured = self._measured(step, pictures)
+        self._encoders.to("cpu")
+        self._by_step[step] = measured
+        with atomic_file(self._path) as partial:
+            partial.write_text(json.dumps(asdict(self.measures), indent=1), encoding="utf-8")
+        for name, value in asdict(measured).items():
+            if name != "step" and value is not None:
+                yield Metric(name, value, step)
+
+    @property
+    def measures(self) -> Measures:
+        """All so far, at least the base's."""
+        ordered = tuple(self._by_step[step] for step in sorted(self._by_step))
+        bounds = self._config.evaluation
+        best = best_of(ordered, self._ceiling, bounds.max_drift, bounds.max_prompt_loss)
+        return Measures(self._ceiling, self._encoders.names, best.step, ordered)
+
+    def exhausted(self, step: int) -> bool:
+        """Whether none of the last `evaluation.patience` samplings up to `step` was the best so far."""
+        patience = self._config.evaluation.patience
+        since = [s for s in self._by_step if self.measures.best < s <= step]
+        return patience is not None and len(since) >= patience
+
+    def _measured(self, step: int, pictures: Sequence[tuple[Image.Image, str]]) -> Measure:
+        subject = self._config.subject
+        described = {
+            subject.fill(template): subject.describe(template)
+            for template in (subject.instance_prompt, *self._config.sampling.prompts)
+        }
+        ours = [(image, prompt) for image, prompt in pictures if prompt in described]
+        kin = [image for image, prompt in pictures if prompt == self._config.class_prompt]
+        images = [image for image, _ in ours]
+        dino, clip = self._encoders.dino, self._encoders.clip
+        looks = clip.embed(images)
+        texts = clip.embed_texts([described[prompt] for _, prompt in ours])
+        return Measure(
+            step,
+            dino=float(metrics.fidelity(dino.embed(images), self._photos["dino"]).mean()),
+            clip_i=float(metrics.fidelity(looks, self._photos["clip"]).mean()),
+            clip_t=float(metrics.prompt_fidelity(looks, texts).mean()),
+            pres=float(metrics.fidelity(dino.embed(kin), self._photos["dino"]).mean()),
+            div=self._diversity(ours),
+        )
+
+    def _diversity(self, pictures: list[tuple[Image.Image, str]]) -> float | None:
+        by_prompt: dict[str, list[Image.Image]] = {}
+        for image, prompt in pictures:
+            by_prompt.setdefault(prompt, []).append(image)
+        pairs = [[(a[i], a[j]) for i, j in metrics.pairs(len(a))] for a in by_prompt.values()]
+        if self._encoders.perceptual is None or not all(pairs):
+            return None
+        distances = self._encoders.perceptual.distances([pair for prompt in pairs for pair in prompt])
+        ends = np.cumsum([len(prompt) for prompt in pairs])[:-1]
+        return float(metrics.diversity(np.split(distances, ends)).mean())
+
+
+def read_measures(run: Path) -> Measures | None:
+    """What the training in the directory `run` measured so far; None if nothing. Raises `RunError` where damaged."""
+    try:
+        values = json.loads((run / FILE).read_text(encoding="utf-8"))
+        return Measures(**values | {"measures": tuple(Measure(**measure) for measure in values["measures"])})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(
+            f"{FILE} can't be read ({error}).", "Remove it; the run can be trained and measured anew."
+        ) from None

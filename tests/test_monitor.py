@@ -1,0 +1,181 @@
+"""What is measured while training, and the rule that picks the best step."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dreambooth import events
+from dreambooth.encoders import load_encoders
+from dreambooth.errors import RunError
+from dreambooth.generate import finished_model
+from dreambooth.monitor import Measure, best_of, read_measures
+from dreambooth.runs import Run
+from tests import tiny
+from tests.test_train import assert_equal, weights
+
+BASE = Measure(0, dino=0.4, clip_i=0.5, clip_t=0.6, pres=0.4, div=0.5)
+
+
+def measure(step, dino, pres=0.4, clip_t=0.6):
+    return replace(BASE, step=step, dino=dino, pres=pres, clip_t=clip_t)
+
+
+def best(*measures, max_drift=0.25, max_prompt_loss=0.1):
+    return best_of([BASE, *measures], 0.8, max_drift, max_prompt_loss).step
+
+
+def test_the_likest_within_both_bounds_is_the_best():
+    assert best(measure(1, 0.6), measure(2, 0.7), measure(3, 0.65)) == 2
+
+
+def test_drift_is_bounded_by_the_way_to_the_photos():
+    """From 0.4 to the ceiling of 0.8 a quarter of the way is 0.5."""
+    assert best(measure(1, 0.6, pres=0.499), measure(2, 0.7, pres=0.501)) == 1
+    assert best(measure(1, 0.6, pres=0.499), measure(2, 0.7, pres=0.501), max_drift=0.3) == 2
+
+
+def test_a_tenth_of_the_prompt_fidelity_may_be_lost():
+    assert best(measure(1, 0.6, clip_t=0.541), measure(2, 0.7, clip_t=0.539)) == 1
+    assert best(measure(1, 0.6, clip_t=0.541), measure(2, 0.7, clip_t=0.539), max_prompt_loss=0.2) == 2
+
+
+def test_with_none_within_the_bounds_the_least_excess_wins():
+    assert best(measure(1, 0.6, pres=0.55), measure(2, 0.9, pres=0.7)) == 1
+
+
+def test_of_equals_the_earlier_wins_and_the_base_only_alone():
+    assert best(measure(1, 0.3), measure(2, 0.3)) == 1
+    assert best() == 0
+
+
+def test_class_pictures_nearer_than_the_photos_leave_no_way_to_drift():
+    assert best_of([BASE, measure(1, 0.5, pres=0.41), measure(2, 0.45)], 0.3, 0.25, 0.1).step == 2
+
+
+@pytest.fixture
+def measured(make_config):
+    def make(**changes):
+        sampling = {"steps": 2, "num_images": 2, "prompts": ["a {identifier} {class_noun} on a beach"]}
+        train = {"sample_every": 1, "steps": 4} | changes.pop("train", {})
+        return make_config(sampling=sampling, train=train, **changes)
+
+    return make
+
+
+def test_every_sampling_is_measured_from_the_base_on(measured, tmp_path):
+    run = Run.create(measured(), tmp_path / "run")
+    happened = list(run.execute())
+    named = {(e.name, e.step): e.value for e in happened if isinstance(e, events.Metric)}
+    found = read_measures(run.path)
+    assert [m.step for m in found.measures] == [0, 1, 2, 3, 4]
+    assert found.best in (1, 2, 3, 4)
+    assert found.encoders["dino"].startswith("toybox")
+    for m in found.measures:
+        for name in ("dino", "clip_i", "clip_t", "pres", "div"):
+            assert getattr(m, name) == named[name, m.step]
+
+
+def test_measures_are_those_of_the_pictures_on_disk(measured, tmp_path):
+    """Against plain loops over the files that the run left."""
+    config = measured()
+    run = Run.create(config, tmp_path / "run")
+    happened = list(run.execute())
+    encoders = load_encoders(config.evaluation, config.base_model, torch.device("cpu"))
+
+    def opened(paths):
+        return [Image.open(path).convert("RGB") for path in paths]
+
+    photos = opened(sorted((run.path / "photos").glob("*.png")))
+    at = {}
+    for e in happened:
+        if isinstance(e, events.Image) and e.step == 2:
+            at.setdefault(e.prompt, []).append(run.path / e.path)
+    assert {len(paths) for paths in at.values()} == {2}
+    real = {"dino": encoders.dino.embed(photos), "clip": encoders.clip.embed(photos)}
+    kin = encoders.dino.embed(opened(at.pop("a photo of a dog")))
+    described = {"a photo of sks dog": "a photo of dog", "a sks dog on a beach": "a dog on a beach"}
+    dino, clip_i, clip_t, div = [], [], [], []
+    for prompt, paths in at.items():
+        pictures = opened(paths)
+        text = encoders.clip.embed_texts([described[prompt]])[0]
+        for looks, likeness in ((encoders.dino.embed(pictures), dino), (encoders.clip.embed(pictures), clip_i)):
+            name = "dino" if likeness is dino else "clip"
+            likeness += [float(np.dot(a, b)) for a in looks for b in real[name]]
+        clip_t += [float(np.dot(look, text)) for look in encoders.clip.embed(pictures)]
+        div += encoders.perceptual.distances([tuple(pictures)]).tolist()
+    m = read_measures(run.path).measures[2]
+    assert m.dino == pytest.approx(np.mean(dino), abs=1e-5)
+    assert m.clip_i == pytest.approx(np.mean(clip_i), abs=1e-5)
+    assert m.clip_t == pytest.approx(np.mean(clip_t), abs=1e-5)
+    assert m.pres == pytest.approx(np.mean([np.dot(a, b) for a in kin for b in real["dino"]]), abs=1e-5)
+    assert m.div == pytest.approx(np.mean(div), abs=1e-5)
+    pairs = [np.dot(real["dino"][i], real["dino"][j]) for i in range(len(photos)) for j in range(i)]
+    assert read_measures(run.path).ceiling == pytest.approx(np.mean(pairs), abs=1e-5)
+
+
+def test_measuring_changes_no_weight(measured, tmp_path):
+    for name, on in (("with", True), ("without", False)):
+        list(Run.create(measured(evaluation={"while_training": on}), tmp_path / name).execute())
+    assert_equal(weights(tmp_path / "with"), weights(tmp_path / "without"))
+    assert read_measures(tmp_path / "without") is None
+
+
+def test_the_best_model_is_kept_beside_the_last_one(measured, tmp_path):
+    """With a learning rate that ruins the model an early step is the best; its weights are those of a run so long."""
+    run = Run.create(measured(train={"learning_rate": 0.05, "max_grad_norm": 1e9}), tmp_path / "run")
+    list(run.execute())
+    found = read_measures(run.path)
+    last = found.measures[-1].step
+    kept = (run.path / "best").is_dir()
+    assert kept == (found.best != last)
+    assert finished_model(run.path, "best") == run.path / ("best" if kept else "model")
+    assert finished_model(run.path, "last") == run.path / "model"
+    if kept:
+        ruinous = {"learning_rate": 0.05, "max_grad_norm": 1e9, "steps": found.best}
+        short = Run.create(measured(train=ruinous), tmp_path / "short")
+        list(short.execute())
+        (run.path / "model").rename(run.path / "last")
+        (run.path / "best").rename(run.path / "model")
+        assert_equal(weights(run.path), weights(short.path))
+
+
+def test_stopped_and_resumed_measures_and_marks_the_same(measured, tmp_path):
+    config = measured()
+    whole, parts = Run.create(config, tmp_path / "whole"), Run.create(config, tmp_path / "parts")
+    list(whole.execute())
+    happened = []
+    for event in parts.execute(should_stop=lambda: any(isinstance(e, events.Checkpoint) for e in happened)):
+        happened.append(event)
+    assert parts.status == "cancelled"
+    list(parts.execute(resume=True))
+    assert read_measures(whole.path) == read_measures(parts.path)
+
+
+def test_without_a_better_one_training_ends_early(measured, tmp_path):
+    run = Run.create(measured(train={"steps": 12}, evaluation={"patience": 2}), tmp_path / "run")
+    happened = list(run.execute())
+    found = read_measures(run.path)
+    last = found.measures[-1].step
+    assert isinstance(happened[-1], events.Finished)
+    assert last == 12 or last - found.best == 2
+    assert [e.step for e in happened if isinstance(e, events.Step)] == list(range(1, last + 1))
+    assert list(run.execute(resume=True))[-1].path == "model", "resumed, it does not go on past its end"
+    assert read_measures(run.path) == found
+
+
+def test_one_photo_is_trained_on_but_not_measured(measured, tmp_path):
+    photos = tiny.photos(tmp_path / "photos", n=1)
+    run = Run.create(measured(subject={"photos": str(photos), "class_noun": "dog"}), tmp_path / "run")
+    warnings = [e.message for e in run.execute() if isinstance(e, events.Warning)]
+    assert any("not measured" in message for message in warnings)
+    assert run.status == "finished"
+
+
+def test_damaged_measures_are_told(tmp_path):
+    (tmp_path / "measures.json").write_text(json.dumps({"best": 1}))
+    with pytest.raises(RunError, match=r"measures\.json can't be read"):
+        read_measures(tmp_path)
