@@ -10,7 +10,7 @@ import re
 import string
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
@@ -20,6 +20,7 @@ from dreambooth.errors import ConfigError
 TOYBOX = "toybox"
 """The base model that is built in; any other `base_model` is a Hub id or a local pipeline folder."""
 
+_Model = TypeVar("_Model", bound=BaseModel)
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 Crop = tuple[int, int, int, int]
 
@@ -93,6 +94,10 @@ class SubjectConfig(_Settings):
     def fill(self, template: str) -> str:
         """`template` with {identifier} and {class_noun} filled in."""
         return template.format(identifier=self.identifier, class_noun=self.class_noun)
+
+    def describe(self, template: str) -> str:
+        """`template` without the identifier: an invented word means nothing to a CLIP that judges by the words."""
+        return " ".join(template.format(identifier="", class_noun=self.class_noun).split())
 
 
 class PriorConfig(_Settings):
@@ -229,9 +234,61 @@ class SamplingConfig(_Settings):
         0, ge=0, lt=2**32, description="Seed of the first sample picture; the next ones count on from it."
     )
     prompts: list[Prompt] = Field(
-        default_factory=list,
+        default=["a {identifier} {class_noun} on the beach"],
         description="More prompts to sample while training, beside the instance and the class prompt; {identifier} and "
-        "{class_noun} are filled in.",
+        "{class_noun} are filled in. One that the photos do not show tells whether prompts are still followed. Source: "
+        "the paper's list.",
+    )
+
+
+class EvaluationConfig(_Settings):
+    """How the model is measured: in a few pictures while it trains, and in many by `evaluate`."""
+
+    dino: str = Field(
+        "auto",
+        min_length=1,
+        description="What tells subjects apart (DINO, PRES): toybox, a Hub id (facebook/dino-vits8 is seed 002's) or a "
+        "folder; auto: facebook/dino-vits16, as in the paper, and the toybox's own for the toybox.",
+    )
+    clip: str = Field(
+        "auto",
+        min_length=1,
+        description="What compares pictures with prompts (CLIP-I, CLIP-T): toybox, a Hub id or a folder; auto: "
+        "openai/clip-vit-base-patch32, and the toybox's own for the toybox.",
+    )
+    perceptual: Literal["auto", "toybox", "lpips"] = Field(
+        "auto",
+        description="What tells how unlike two pictures look (DIV); auto: lpips, as in the paper, and the "
+        "toybox's own for the toybox.",
+    )
+    prompts: list[Prompt] = Field(
+        default_factory=list,
+        description="What `evaluate` draws, with {identifier} and {class_noun}; none: the paper's 25 for things or "
+        "living subjects, and every context and style for the toybox.",
+    )
+    images_per_prompt: int = Field(
+        4, ge=2, le=1000, description="Pictures a prompt; DIV compares those of one prompt. Source: paper §4.1."
+    )
+    class_images: int = Field(
+        100, ge=2, le=10_000, description="Pictures of the class prompt for PRES. Source: as many as 25 prompts × 4."
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the first picture of each prompt; the next count on.")
+    batch_size: int = Field(16, ge=1, le=256, description="Pictures drawn or looked at at once.")
+    while_training: bool = Field(
+        True, description="Measure the sample pictures while training, and keep the best model beside the last."
+    )
+    max_drift: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="The best model's class pictures may come so much nearer to the photos: 0 is as far as the base "
+        "model's, 1 as near as the photos are to each other.",
+    )
+    max_prompt_loss: float = Field(
+        0.1, ge=0, le=1, description="The best model may lose this share of the base model's CLIP-T."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Stop after so many samplings without a better model; none: train all steps."
     )
 
 
@@ -252,6 +309,7 @@ class Config(_Settings):
     prior: PriorConfig = PriorConfig()
     train: TrainConfig = TrainConfig()
     sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _templates_fit(self) -> Config:
@@ -261,10 +319,11 @@ class Config(_Settings):
                 f"subject.instance_prompt {subject.instance_prompt!r} does not hold the identifier "
                 f"{subject.identifier!r}; write {{identifier}} where it belongs"
             )
-        for prompt in self.sampling.prompts:
-            if unknown := _fields_of(prompt) - {"identifier", "class_noun"}:
-                raise ValueError(f"sampling.prompts: {prompt!r} uses {{{min(unknown)}}}; only {{identifier}} and "
-                                 "{class_noun} are filled in")  # fmt: skip
+        for section, prompts in (("sampling", self.sampling.prompts), ("evaluation", self.evaluation.prompts)):
+            for prompt in prompts:
+                if unknown := _fields_of(prompt) - {"identifier", "class_noun"}:
+                    raise ValueError(f"{section}.prompts: {prompt!r} uses {{{min(unknown)}}}; only {{identifier}} and "
+                                     "{class_noun} are filled in")  # fmt: skip
         if self.device == "cpu" and self.train.mixed_precision == "fp16":
             raise ValueError("train.mixed_precision is fp16 but device is cpu; use bf16, no or auto")
         return self
@@ -287,11 +346,8 @@ class Config(_Settings):
         """
         base_model = settings.get("base_model", TOYBOX)
         preset = settings.get("preset") or (TOYBOX if base_model == TOYBOX else None)
-        merged = _merge(load_preset(preset), settings) if preset else settings
-        try:
-            return cls.model_validate(merged | {"preset": preset})
-        except ValidationError as error:
-            raise ConfigError(f"{source}: " + "; ".join(_describe(e) for e in error.errors())) from None
+        merged = merge(load_preset(preset), settings) if preset else settings
+        return validated(cls, merged | {"preset": preset}, source)
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Config:
@@ -301,14 +357,21 @@ class Config(_Settings):
         """
         settings = read_yaml(path)
         _make_photos_absolute(settings, path.parent)
-        for override in overrides:
-            _merge_into(settings, _parse_override(override))
+        settings = override(settings, overrides)
         _make_photos_absolute(settings, Path())
         return cls.from_dict(settings, source=str(path))
 
     def to_yaml(self) -> str:
         """The complete settings as YAML; loading it gives an equal config."""
-        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+        return to_yaml(self.model_dump(mode="json"))
+
+
+def validated(kind: type[_Model], settings: dict[str, Any], source: str) -> _Model:
+    """`settings` as a strict model; raises `ConfigError` with every wrong key, its value and what is allowed."""
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: " + "; ".join(_describe(e, kind) for e in error.errors())) from None
 
 
 # ------------------------------------------------------------------------------------------------------ YAML, presets
@@ -326,6 +389,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: holds {type(loaded).__name__}, not settings.", "Write `key: value` lines.")
     return loaded
+
+
+def to_yaml(settings: dict[str, Any]) -> str:
+    """Plain settings as YAML that `read_yaml` takes back."""
+    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _parse_yaml(text: str, source: str) -> Any:
@@ -376,10 +444,15 @@ for _first in "yYnNoO":
 def _make_photos_absolute(settings: dict, folder: Path) -> None:
     subject = settings.get("subject")
     if isinstance(subject, dict) and isinstance(photos := subject.get("photos"), str) and photos.strip():
-        try:
-            subject["photos"] = str((folder / Path(photos).expanduser()).resolve())
-        except (RuntimeError, ValueError) as error:  # the home of an unknown user, or a null byte
-            raise ConfigError(f"subject.photos = {photos!r} is not a path ({error}).", "Give a folder.") from None
+        subject["photos"] = absolute(photos, folder, "subject.photos")
+
+
+def absolute(path: str, folder: Path, key: str) -> str:
+    """A path that a file in `folder` names under `key`, as an absolute one; raises `ConfigError` where it is none."""
+    try:
+        return str((folder / Path(path).expanduser()).resolve())
+    except (RuntimeError, ValueError) as error:  # the home of an unknown user, or a null byte
+        raise ConfigError(f"{key} = {path!r} is not a path ({error}).", "Give a folder.") from None
 
 
 _PRESETS = Path(__file__).parent / "presets"
@@ -397,18 +470,20 @@ def load_preset(name: str) -> dict[str, Any]:
     return read_yaml(_PRESETS / f"{name}.yaml")
 
 
-def _merge(below: dict, above: dict) -> dict:
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings, those of `above` where both have a value."""
     merged = dict(below)
-    _merge_into(merged, above)
+    for key, value in above.items():
+        nested = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = merge(below[key], value) if nested else value
     return merged
 
 
-def _merge_into(target: dict, above: dict) -> None:
-    for key, value in above.items():
-        if isinstance(value, dict) and isinstance(target.get(key), dict):
-            target[key] = _merge(target[key], value)
-        else:
-            target[key] = value
+def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Nested settings, changed by `key.subkey=value` strings; raises `ConfigError` for one that is none."""
+    for text in overrides:
+        settings = merge(settings, _parse_override(text))
+    return settings
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -421,12 +496,12 @@ def _parse_override(text: str) -> dict[str, Any]:
     return parsed
 
 
-def _describe(error: dict[str, Any]) -> str:
+def _describe(error: dict[str, Any], model: type[BaseModel]) -> str:
     """One pydantic finding as: key, what is wrong, the value."""
     kinds = ("int", "bool", "literal['auto']")  # pydantic names the members of a union; the settings' keys are others
     key = ".".join(str(part) for part in error["loc"] if part not in kinds)
     if error["type"] == "extra_forbidden":
-        known = ", ".join(_known_keys(error["loc"][:-1]))
+        known = ", ".join(_known_keys(error["loc"][:-1], model))
         return f"unknown key {key!r}; known here: {known}"
     if error["type"] == "missing":
         return f"{key!r} is missing; set it"
@@ -437,8 +512,7 @@ def _describe(error: dict[str, Any]) -> str:
     return f"{key} = {given!r}: {message}" if not isinstance(given, dict) else f"{key}: {message}"
 
 
-def _known_keys(path: tuple) -> list[str]:
-    model: type[BaseModel] = Config
+def _known_keys(path: tuple, model: type[BaseModel]) -> list[str]:
     for part in path:
         model = model.model_fields[part].annotation
     return list(model.model_fields)

@@ -145,10 +145,13 @@ def fetch_from_hub(repo_id: str, revision: str | None = None, *, public: bool = 
     except DreamBoothError:
         raise
     except Exception as error:  # the HTTP library's errors come through, and which library that is changes
-        raise _download_failure(repo_id, revision, error, public) from error
+        raise download_failure(repo_id, revision, error, public) from error
 
 
-def _download_failure(base_model: str, revision: str | None, error: Exception, public: bool) -> DreamBoothError:
+def download_failure(
+    base_model: str, revision: str | None, error: Exception, public: bool, wanted: str = "a diffusers pipeline"
+) -> DreamBoothError:
+    """What to raise for the error that the Hub's client met while it fetched `wanted` from the repo `base_model`."""
     # diffusers looks in the cache when the Hub gives no answer, and raises an OSError with the Hub's error as its cause
     wrapped = type(error) is OSError and isinstance(error.__cause__, Exception)
     error = error.__cause__ if wrapped else error
@@ -167,7 +170,7 @@ def _download_failure(base_model: str, revision: str | None, error: Exception, p
             f"Check the spelling{'' if public else '; for a private one log in with `hf auth login`'}.",
         )
     if isinstance(error, RemoteEntryNotFoundError):
-        return ModelError(f"{base_model} lacks a file: {first_line(error)}.", "Give a repo with a diffusers pipeline.")
+        return ModelError(f"{base_model} lacks a file: {first_line(error)}.", f"Give a repo with {wanted}.")
     if isinstance(error, LocalEntryNotFoundError) or (wrapped and not isinstance(error, HfHubHTTPError)):
         return HubError(
             f"{base_model} is not downloaded and the Hub can't be reached.", "Check the connection and try again."
@@ -183,18 +186,18 @@ def family_of(folder: Path) -> Family:
         name = json.loads((folder / "model_index.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{_shown(folder)}: model_index.json can't be read ({first_line(error)}).", "Download it again."
+            f"{shown_name(folder)}: model_index.json can't be read ({first_line(error)}).", "Download it again."
         ) from None
     for family in FAMILIES:
         if family.pipeline.__name__ == name:
             return family
     raise ModelError(
-        f"{_shown(folder)} is a {name}.", f"Supported: {', '.join(f.pipeline.__name__ for f in FAMILIES)}."
+        f"{shown_name(folder)} is a {name}.", f"Supported: {', '.join(f.pipeline.__name__ for f in FAMILIES)}."
     )
 
 
-def _shown(folder: Path) -> str:
-    """What messages call a model folder: its name, or the repo's that it was downloaded from."""
+def shown_name(folder: Path) -> str:
+    """What messages call a model's folder: its name, or the repo's that it was downloaded from."""
     snapshot = folder.parent.name == "snapshots"
     return folder.parent.parent.name.removeprefix("models--").replace("--", "/") if snapshot else folder.name
 
@@ -217,11 +220,11 @@ def load_pipeline(
         pipe = family.pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **encoders, **dropped)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"{_shown(folder)} can't be loaded: {first_line(error)}.", "Download or save it again."
+            f"{shown_name(folder)} can't be loaded: {first_line(error)}.", "Download or save it again."
         ) from None
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and (lacking := [key for key, p in part.named_parameters() if p.is_meta]):
-            raise ModelError(f"{_shown(folder)}: the {name} lacks {lacking[0]}.", "Download or save it again.")
+            raise ModelError(f"{shown_name(folder)}: the {name} lacks {lacking[0]}.", "Download or save it again.")
     pipe.set_progress_bar_config(disable=True)
     return pipe, family
 
@@ -231,13 +234,13 @@ def _check_parts(folder: Path, family: Family) -> None:
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in family.text_encoders]
     for name in (family.denoiser, *family.text_encoders, *tokenizers, "vae", "scheduler"):
         if not (folder / name).is_dir():
-            raise ModelError(f"{_shown(folder)}: no {name} folder in it.", "Download or save it again.")
+            raise ModelError(f"{shown_name(folder)}: no {name} folder in it.", "Download or save it again.")
     for name in tokenizers:
         if not any((folder / name / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-            raise ModelError(f"{_shown(folder)}: no vocabulary in its {name} folder.", "Download or save it again.")
+            raise ModelError(f"{shown_name(folder)}: no vocabulary in its {name} folder.", "Download or save it again.")
     for name in (family.denoiser, *family.text_encoders, "vae"):
         if not any(file.suffix in (".safetensors", ".bin") for file in (folder / name).iterdir()):
-            raise ModelError(f"{_shown(folder)}: no weights in its {name} folder.", "Download or save it again.")
+            raise ModelError(f"{shown_name(folder)}: no weights in its {name} folder.", "Download or save it again.")
 
 
 def _load_text_encoder(folder: Path, name: str, dtype: torch.dtype) -> nn.Module:

@@ -118,15 +118,16 @@ def find_photos(folder: str | Path) -> list[Path]:
     return sorted(photos, key=lambda path: (_natural_key(path.name), path.name))
 
 
-def open_photo(path: str | Path) -> Image.Image:
+def open_photo(path: str | Path, *, min_side: int = MIN_SIDE) -> Image.Image:
     """Decode a photo to upright 8-bit sRGB without metadata: transparency on white, the first picture of several.
 
-    Raises PhotoError, with the file's name and the reason, for whatever can't be read as a photo.
+    Raises PhotoError, with the file's name and the reason, for whatever can't be read as a photo or has a side shorter
+    than `min_side` pixels.
     """
-    return _decode(Path(path))[0]
+    return _decode(Path(path), min_side)[0]
 
 
-def _decode(path: Path) -> tuple[Image.Image, bool]:
+def _decode(path: Path, min_side: int = MIN_SIDE) -> tuple[Image.Image, bool]:
     """Return the photo, and whether its file holds further frames or pages."""
     name = _printable(path.name)
     formats = [*FORMATS, "HEIF"] if _register_heif() else FORMATS
@@ -135,7 +136,7 @@ def _decode(path: Path) -> tuple[Image.Image, bool]:
         try:
             _check_file(path, name)
             with Image.open(path, formats=formats) as image:
-                _check_size(image.size, name)
+                _check_size(image.size, name, min_side)
                 # A phone's JPEG or HEIC holds depth and gain maps beside the photo: not frames of an animation.
                 several = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
                 image.load()
@@ -160,14 +161,14 @@ def _check_file(path: Path, name: str) -> None:
         raise PhotoError(f"{name} is empty (0 bytes).", _FETCH_AGAIN)
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
+def _check_size(size: tuple[int, int], name: str, min_side: int) -> None:
     """Refuse by the header alone, before any pixel is decoded."""
     width, height = size
     if width * height > MAX_PIXELS:
         raise _too_large(name)
-    if min(size) < MIN_SIDE:
+    if min(size) < min_side:
         raise PhotoError(
-            f"{name} is too small: {width} x {height} pixels, and the short side needs at least {MIN_SIDE}.",
+            f"{name} is too small: {width} x {height} pixels, and the short side needs at least {min_side}.",
             "Use the original photo, not its thumbnail.",
         )
 

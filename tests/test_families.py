@@ -35,7 +35,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubAnswers(BaseHTTPRequestHandler):
-    """The part of the Hub's interface that downloading a model repo uses."""
+    """The part of the Hub's interface that downloading a model or a dataset repo uses."""
 
     protocol_version = "HTTP/1.1"
 
@@ -46,7 +46,8 @@ class HubAnswers(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self):
-        path, repo, folder = self.path.split("?")[0], self.server.repo, self.server.folder
+        path = self.path.split("?")[0].replace("/api/datasets/", "/api/models/")
+        repo, folder = self.server.repo, self.server.folder
         self.server.tokens.add(self.headers["Authorization"])
         if repo not in path or (self.server.private and not self.headers["Authorization"]):
             self.answer(401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository Not Found"})

@@ -6,18 +6,22 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "dreambooth"
 LAYERS = [
     {"errors", "config", "events", "files"},
-    {"photos", "coach", "objectives", "machine", "prompts"},
-    {"families", "methods", "tokens", "checkpoints"},
-    {"generate", "prior", "dataset", "rehearsal", "preflight", "train"},
-    {"runs"},
+    {"photos", "coach", "objectives", "machine", "metrics", "prompts"},
+    {"families", "methods", "tokens", "checkpoints", "encoders"},
+    {"generate", "prior", "dataset", "rehearsal", "preflight", "monitor", "train", "evaluate", "reports"},
+    {"runs", "subjects"},
+    {"study"},
     {"cli", "__main__", "ui"},
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 SAME_ROW = {
     ("events", "errors"), ("config", "errors"), ("coach", "photos"), ("methods", "families"), ("tokens", "families"),
+    ("encoders", "families"),
     ("prior", "generate"), ("preflight", "generate"), ("preflight", "dataset"), ("preflight", "rehearsal"),
     ("train", "generate"), ("train", "prior"), ("train", "dataset"), ("train", "preflight"),
-    ("train", "rehearsal"), ("__main__", "cli"),
+    ("train", "rehearsal"), ("train", "monitor"), ("evaluate", "generate"),
+    ("evaluate", "monitor"), ("evaluate", "prior"), ("reports", "monitor"), ("reports", "evaluate"),
+    ("__main__", "cli"),
 }  # fmt: skip
 """Within a row: who may build on whom, one way only."""
 
