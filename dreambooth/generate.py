@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import diffusers
 import torch
@@ -28,6 +29,9 @@ SCHEDULERS = {
     "pndm": "PNDMScheduler",
 }
 MAX_BATCH = 16  # pictures drawn at once: bounds memory whatever the count
+
+Which = Literal["last", "best"]
+"""Of a run's two models: the one after the last step, or the one whose sample pictures were best."""
 
 OnStep = Callable[[int, int], None]
 """Told after each denoising step how many are done, of how many; what it raises ends the drawing."""
@@ -58,10 +62,27 @@ class Source:
     """The run's settings, where the model came from a run."""
 
 
+def finished_model(run: Path, which: Which = "last") -> Path:
+    """The folder with a run's model: that of its last step, or the best one by `monitor.best_of`.
+
+    A run whose last model is its best, or that was not measured, has one model for both. Raises `RunError` for a run
+    without a finished model.
+    """
+    if not (run / "model" / "model_index.json").is_file():
+        raise RunError(f"{run} has no finished model.", "Train it to the end first: `train CONFIG.yaml --resume`.")
+    best = run / "best"
+    return best if which == "best" and (best / "model_index.json").is_file() else run / "model"
+
+
 def open_source(
-    source: str, revision: str | None = None, device: torch.device | None = None, *, safety_checker: bool = True
+    source: str,
+    revision: str | None = None,
+    device: torch.device | None = None,
+    *,
+    safety_checker: bool = True,
+    which: Which = "last",
 ) -> Source:
-    """Load a run directory, toybox, a pipeline folder or a Hub id for generation.
+    """Load a run directory, toybox, a pipeline folder or a Hub id for generation; of a run, `which` of its models.
 
     Where the model has a safety checker, it looks at every picture unless `safety_checker` is off. Raises `RunError`
     for a run without a finished model, else what `fetch_model` and `load_pipeline` raise.
@@ -69,12 +90,9 @@ def open_source(
     folder = Path(os.path.expanduser(source))
     config = None
     if (folder / "config.yaml").is_file() or (folder / "events.jsonl").is_file():
-        if not (folder / "model" / "model_index.json").is_file():
-            raise RunError(
-                f"{source} has no finished model.", "Train it to the end first: `train CONFIG.yaml --resume`."
-            )
+        model = finished_model(folder, which)
         config = Config.from_dict(read_yaml(folder / "config.yaml"), source=str(folder / "config.yaml"))
-        model, name, sampling = folder / "model", folder.resolve().name, config.sampling
+        name, sampling = folder.resolve().name, config.sampling
     else:
         model = fetch_model(source, revision)
         name = folder.resolve().name if folder.exists() else source
@@ -174,14 +192,28 @@ def generate(
     Raises `ConfigError` for an empty prompt or impossible numbers, before anything is drawn, and `RunError` where the
     memory runs out.
     """
-    sampling = sampling or source.sampling
     check_request(prompts, num_images, seed)
     jobs = [(prompt, (seed + i) % 2**32) for prompt in prompts for i in range(num_images)]
+    yield from draw_jobs(
+        source, jobs, sampling, negative_prompt=negative_prompt, batch_size=batch_size, on_step=on_step
+    )
+
+
+def draw_jobs(
+    source: Source,
+    jobs: Sequence[tuple[str, int]],
+    sampling: SamplingConfig | None = None,
+    *,
+    negative_prompt: str = "",
+    batch_size: int = MAX_BATCH,
+    on_step: OnStep | None = None,
+) -> Iterator[list[Picture]]:
+    """Yield batches of pictures, one for each prompt and seed, in order; `generate` describes the rest."""
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
         texts, seeds = [prompt for prompt, _ in batch], [s for _, s in batch]
         try:
-            drawn = _draw(source.pipe, texts, seeds, sampling, negative_prompt, on_step=on_step)
+            drawn = _draw(source.pipe, texts, seeds, sampling or source.sampling, negative_prompt, on_step=on_step)
         except (torch.OutOfMemoryError, MemoryError):
             raise RunError(
                 f"The memory ran out while drawing {len(batch)} pictures at once.", "Ask for fewer pictures at a time."

@@ -127,7 +127,8 @@ def _estimate(rehearsal: Rehearsal, config: Config, checkpointing: bool) -> Esti
         pictures = len(prompts) * sampling.num_images
         drawing = rehearsal.draw(config, min(pictures, MAX_BATCH), sampling.steps, sampling.guidance_scale)
         stages["sample pictures"] = (drawing, held)
-        seconds += drawing.seconds * pictures / min(pictures, MAX_BATCH) * math.ceil(train.steps / train.sample_every)
+        times = 1 + math.ceil(train.steps / train.sample_every)  # the base model's too
+        seconds += drawing.seconds * pictures / min(pictures, MAX_BATCH) * times
 
     parts = {
         name: {"program": 0 if on_cuda else PROGRAM, "weights": trace.weights, **held, **trace.peak}

@@ -11,7 +11,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -29,13 +29,15 @@ from dreambooth.checkpoints import Checkpoint, list_checkpoints
 from dreambooth.coach import coach
 from dreambooth.config import Config
 from dreambooth.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variants, encode, generator, photo_variants
-from dreambooth.errors import PhotoError, RunError
+from dreambooth.encoders import load_encoders
+from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError, RunError
 from dreambooth.events import Event
 from dreambooth.families import Family, family_of, fetch_model, load_pipeline, use_fastest_attention
 from dreambooth.files import atomic_folder
 from dreambooth.generate import MAX_BATCH, draw, save_picture
 from dreambooth.machine import resolve_device, resolve_precision
 from dreambooth.methods import get_method
+from dreambooth.monitor import Monitor
 from dreambooth.objectives import dreambooth_loss
 from dreambooth.photos import find_photos, prepare_photos, save_prepared
 from dreambooth.preflight import check as preflight
@@ -72,6 +74,9 @@ def train(
     yield events.Metric("estimated_peak_memory_bytes", estimate.peak_bytes, 0)
     yield events.Metric("estimated_seconds", estimate.seconds, 0)
 
+    photos, prompts = _photos_and_prompts(config, run)
+    monitor = yield from _monitor(config, run, photos)
+
     yield events.Stage("load model")
     pipe, family = load_pipeline(model)
     pipe.to(device)
@@ -92,7 +97,6 @@ def train(
 
     # -- prepare: encode every picture once --------------------------------------------------------------------------
     yield events.Stage("encode")
-    photos, prompts = _photos_and_prompts(config, run)
     instance = encode(pipe, family, (photo_variants(p, config, i) for i, p in enumerate(photos)), prompts, dtype)
     classes = None
     if use_prior:
@@ -130,9 +134,27 @@ def train(
     else:
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
+    def sample(step: int) -> Iterator[Event]:
+        """Draw the sample pictures, measure them, and keep the model that is the best so far."""
+        _move(pipe, idle, device)
+        with _weights_of(ema, modules):
+            pictures = yield from _draw_samples(pipe, config, run, step, resolution, dtype, should_stop)
+            if monitor and pictures:
+                yield from monitor.measure(step, pictures, device)
+                if monitor.measures.best == step and 0 < step < settings.steps:
+                    with atomic_folder(run / "best") as folder:
+                        trainable.save(folder, model)
+        _move(pipe, idle, "cpu")
+
     # -- loop --------------------------------------------------------------------------------------------------------
     yield events.Stage("train", settings.steps)
-    while checkpoint.step < settings.steps:
+    if settings.sample_every and checkpoint.step == 0:  # what the base model draws
+        yield from sample(0)
+        if should_stop():
+            yield events.Cancelled(0)
+            return
+    done = checkpoint.step >= settings.steps or (monitor is not None and monitor.exhausted(checkpoint.step))
+    while not done:
         # one step
         tick = time.monotonic()
         parts = []
@@ -176,16 +198,15 @@ def train(
         seconds = time.monotonic() - tick
         yield events.Step(step, total, instance_loss, prior_loss if use_prior else None, lr, seconds)
 
-        # sample
-        if settings.sample_every and (step % settings.sample_every == 0 or step == settings.steps):
-            _move(pipe, idle, device)
-            with _weights_of(ema, modules):
-                yield from _draw_samples(pipe, config, run, step, resolution, dtype, should_stop)
-            _move(pipe, idle, "cpu")
+        # sample, measure
+        done = step == settings.steps
+        if settings.sample_every and (step % settings.sample_every == 0 or done):
+            yield from sample(step)
+            done = done or (monitor is not None and monitor.exhausted(step))
 
         # checkpoint, stop
-        stopping = should_stop() and step < settings.steps
-        if stopping or step % settings.checkpoint_every == 0 or step == settings.steps:
+        stopping = should_stop() and not done
+        if stopping or step % settings.checkpoint_every == 0 or done:
             path = checkpoint.save(run / "checkpoints", settings.keep_checkpoints)
             yield events.Checkpoint(str(path.relative_to(run)), step)
         if stopping:
@@ -194,6 +215,8 @@ def train(
 
     # -- save --------------------------------------------------------------------------------------------------------
     yield events.Stage("save")
+    if monitor and monitor.measures.best == checkpoint.step:  # then the last is the best
+        shutil.rmtree(run / "best", ignore_errors=True)
     with _weights_of(ema, modules), atomic_folder(run / "model") as folder:
         trainable.save(folder, model)
         load_pipeline(folder)  # stock diffusers takes it, or this run has not finished
@@ -234,6 +257,27 @@ def _photos_and_prompts(config: Config, run: Path) -> tuple[list[Image.Image], l
     return [Image.open(f).convert("RGB") for f in files], [
         f.with_suffix(".txt").read_text(encoding="utf-8") for f in files
     ]
+
+
+def _monitor(config: Config, run: Path, photos: list[Image.Image]) -> Generator[Event, None, Monitor | None]:
+    """What measures the sample pictures, if there are any and that is wanted; its encoders wait on the CPU."""
+    evaluation = config.evaluation
+    if not (config.train.sample_every and evaluation.while_training):
+        return None
+    if len(photos) < 2:
+        yield events.Warning("One photo has no other to be compared with, so this run is not measured.")
+        return None
+    try:
+        encoders = load_encoders(evaluation, config.base_model, "cpu")
+    except ConfigError as error:  # no LPIPS: it is no condition of training, only of DIV
+        if evaluation.perceptual != "auto":
+            raise
+        yield events.Warning(f"DIV is not measured while training. {error}")
+        encoders = load_encoders(evaluation, config.base_model, "cpu", perceptual=False)
+    except (HubError, ModelError) as error:
+        hint = f"{error.hint} Or train unmeasured: evaluation.while_training: false."
+        raise type(error)(error.message, hint) from None
+    return Monitor(config, run, encoders, photos)
 
 
 def _point_to(link: Path, target: Path) -> None:
@@ -320,14 +364,18 @@ def _weights_of(ema: nn.Module | None, modules: nn.Module) -> Iterator[None]:
 def _draw_samples(
     pipe: DiffusionPipeline, config: Config, run: Path, step: int, resolution: int, dtype: torch.dtype | None,
     should_stop: Callable[[], bool],
-) -> Iterator[Event]:  # fmt: skip
-    """Draw the subject's prompt, the class prompt and any others with the same seeds each time, until told to stop."""
+) -> Generator[Event, None, list[tuple[Image.Image, str]]]:  # fmt: skip
+    """Draw the subject's prompt, the class prompt and any others with the same seeds each time.
+
+    Returns the pictures with their prompts; none where it was told to stop before it had drawn all.
+    """
     sampling = config.sampling
     prompts = [config.instance_prompt, config.class_prompt, *(config.subject.fill(p) for p in sampling.prompts)]
     jobs = [(prompt, sampling.seed + i) for prompt in dict.fromkeys(prompts) for i in range(sampling.num_images)]
+    drawn = []
     for start in range(0, len(jobs), MAX_BATCH):
         if start and should_stop():
-            return
+            return []
         batch = jobs[start : start + MAX_BATCH]
         images = draw(pipe, [p for p, _ in batch], [s for _, s in batch], sampling, resolution=resolution, dtype=dtype)
         for image, (prompt, seed) in zip(images, batch, strict=True):
@@ -335,6 +383,8 @@ def _draw_samples(
             path = run / "samples" / f"step-{step:06d}-{slug}-{seed}.png"
             save_picture(path, image, prompt=prompt, seed=seed, step=step, model=run.name)
             yield events.Image(str(path.relative_to(run)), prompt, seed, step)
+            drawn.append((image, prompt))
+    return drawn
 
 
 def _peak_memory(device: torch.device) -> int:

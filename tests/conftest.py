@@ -46,7 +46,8 @@ def make_config(tiny_model, photo_folder):
                 "steps": 4, "learning_rate": 1e-3, "batch_size": 2, "mixed_precision": "no", "checkpoint_every": 2,
                 "sample_every": 0,
             },
-            "sampling": {"steps": 2, "num_images": 1},
+            "sampling": {"steps": 2, "num_images": 1, "prompts": []},
+            "evaluation": {"dino": "toybox", "clip": "toybox", "perceptual": "toybox"},
         }  # fmt: skip
         for key, value in changes.items():
             settings[key] = settings.get(key, {}) | value if isinstance(value, dict) else value

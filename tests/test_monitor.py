@@ -10,7 +10,7 @@ from PIL import Image
 
 from dreambooth import events
 from dreambooth.encoders import load_encoders
-from dreambooth.errors import RunError
+from dreambooth.errors import DreamBoothError, RunError
 from dreambooth.generate import finished_model
 from dreambooth.monitor import Measure, best_of, read_measures
 from dreambooth.runs import Run
@@ -173,6 +173,13 @@ def test_one_photo_is_trained_on_but_not_measured(measured, tmp_path):
     warnings = [e.message for e in run.execute() if isinstance(e, events.Warning)]
     assert any("not measured" in message for message in warnings)
     assert run.status == "finished"
+
+
+def test_encoders_that_cannot_be_had_stop_the_run_before_a_model_is_loaded(measured, tmp_path):
+    run = Run.create(measured(evaluation={"dino": "nobody/nothing"}), tmp_path / "run")
+    with pytest.raises(DreamBoothError, match=r"nobody/nothing.*while_training: false"):
+        list(run.execute())
+    assert not any(isinstance(e, events.Stage) and e.name == "load model" for e in run.events())
 
 
 def test_damaged_measures_are_told(tmp_path):

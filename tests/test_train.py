@@ -61,7 +61,7 @@ def test_a_run_leaves_all_it_should(make_config, tmp_path, tiny_model):
     assert sorted(p.name for p in (run / "photos").iterdir()) == [
         f"0{i}{s}" for i in range(3) for s in (".png", ".txt")
     ]
-    assert len(list((run / "samples").iterdir())) == 4, "instance and class prompt, at steps 2 and 4"
+    assert len(list((run / "samples").iterdir())) == 6, "instance and class prompt, at steps 0, 2 and 4"
     assert len(list((run / "class_images").glob("*.png"))) == 4
     with Image.open(next((run / "samples").iterdir())) as image:
         assert {"prompt", "seed", "step", "model"} <= set(image.text)
