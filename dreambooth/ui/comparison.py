@@ -1,4 +1,4 @@
-"""What a comparison looks like: pictures in lines of one prompt and seed, as a table for the page and as one PNG."""
+"""What a comparison looks like on the page: pictures in lines of one prompt and seed, as a table."""
 
 from __future__ import annotations
 
@@ -7,26 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
-from PIL import Image, ImageDraw, ImageFont
-
-CELL = 256
-"""Least side of a picture on the sheet, in pixels, so that the words beside it can be read; the toybox draws 128."""
-PAPER, INK, FAINT, RULE = "#faf8f4", "#1f1c18", "#6b6359", "#d0c8ba"
-
-
-class Cell(NamedTuple):
-    """A picture, by its file, or the problem that there is none for."""
-
-    path: str
-    problem: str = ""
-
-
-class Line(NamedTuple):
-    """One prompt and seed, drawn by every model; None where a picture is still to come."""
-
-    prompt: str
-    seed: int
-    cells: tuple[Cell | None, ...]
+from dreambooth.reports import Cell, Line
 
 
 class Comparison(NamedTuple):
@@ -79,63 +60,3 @@ def _cell_html(title: str, line: Line, cell: Cell | None) -> str:
     told = html.escape(f"{title}: {line.prompt}, seed {line.seed}", quote=True)
     url = f"gradio_api/file={quote(cell.path)}"
     return f"<td><a href='{url}' target='_blank'><img src='{url}' alt='{told}' title='seed {line.seed}'></a></td>"
-
-
-def draw_sheet(shown: Comparison) -> Image.Image:
-    """The comparison as one picture, with the models' names above and each prompt over its rows."""
-    pictures = [[_load(cell) for cell in line.cells] for line in shown.lines]
-    side = max(
-        CELL, *(p.width for row in pictures for p in row if p), *(p.height for row in pictures for p in row if p)
-    )
-    gap, size = side // 32, side // 14
-    font, small = ImageFont.load_default(size=size), ImageFont.load_default(size=round(0.8 * size))
-    width = gap + len(shown.titles) * (side + gap)
-    headings = {}
-    for number, line in enumerate(shown.lines):
-        if number == 0 or line.prompt != shown.lines[number - 1].prompt:
-            headings[number] = _wrapped(line.prompt, small, width - 2 * gap)
-    step = round(1.3 * small.size)
-    top = round(2 * size)
-    height = top + len(shown.lines) * (side + gap) + sum(len(text) * step + gap for text in headings.values()) + gap
-    sheet = Image.new("RGB", (width, height), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    for column, title in enumerate(shown.titles):
-        pen.text((gap + column * (side + gap), gap), title, fill=INK, font=font)
-    for number, row in enumerate(pictures):
-        for text in headings.get(number, ()):
-            pen.text((gap, top), text, fill=FAINT, font=small)
-            top += step
-        top += gap if number in headings else 0
-        for column, (picture, cell) in enumerate(zip(row, shown.lines[number].cells, strict=True)):
-            left = gap + column * (side + gap)
-            if picture is None:
-                pen.rectangle((left, top, left + side - 1, top + side - 1), outline=RULE)
-                words = _wrapped(cell.problem if cell else "not drawn", small, side - 2 * gap)
-                pen.multiline_text((left + gap, top + gap), "\n".join(words), fill=FAINT, font=small)
-            else:
-                scale = side / max(picture.size)
-                fitted = picture.resize([round(edge * scale) for edge in picture.size], Image.Resampling.LANCZOS)
-                sheet.paste(fitted, (left, top))
-        top += side + gap
-    return sheet
-
-
-def _load(cell: Cell | None) -> Image.Image | None:
-    if cell is None or not cell.path:
-        return None
-    with Image.open(cell.path) as image:
-        return image.convert("RGB")
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The text in lines that are no wider than `width` pixels; a word that is too wide is cut."""
-    lines = [""]
-    for word in text.split():
-        while font.getlength(word) > width:
-            word = word[:-1]
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines

@@ -1,10 +1,11 @@
-"""The table and the sheet of a comparison."""
+"""The table of a comparison."""
 
 from pathlib import Path
 
 from PIL import Image
 
-from dreambooth.ui.comparison import CELL, Cell, Comparison, Line, as_html, draw_sheet
+from dreambooth.reports import Cell, Line
+from dreambooth.ui.comparison import Comparison, as_html
 
 
 def comparison(folder: Path, prompt: str = "a <b>dog</b> 'in' snow") -> Comparison:
@@ -22,13 +23,3 @@ def test_the_table_shows_words_of_a_visitor_as_text(tmp_path: Path):
     assert table.count("<img ") == 4
     assert "held back" in table
     assert "pending" in table
-
-
-def test_the_sheet_holds_every_picture_beside_its_words(tmp_path: Path):
-    sheet = draw_sheet(comparison(tmp_path))
-    short = sheet.height
-    colours = {colour: count for count, colour in sheet.getcolors(1 << 24)}
-    side = CELL
-    assert colours[(255, 0, 0)] == 2 * side * side
-    assert colours[(0, 0, 255)] == 2 * side * side // 2, "not squeezed"
-    assert draw_sheet(comparison(tmp_path, "a very long prompt " * 20 + "W" * 300)).height > short

@@ -1,0 +1,141 @@
+"""Plots: figures by condition, and what a training's sample pictures said against its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dreambooth.evaluate import BASE, Evaluation
+from dreambooth.files import atomic_file
+from dreambooth.metrics import METRICS
+from dreambooth.monitor import Measures
+from dreambooth.reports.gallery import FAINT, INK, PAPER, RULE
+from dreambooth.reports.tables import ARROWS, capital, ceilings, conditions, summary
+
+COLOURS = ("#c2441d", "#2f6f8f", "#6a8f3c", "#8a5aa8", "#b8862b", "#3d9a8b")
+"""Of conditions, in their order; the base model's is grey."""
+GREY = "#8d8477"
+DASHED = (0, (4, 3))
+_STYLE = {"fontsize": 9, "color": FAINT}
+
+
+def metrics_plot(evaluations: Sequence[Evaluation], path: Path) -> Path:
+    """Write a panel per metric: each condition's mean and interval, its evaluations as dots, the photos' ceiling."""
+    names, top = conditions(evaluations), ceilings(evaluations)
+    means = {condition: summary(evaluations, condition) for condition in names}
+    figure, panels = _panels(2, 3, (9, 5))
+    for panel, metric in zip(panels, METRICS, strict=False):
+        _title(panel, metric)
+        for place, condition in enumerate(names):
+            estimate, colour = means[condition][metric], _colour(names, condition)
+            values = [e.metrics[metric].value for e in evaluations if e.condition == condition]
+            if len(values) > 1:
+                panel.plot([place + 0.22] * len(values), values, "o", color=colour, alpha=0.35, ms=4, mew=0)
+            if estimate.low is not None and estimate.high is not None:
+                panel.plot([place, place], [estimate.low, estimate.high], color=colour, lw=2.5, solid_capstyle="round")
+            panel.plot([place], [estimate.value], "o", color=colour, ms=7)
+        if metric in top:
+            panel.axhline(top[metric], color=FAINT, ls=DASHED, lw=1)
+        panel.set_xlim(-0.6, len(names) - 0.4)
+        panel.set_xticks([])
+        panel.margins(y=0.15)
+    _key(panels[-1], names, "real photos among themselves" if top else "")
+    return _save(figure, path)
+
+
+def drift_plot(measures: Mapping[str, Sequence[Measures]], path: Path) -> Path:
+    """Write PRES and DIV against steps: every training of a condition, and their mean where there are several."""
+    names = list(measures)
+    figure, panels = _panels(1, 2, (9, 3.6))
+    for panel, metric in zip(panels, ("pres", "div"), strict=True):
+        _title(panel, metric)
+        for condition in names:
+            colour = _colour(names, condition)
+            lines = [_line(one, metric) for one in measures[condition]]
+            several = len(lines) > 1
+            for line in lines:
+                panel.plot(*_columns(line), color=colour, lw=1 if several else 2.5, alpha=0.3 if several else 1)
+            if several:
+                shared = sorted(set.intersection(*(set(line) for line in lines)))
+                panel.plot(shared, [np.mean([line[step] for line in lines]) for step in shared], color=colour, lw=2.5)
+        panel.set_xlabel("training steps; 0 is the base model", **_STYLE)
+    for condition in names:
+        panels[0].plot([], [], color=_colour(names, condition), lw=2.5, label=capital(condition))
+    panels[0].legend(frameon=False, fontsize=9, labelcolor=INK)
+    return _save(figure, path)
+
+
+def progress_plot(measures: Measures, path: Path, bounds: tuple[float, float] | None = None) -> Path:
+    """Write DINO, CLIP-T and PRES of one training against its steps, with the step that `best_of` picks marked.
+
+    `bounds` are the highest PRES and the lowest CLIP-T that it takes, by `bounds_of`.
+    """
+    levels = {"dino": (measures.ceiling, "the photos among themselves")}
+    if bounds:
+        levels |= {"pres": (bounds[0], "highest allowed"), "clip_t": (bounds[1], "lowest allowed")}
+    figure, panels = _panels(1, 3, (10, 3.4))
+    for panel, metric in zip(panels, ("dino", "clip_t", "pres"), strict=True):
+        _title(panel, metric)
+        panel.plot(*_columns(_line(measures, metric)), "o-", color=COLOURS[0], lw=2, ms=4)
+        panel.axvline(measures.best, color=RULE, lw=6, zorder=0)
+        if metric in levels:
+            value, words = levels[metric]
+            panel.axhline(value, color=FAINT, ls=DASHED, lw=1)
+            where = {"textcoords": "offset points", "xycoords": ("axes fraction", "data"), "va": "bottom"}
+            behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}
+            panel.annotate(words, (0, value), (1, 2), bbox=behind, **where, **_STYLE)
+        panel.margins(y=0.2)
+        panel.set_xlabel(f"steps; the bar is the best, step {measures.best}", **_STYLE)
+    return _save(figure, path)
+
+
+def _title(panel: Axes, metric: str) -> None:
+    about = METRICS[metric]
+    panel.set_title(f"{about.title} {ARROWS[about.better]}", loc="left", fontsize=11, color=INK)
+
+
+def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor=PAPER)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel in panels:
+        panel.set_facecolor(PAPER)
+        panel.tick_params(colors=FAINT, labelsize=9, length=0)
+        panel.grid(axis="y", color=RULE, lw=0.6, alpha=0.7)
+        panel.set_axisbelow(True)
+        panel.spines[:].set_visible(False)
+    return figure, panels
+
+
+def _key(panel: Axes, names: Sequence[str], ceiling: str) -> None:
+    """Say in an empty panel which colour is what."""
+    panel.set_axis_off()
+    for condition in names:
+        panel.plot([], [], "o", color=_colour(names, condition), ms=7, label=capital(condition))
+    if ceiling:
+        panel.plot([], [], color=FAINT, ls=DASHED, lw=1, label=capital(ceiling))
+    panel.legend(loc="center left", frameon=False, fontsize=10, labelcolor=INK)
+
+
+def _colour(names: Sequence[str], condition: str) -> str:
+    trained = [name for name in names if name != BASE]
+    return GREY if condition == BASE else COLOURS[trained.index(condition) % len(COLOURS)]
+
+
+def _line(measures: Measures, metric: str) -> dict[int, float]:
+    """A metric by step, where it was measured."""
+    values = {measure.step: getattr(measure, metric) for measure in measures.measures}
+    return {step: value for step, value in values.items() if value is not None}
+
+
+def _columns(line: dict[int, float]) -> tuple[list[int], list[float]]:
+    return list(line), list(line.values())
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with atomic_file(path) as partial:
+        figure.savefig(partial)
+    return path

@@ -1,0 +1,85 @@
+"""What others have published for the same metrics, and why such figures and ours differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dreambooth.evaluate import Evaluation
+
+PAPER = "Ruiz et al. 2022, arXiv 2208.12242"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One line of somebody else's table; None where it has no such figure."""
+
+    name: str
+    source: str
+    dino: float | None = None
+    clip_i: float | None = None
+    clip_t: float | None = None
+    pres: float | None = None
+    div: float | None = None
+
+
+PUBLISHED = (
+    Published("Real photos (ceiling)", f"{PAPER}; seed document 001 has CLIP-I 0.880", 0.774, 0.885),
+    Published(
+        "DreamBooth, Stable Diffusion", f"{PAPER}; seed document 000 repeats CLIP-I and CLIP-T", 0.668, 0.803, 0.305
+    ),
+    Published("DreamBooth, Stable Diffusion", "seed document 001, which disagrees with the paper", 0.668, 0.767, 0.298),
+    Published("Textual Inversion, Stable Diffusion", "seed document 001", 0.569, 0.726, 0.265),
+    Published(
+        "An Apple Watch: 3 photos, SD 1.5, text encoder trained, 1,000 steps", "seed document 000", 0.36, 0.72, 0.32
+    ),
+    Published("With PPL: SD 1.5, 400 steps, 8 prompts × 2 pictures", "seed document 002", div=0.245),
+    Published("Without PPL: SD 1.5, 400 steps, 8 prompts × 2 pictures", "seed document 002", div=0.207),
+)
+"""The tables of the paper and of the seed documents that this project was grown from."""
+
+
+def protocol(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
+    """What was done here and what the paper did, in rows of (aspect, here, paper)."""
+    one = evaluations[0]
+    pictures = len(one.prompts) * one.images_per_prompt
+    sampler = f"{one.sampling.steps} steps, guidance {one.sampling.guidance_scale:g}"
+    return [
+        ("Base model", _listed(e.base_model for e in evaluations), "Imagen; Stable Diffusion"),
+        ("DINO, PRES by", one.encoders["dino"], "ViT-S/16, self-supervised by DINO"),
+        ("CLIP-I, CLIP-T by", one.encoders["clip"], "CLIP"),
+        ("DIV by", one.encoders["perceptual"], "LPIPS"),
+        ("Subjects", str(len({e.subject for e in evaluations})), "30: 21 things, 9 live"),
+        ("Photos a subject", _span([e.photos for e in evaluations]), "4 to 6"),
+        ("Photos as compared", "the square crops that training saw", "not told"),
+        ("Pictures of a subject", f"{len(one.prompts)} prompts × {one.images_per_prompt} = {pictures}", "25 × 4 = 100"),
+        ("Drawn in", sampler, "not told"),
+        (
+            "PRES from",
+            f"{one.class_images} pictures of the class prompt",
+            "the class prompt; how many is not told",
+        ),
+        ("CLIP-T compares with", "the prompt without the identifier", "the prompt; the identifier is not spoken of"),
+    ]
+
+
+def caution(evaluations: Sequence[Evaluation]) -> str:
+    """Whether our figures can be put beside the published ones, in plain words."""
+    if any("toybox" in name for e in evaluations for name in e.encoders.values()):
+        return (
+            "The toybox's encoders are its own, so the figures of this report are on a scale of their own and can't be "
+            "put beside the published ones. Only differences between models that were measured alike say something."
+        )
+    return (
+        "The published figures are of other protocols, so compare trends rather than digits: what PPL changes, and how "
+        "far a model is from its own ceiling."
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
+
+def _span(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
