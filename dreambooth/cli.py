@@ -1,4 +1,4 @@
-"""The command line: `python -m dreambooth train | generate | tokens | photos …`.
+"""The command line: `python -m dreambooth train | generate | evaluate | compare | batch | tokens | photos …`.
 
 Exit code 0 on success, 2 on bad input with one line on standard error, 1 otherwise.
 """
@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,9 @@ from dreambooth.errors import ConfigError, DreamBoothError
 from dreambooth.events import Event
 
 if TYPE_CHECKING:
+    from dreambooth.evaluate import Evaluation
     from dreambooth.runs import Run
+    from dreambooth.study import StudyConfig
 
 
 def quiet_third_parties() -> None:
@@ -62,20 +65,11 @@ def train(config_file: Path, overrides: tuple[str, ...], run_dir: Path | None, r
     from dreambooth.runs import Run
 
     run = _run_to_resume(config, run_dir) if resume else Run.create(config, run_dir)
-    stop = threading.Event()
-
-    def stop_after_this_step(*_: object) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, before)  # a second Ctrl-C ends it at once
-
-    before = signal.signal(signal.SIGINT, stop_after_this_step)
-    try:
+    with _stopped_by_ctrl_c() as should_stop:
         click.echo(f"Run: {run.path}")
         console = _Console()
-        for event in run.execute(resume=resume, should_stop=stop.is_set):
+        for event in run.execute(resume=resume, should_stop=should_stop):
             console.show(event)
-    finally:
-        signal.signal(signal.SIGINT, before)
     if run.status != "finished":
         raise click.exceptions.Exit(1)
     click.echo(f"Model: {run.path / 'model'}")
@@ -97,12 +91,16 @@ def train(config_file: Path, overrides: tuple[str, ...], run_dir: Path | None, r
 )
 @click.option("--scheduler", help="default, ddim, dpm++, euler, unipc or pndm.")
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
+@click.option(
+    "--which", default="last", show_default=True, type=click.Choice(["last", "best"]),
+    help="Of a run: the model of its last step, or of the step that measured best.",
+)  # fmt: skip
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option(
     "--out", default=Path("generated"), show_default=True, type=click.Path(path_type=Path), help="Folder for the PNGs."
 )
 def generate(
-    source, prompts, negative_prompt, num_images, seed, steps, guidance, scheduler, revision, device, out
+    source, prompts, negative_prompt, num_images, seed, steps, guidance, scheduler, revision, which, device, out
 ) -> None:
     """Draw pictures with a run, toybox, a pipeline folder or a Hub id."""
     quiet_third_parties()
@@ -114,7 +112,7 @@ def generate(
 
     if not all(prompt.strip() for prompt in prompts):
         raise ConfigError("--prompt is empty.", "Say what to draw.")
-    opened = open_source(source, revision, resolve_device(device))
+    opened = open_source(source, revision, resolve_device(device), which=which)
     given = {"steps": steps, "guidance_scale": guidance, "scheduler": scheduler}
     given = {key: value for key, value in given.items() if value is not None}
     try:
@@ -133,6 +131,133 @@ def generate(
             save_picture(path, picture.image, model=opened.name, **facts)
             click.echo(path)
             number += 1
+
+
+@cli.command()
+@click.argument("config_file", metavar="CONFIG.yaml", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting: --set train.steps=400.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where runs and report are kept (default: studies/<file's name>)."
+)
+def compare(config_file: Path, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Train one subject with and without prior preservation, else alike, and measure both and the base model.
+
+    What is done already is kept: after a stop, the same command goes on.
+    """
+    from dreambooth.config import Config
+
+    config = Config.load(config_file, overrides)
+    quiet_third_parties()
+    from dreambooth.study import comparison
+
+    _carry_out(comparison(config), out or Path("studies") / config_file.stem)
+
+
+@cli.command()
+@click.argument("batch_file", metavar="BATCH.yaml", type=click.Path(path_type=Path))
+@click.option(
+    "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting: --set config.train.steps=400."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where runs and report are kept (default: studies/<file's name>)."
+)
+def batch(batch_file: Path, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Train and measure many subjects under several conditions, as BATCH.yaml says.
+
+    One that fails is told at once and at the end, and the others go on. What is done already is kept: after a stop, or
+    for what failed, give the same command again.
+    """
+    from dreambooth.config import read_yaml
+
+    read_yaml(batch_file)  # a file that is not there is told at once
+    quiet_third_parties()
+    from dreambooth.study import StudyConfig
+
+    _carry_out(StudyConfig.load(batch_file, overrides), out or Path("studies") / batch_file.stem)
+
+
+@cli.command("evaluate")
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--prompts", "prompts_file", metavar="FILE", type=click.Path(path_type=Path),
+    help="What to draw, a prompt a line, with {identifier} and {class_noun} (default: the run's, else the paper's 25 "
+    "or the toybox's own).",
+)  # fmt: skip
+@click.option("--images-per-prompt", type=click.IntRange(2, 1000), help="Pictures per prompt (default: the run's).")
+@click.option(
+    "--which", default="last", show_default=True, type=click.Choice(["last", "best"]),
+    help="The model of the run's last step, or of the step that measured best.",
+)  # fmt: skip
+@click.option("--base", is_flag=True, help="Measure the run's base model instead, on the same subject.")
+@click.option(
+    "--out", type=click.Path(path_type=Path),
+    help="Folder for pictures and report (default: evaluation, evaluation-best or evaluation-base in RUN).",
+)  # fmt: skip
+def evaluate_run(
+    run_dir: Path, prompts_file: Path | None, images_per_prompt: int | None, which: str, base: bool, out: Path | None
+) -> None:
+    """Measure a run by the paper's protocol: DINO, CLIP-I, CLIP-T, PRES, DIV.
+
+    Pictures that are drawn are kept: after a stop, the same command goes on.
+    """
+    if base and which != "last":
+        raise click.UsageError("--base measures the model before training; it has no --which.")
+    quiet_third_parties()
+    from dreambooth.config import Config, merge
+    from dreambooth.evaluate import Evaluation, base_model, evaluate, run_photos, trained_model
+    from dreambooth.monitor import read_measures
+    from dreambooth.reports import write_report
+    from dreambooth.runs import Run
+
+    run = Run.open(run_dir)
+    given = {"prompts": _read_prompts(prompts_file) if prompts_file else None, "images_per_prompt": images_per_prompt}
+    given = {key: value for key, value in given.items() if value is not None}
+    config = Config.from_dict(merge(run.config.model_dump(mode="json"), {"evaluation": given}), source="evaluate")
+    candidate = base_model(config) if base else trained_model(run.path, config, which)
+    out = out or run.path / ("evaluation-base" if base else "evaluation-best" if which == "best" else "evaluation")
+    subject = f"{config.subject.identifier} {config.subject.class_noun}"
+    console = _Console()
+    with _stopped_by_ctrl_c() as should_stop:
+        for event in evaluate(candidate, config, run_photos(run.path), out, subject=subject, should_stop=should_stop):
+            if isinstance(event, events.Cancelled):
+                console.headline("Stopped; the same command goes on.")
+                raise click.exceptions.Exit(1)
+            console.show(event)
+    console.headline("write report …")
+    evaluation, measures = Evaluation.load(out), None if base else read_measures(run.path)
+    measures = {candidate.condition: [measures]} if measures else {}
+    report = write_report(out, f"{subject}, {candidate.condition}", [evaluation], measures)
+    _print_figures(evaluation)
+    for path in (report.html, report.markdown, *report.csvs):
+        click.echo(path)
+
+
+def _read_prompts(path: Path) -> list[str]:
+    """The prompts in a file, a line each; raises `ConfigError` where there are none."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file.", "Give a text file with a prompt a line.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read ({error}).", "Give a text file with a prompt a line.") from None
+    if not (prompts := [line.strip() for line in lines if line.strip()]):
+        raise ConfigError(f"{path}: holds no prompt.", "Write a prompt a line.")
+    return prompts
+
+
+def _print_figures(evaluation: Evaluation) -> None:
+    """A line per metric: its mean and interval, what the photos score, and what measured it."""
+    from dreambooth.metrics import METRICS
+
+    rows = [("", "mean [95 % interval]", "photos", "measured by")]
+    for name, about in METRICS.items():
+        ceiling = evaluation.ceilings.get(name)
+        title = f"{about.title} ({about.better} is better)"
+        photos = "" if ceiling is None else f"{ceiling:.3f}"
+        rows.append((title, str(evaluation.metrics[name]), photos, evaluation.encoder_of[name]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _picture_file(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
@@ -196,6 +321,22 @@ def check_photos(folder: Path, resolution: int, sheet: Path | None) -> None:
             contact_sheet([p.preview for p in prepared], 5, [p.name for p in prepared]).save(partial)
 
 
+@contextlib.contextmanager
+def _stopped_by_ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells whether Ctrl-C was pressed; pressed again, it ends the program at once."""
+    stop = threading.Event()
+
+    def stop_after_this_step(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop_after_this_step)
+    try:
+        yield stop.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _run_to_resume(config, run_dir: Path | None) -> Run:
     """The run to go on with; raises `ConfigError` where its settings are others than asked."""
     from dreambooth.runs import Run, list_runs, runs_root
@@ -207,14 +348,43 @@ def _run_to_resume(config, run_dir: Path | None) -> Run:
                     return run
         raise ConfigError(f"No run in {runs_root()} has these settings.", "Give its --run-dir, or leave --resume out.")
     run = Run.open(run_dir)
-    if (saved := run.config) != config:
-        ours, theirs = config.model_dump(), saved.model_dump()
-        differing = [key for key in ours if ours[key] != theirs[key]]
-        raise ConfigError(
-            f"{run_dir} was made with other settings ({', '.join(differing)} differ).",
-            f"Resume with {run_dir / 'config.yaml'}, or train anew in another --run-dir.",
-        )
+    run.require(config, f"Resume with {run_dir / 'config.yaml'}, or train anew in another --run-dir.")
     return run
+
+
+def _carry_out(study: StudyConfig, out: Path) -> None:
+    """Plan and run a study, and tell how it goes."""
+    from dreambooth.study import plan, run_study
+
+    click.echo("check …", err=True)
+    cells = plan(study, out)
+    done = sum(cell.evaluation is not None for cell in cells)
+    click.echo(f"Study: {out}, {len(cells)} models" + (f", {done} of them done already" if done else ""))
+    console, current, failures, stopped = _Console(), None, [], False
+    with _stopped_by_ctrl_c() as should_stop:
+        for cell, event in run_study(study, cells, out, should_stop=should_stop):
+            if cell is not current:
+                current = cell
+                console.headline(f"[{cells.index(cell) + 1}/{len(cells)}] {cell}")
+            match event:
+                case events.Failed(_, message, hint):
+                    failures.append(f"{cell}: {message} {hint}".rstrip())
+                    console.headline(f"failed: {failures[-1]}")
+                case events.Cancelled():
+                    stopped = True
+                    console.headline("Stopped; the same command goes on.")
+                case events.Finished():
+                    pass  # it is measured next
+                case _:
+                    console.show(event)
+    if (out / "report.html").is_file():
+        click.echo(f"Report: {out / 'report.html'}")
+    if failures:
+        click.echo(f"{len(failures)} of {len(cells)} failed; the same command tries them again:", err=True)
+        for failure in failures:
+            click.echo(failure, err=True)
+    if failures or stopped:
+        raise click.exceptions.Exit(1)
 
 
 def _write_preview(path: Path, base_model: str, words: list[str], class_noun: str) -> None:
@@ -245,9 +415,9 @@ class _Console:
         match event:
             case events.Stage(name, total):
                 self._close()
-                self.stage, self.total = name, total
+                self.stage, self.total, self.recent = name, total, []
                 if self.terminal and total:
-                    self.bar = tqdm(total=total, desc=name, unit="" if name == "class images" else "step", leave=True)
+                    self.bar = tqdm(total=total, desc=name, unit="step" if name == "train" else "", leave=True)
                 else:
                     click.echo(f"{name} …", err=True)
             case events.Progress(done):
@@ -274,6 +444,11 @@ class _Console:
             case events.Finished(seconds=seconds):
                 self._close()
                 click.echo(f"Finished in {seconds:.0f} s.", err=True)
+
+    def headline(self, text: str) -> None:
+        """End what is shown, and say something."""
+        self._close()
+        click.echo(text, err=True)
 
     def _mean(self, name: str) -> float:
         return sum(getattr(e, name) for e in self.recent) / len(self.recent)

@@ -94,6 +94,12 @@ class Run:
         path = self.path / "config.yaml"
         return _read_config(path, path.stat().st_mtime_ns if path.exists() else 0)
 
+    def require(self, config: Config, remedy: str) -> None:
+        """Raise `ConfigError` where it was made with other settings than `config`, naming the sections that differ."""
+        ours, theirs = config.model_dump(), self.config.model_dump()
+        if differing := [key for key in ours if ours[key] != theirs[key]]:
+            raise ConfigError(f"{self.path} was made with other settings ({', '.join(differing)} differ).", remedy)
+
     def events(self) -> list[Event]:
         """Everything that happened so far, oldest first; a line still being written is left for the next look."""
         try:
@@ -188,7 +194,7 @@ class Run:
             self._record_failure(error)
             raise
         except Exception as error:
-            if failure := _explain(error):
+            if failure := explain(error):
                 self._record_failure(failure)
                 raise failure from error
             self._record_failure(RunError(f"{type(error).__name__}: {error}", "Please report this; it is a bug."))
@@ -241,7 +247,7 @@ def _read_config(path: Path, _changed: int) -> Config:
     return Config.from_dict(read_yaml(path), source=str(path))
 
 
-def _explain(error: Exception) -> RunError | None:
+def explain(error: Exception) -> RunError | None:
     """What the machine lacked, in plain words; None for a failure that is not the machine's."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError | SafetensorError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 
 from dreambooth import cli, events
 from dreambooth.checkpoints import list_checkpoints
+from dreambooth.evaluate import Evaluation
 from dreambooth.runs import Run
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +71,7 @@ def finished(tiny_model, photo_folder, tmp_path_factory):
         f"base_model: {tiny_model}\ndevice: cpu\nsubject: {{photos: {photo_folder}, class_noun: dog}}\n"
         "prior: {num_images: 2, steps: 2}\ntrain: {steps: 3, mixed_precision: no, checkpoint_every: 2}\n"
         "sampling: {steps: 2, num_images: 1, guidance_scale: 4}\n"
+        "evaluation: {dino: toybox, clip: toybox, perceptual: toybox, class_images: 2}\n"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -87,6 +90,9 @@ def finished(tiny_model, photo_folder, tmp_path_factory):
         (["-h"], ["train"]),
         (["train", "--help"], ["CONFIG.yaml", "--set KEY=VALUE", "--run-dir", "--resume"]),
         (["generate", "--help"], ["RUN_OR_MODEL", "--prompt", "--negative-prompt", "--num-images", "--seed", "--out"]),
+        (["evaluate", "--help"], ["RUN", "--prompts FILE", "--images-per-prompt", "--which", "--base", "--out"]),
+        (["compare", "--help"], ["CONFIG.yaml", "--set KEY=VALUE", "--out"]),
+        (["batch", "--help"], ["BATCH.yaml", "--set KEY=VALUE", "--out"]),
         (["tokens", "--help"], ["--base-model", "--check WORD"]),
         (["photos", "check", "--help"], ["FOLDER", "--sheet"]),
     ],
@@ -274,6 +280,201 @@ def test_generate_as_a_command_of_its_own(tiny_model, tmp_path):
     assert (code, err) == (0, "")
     assert out == f"{Path('generated') / '0000-0.png'}\n"
     assert (tmp_path / "generated" / "0000-0.png").is_file()
+
+
+# ---- evaluate
+
+
+@pytest.fixture
+def prompts_file(tmp_path):
+    """Two prompts, as an editor of another system saves them."""
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xef\xbb\xbfa photo of {identifier} {class_noun}\r\n\r\n  a sks dog in the snow\r\n")
+    return path
+
+
+def test_evaluate_measures_a_run_and_goes_on_where_it_was(finished, prompts_file):
+    run, _, _ = finished
+    arguments = ["evaluate", run, "--prompts", prompts_file, "--images-per-prompt", 2]
+    code, out, err = here(*arguments)
+    assert code == 0, err
+    told = Evaluation.load(run / "evaluation")
+    assert (told.subject, told.condition, told.model, told.step) == ("sks dog", "with PPL", "my run", 3)
+    assert [p.prompt for p in told.prompts] == ["a photo of sks dog", "a sks dog in the snow"]
+    lines = out.splitlines()
+    assert lines[0].split("  ")[-1] == "measured by"
+    pres = next(line for line in lines if line.startswith("PRES (lower is better)  "))
+    assert str(told.metrics["pres"]) in pres
+    assert pres.endswith("toybox ViT")
+    assert f"  {told.ceilings['dino']:.3f}  " in lines[1]
+    assert [Path(line).name for line in lines[6:]] == [
+        "report.html", "report.md", "dino_results.csv", "clip_results.csv", "pres_results.csv", "div_results.csv",
+        "all_results.csv",
+    ]  # fmt: skip
+    assert all(Path(line).is_file() for line in lines[6:])
+    assert [line for line in err.splitlines() if line[-1] != "…"] == [
+        "draw 6/6", "measure 1/3", "measure 2/3", "measure 3/3",
+    ]  # fmt: skip
+    pictures = {path: path.stat().st_mtime_ns for path in (run / "evaluation" / "images").iterdir()}
+    assert len(pictures) == 6
+    again = here(*arguments)
+    assert (again.code, again.out) == (0, out)
+    assert {path: path.stat().st_mtime_ns for path in (run / "evaluation" / "images").iterdir()} == pictures
+
+
+def test_evaluate_measures_the_base_model_on_the_same_subject(finished, prompts_file, tmp_path):
+    run, _, _ = finished
+    code, _, err = here("evaluate", run, "--base", "--prompts", prompts_file, "--images-per-prompt", 2)
+    assert code == 0, err
+    base = Evaluation.load(run / "evaluation-base")
+    assert (base.condition, base.model, base.step, base.photos) == ("base model", "tiny-sd", 0, 3)
+    code, out, err = here(
+        "evaluate", run, "--which", "best", "--prompts", prompts_file, "--images-per-prompt", 2, "--out",
+        tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, err
+    assert Evaluation.load(tmp_path / "out").condition == "with PPL, best"
+    assert f"{tmp_path / 'out' / 'report.html'}" in out.splitlines()
+
+
+def test_evaluate_says_what_is_wrong_before_it_draws(finished, tmp_path):
+    run, _, _ = finished
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    (tmp_path / "other.txt").write_text("a photo of a dog\n")
+    (tmp_path / "field.txt").write_text("a photo of {subject}\n")
+    out = tmp_path / "out"
+    for arguments, words in [
+        ([tmp_path], f"{tmp_path} is not a run: no config.yaml in it."),
+        ([run, "--prompts", tmp_path / "none.txt"], "none.txt: no such file. Give a text file with a prompt a line."),
+        ([run, "--prompts", tmp_path / "empty.txt"], "empty.txt: holds no prompt. Write a prompt a line."),
+        ([run, "--prompts", tmp_path / "other.txt"], "'a photo of a dog' does not name the subject."),
+        ([run, "--prompts", tmp_path / "field.txt"], "uses {subject}; only {identifier} and {class_noun}"),
+        ([run, "--base", "--which", "best"], "it has no --which."),
+        ([run, "--images-per-prompt", 1], "1 is not in the range 2<=x<=1000"),
+    ]:
+        code, printed, err = here("evaluate", *arguments, "--out", out)
+        assert code == (1 if arguments == [tmp_path] else 2), err
+        assert printed == ""
+        assert err.startswith("error: ")
+        assert len(err.splitlines()) == 1
+        assert words in err
+    assert not out.exists()
+
+
+def test_evaluate_stops_at_ctrl_c_and_goes_on(finished, prompts_file, tmp_path):
+    run, _, _ = finished
+    arguments = ["evaluate", run, "--prompts", prompts_file, "--images-per-prompt", 79, "--out", "out"]
+    running = process(*arguments, cwd=tmp_path)
+    assert any(line.startswith("draw 16/160") for line in running.stderr), "it ended before it could be stopped"
+    running.send_signal(signal.SIGINT)
+    code, _, err = result(running)
+    assert code == 1
+    assert err.splitlines()[-1] == "Stopped; the same command goes on."
+    assert "Traceback" not in err
+    drawn = len(list((tmp_path / "out" / "images").glob("prompt-*.png")))
+    assert 16 <= drawn < 158
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+# ---- compare, batch
+
+
+@pytest.fixture
+def batch_file(tiny_model, photo_folder, tmp_path):
+    """A quick study of two subjects under one condition, without the base model; what a caption says may be added."""
+    for name in ("ida", "rex"):
+        shutil.copytree(photo_folder, tmp_path / name)
+    path = tmp_path / "dogs.yaml"
+    path.write_text(
+        "subjects:\n- {name: ida, photos: ida, captions: true}\n- {name: rex, photos: rex}\n"
+        "conditions: {plain: {}}\nevaluate_base: false\nconfig:\n"
+        f"  base_model: {tiny_model}\n  device: cpu\n  subject: {{class_noun: dog}}\n  prior: {{enabled: false}}\n"
+        "  train: {steps: 3, mixed_precision: no, sample_every: 0}\n  sampling: {steps: 2}\n"
+        "  evaluation: {dino: toybox, clip: toybox, perceptual: toybox, class_images: 2, images_per_prompt: 2, "
+        'prompts: ["a {identifier} {class_noun}"]}\n'
+    )
+    return path
+
+
+def test_compare_trains_both_ways_and_tells_where_the_report_is(make_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"images_per_prompt": 2, "class_images": 2, "prompts": ["a {identifier} {class_noun}"]}
+    Path("pets").mkdir()
+    Path("pets/max.yaml").write_text(make_config(evaluation=settings).to_yaml())
+    code, out, err = here("compare", "pets/max.yaml", "--set", "train.steps=2", "--set", "seed=5")
+    assert code == 0, err
+    folder = Path("studies/max")
+    assert out.splitlines() == [f"Study: {folder}, 3 models", f"Report: {folder / 'report.html'}"]
+    heads = [line for line in err.splitlines() if line.startswith("[")]
+    assert heads == ["[1/3] disc, base model", "[2/3] disc, without PPL, seed 5", "[3/3] disc, with PPL, seed 5"]
+    assert "train 2/2 instance loss " in err
+    assert "Finished" not in err
+    assert "Traceback" not in err
+    for name in ("report.md", "all_results.csv", "gallery-00.png"):
+        assert (folder / name).is_file()
+    assert [Run.open(folder / "disc" / f"{name}-5").config.prior.enabled for name in ("without-PPL", "with-PPL")] == [
+        False, True,
+    ]  # fmt: skip
+    code, out, err = here("compare", "pets/max.yaml", "--set", "train.steps=2", "--set", "seed=5")
+    assert code == 0
+    assert out.splitlines()[0] == f"Study: {folder}, 3 models, 3 of them done already"
+    assert err.splitlines() == ["check …"]
+
+
+def test_batch_goes_on_past_a_failure_and_tells_it_again_at_the_end(batch_file, tmp_path):
+    (tmp_path / "ida" / "photo1.txt").write_text("a dog without a name")
+    code, out, err = here("batch", batch_file, "--out", tmp_path / "out")
+    assert code == 1
+    assert out.splitlines() == [f"Study: {tmp_path / 'out'}, 2 models", f"Report: {tmp_path / 'out' / 'report.html'}"]
+    reason = "ida, plain, seed 1234: photo1.txt: does not hold the identifier. Write {identifier} where the subject is "
+    lines = err.splitlines()
+    assert lines.index(f"failed: {reason}named.") < lines.index("[2/2] rex, plain, seed 1234")
+    assert lines[-2:] == ["1 of 2 failed; the same command tries them again:", f"{reason}named."]
+    assert Evaluation.load(tmp_path / "out" / "rex" / "plain-1234" / "evaluation").step == 3
+    (tmp_path / "ida" / "photo1.txt").write_text("a {identifier} {class_noun} at home")
+    code, out, err = here("batch", batch_file, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "2 models, 1 of them done already" in out
+    assert "rex" not in err
+
+
+def test_batch_stops_at_ctrl_c_and_the_same_command_goes_on(batch_file, tmp_path):
+    arguments = ["batch", batch_file, "--out", "out", "--set", "config.train.steps=100"]
+    running = process(*arguments, cwd=tmp_path)
+    assert any(line.startswith("train 10/100 ") for line in running.stderr), "it ended before it could be stopped"
+    running.send_signal(signal.SIGINT)
+    code, _, err = result(running)
+    assert code == 1
+    assert err.splitlines()[-1] == "Stopped; the same command goes on."
+    assert "Traceback" not in err
+    assert not (tmp_path / "out" / "rex").exists(), "the next one has not begun"
+    run = Run.open(tmp_path / "out" / "ida" / "plain-1234")
+    assert run.status == "cancelled"
+    code, _, err = result(process(*arguments, cwd=tmp_path))
+    assert code == 0, err
+    assert [e.step for e in run.events() if isinstance(e, events.Step)] == list(range(1, 101)), "each step once"
+    assert (tmp_path / "out" / "rex" / "plain-1234" / "evaluation" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "words"),
+    [
+        ("batch", None, "s.yaml: no such file."),
+        ("batch", "subjects: paper\nfotos: 3", "unknown key 'fotos'"),
+        ("batch", "subjects: nowhere", "nowhere' can't be read (No such file or directory)."),
+        ("compare", "subject: {photos: nowhere, class_noun: dog}", "nowhere: "),
+        ("compare", "subject: {photos: ., class_noun: dog}\nprior: {weight: 0}", "prior.weight is 0"),
+    ],
+)
+def test_what_is_wrong_with_a_study_is_one_line(tmp_path, monkeypatch, command, text, words):
+    monkeypatch.chdir(tmp_path)
+    if text:
+        Path("s.yaml").write_text(text)
+    code, out, err = here(command, "s.yaml")
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.splitlines()[-1].startswith("error: ")
+    assert not Path("studies").exists()
 
 
 # ---- tokens
