@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import html
+import time
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import gradio as gr
 
-from dreambooth.errors import ConfigError, DreamBoothError
+from dreambooth.config import Config, SamplingConfig
+from dreambooth.encoders import Encoders, load_encoders
+from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.generate import Picture, check_request
+from dreambooth.machine import resolve_device
+from dreambooth.photos import open_photo
 from dreambooth.prompts import suggestions
+from dreambooth.reports import Cell, Line, draw_sheet
 from dreambooth.runs import Run
-from dreambooth.ui import drawing, models
-from dreambooth.ui.comparison import Cell, Comparison, Line, as_html, captioned, draw_sheet
+from dreambooth.ui import charts, drawing, figures, models
+from dreambooth.ui.comparison import Comparison, as_html, captioned
 from dreambooth.ui.drawing import Order, Progress
+from dreambooth.ui.figures import Figures
 from dreambooth.ui.generate import GUIDANCE_HELP
-from dreambooth.ui.studio import QUIET, Studio, in_plain_words
+from dreambooth.ui.studio import QUIET, Studio, gpu_is_lent, in_plain_words
 
 NO_RUN = """<div class="empty"><strong>Nothing to compare yet.</strong> Train a subject first. With <em>both ways</em>
 ticked in the Train tab it is trained with and without prior preservation from the same seeds, and this page shows side
 by side what that changes: in the subject, and in everything else of its class.</div>"""
 PAIR = """<div class="empty"><strong>Trained both ways.</strong> Each row draws one prompt from the same seed with the
-base model, without PPL and with PPL. Look at the class prompt first: without PPL the subject tends to take it
-over.</div>"""
+base model, without PPL and with PPL; then all pictures are measured. Look at the class prompt first: without PPL the
+subject tends to take it over.</div>"""
 SINGLE = """<div class="empty"><strong>Trained one way.</strong> Each row draws one prompt from the same seed with the
-base model and with yours. To see what prior preservation does, train with <em>both ways</em> ticked.</div>"""
+base model and with yours; then all pictures are measured. To see what prior preservation does, train this subject the
+other way too: same photos, seed and settings.</div>"""
+HALF = """<div class="empty"><strong>The other way is {status}.</strong> Look at it in the Train tab; once it is
+finished, the two are compared as a pair.</div>"""
 BASE, WITHOUT, WITH, YOURS = "Base model", "Without PPL", "With PPL", "Your model"
+LOOKS = {WITHOUT: "instance", WITH: "prior", YOURS: "instance"}
+"""Of a run's line in the plots."""
 MAX_PROMPTS = 12
 """Rows of a comparison: with three models and four pictures that is 144 pictures, which few would wait for."""
 CONTEXTS_SHOWN = 4
@@ -37,6 +50,13 @@ class Column(NamedTuple):
 
     title: str
     folder: str
+
+
+class Trained(NamedTuple):
+    """A run that is compared."""
+
+    title: str
+    run: Run
 
 
 # ----------------------------------------------------------------------------------------------------------- layout
@@ -52,6 +72,17 @@ class Form:
     guidance_scale: gr.Slider
     seed: gr.Number
     count: gr.Slider
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is told of the models beside their pictures."""
+
+    other_way: gr.Button
+    table: gr.HTML
+    figures: gr.JSON
+    """The table for API callers."""
+    drift: gr.HTML
 
 
 @dataclass(frozen=True)
@@ -72,31 +103,50 @@ def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
             with gr.Row(elem_classes="actions"):
                 button = gr.Button("Compare", variant="primary", elem_id="compare")
                 stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-comparing")
+            other_way = gr.Button("Train it the other way too", visible=False, elem_id="other-way")
         with gr.Column(scale=3, min_width=320):
             status = gr.HTML(NO_RUN, label="Status", elem_id="compare-status")
             grid = gr.HTML(label="Comparison", elem_id="comparison")
             sheet = gr.DownloadButton("Save as one PNG", size="md", visible=False, elem_id="save-comparison")
+            table = gr.HTML(label="Figures as a table", elem_id="figures", apply_default_css=False)
+            drift = gr.HTML(label="Drift", elem_id="drift", apply_default_css=False)
             with gr.Column(visible=False) as laid:
                 overlay = _overlay()
     pictures = gr.Gallery(visible=False, label="Pictures", format="png")  # for API callers, who get no table
+    measured = Measured(other_way, table, gr.JSON(visible=False, label="figures"), drift)
     shown = gr.State(Comparison())
     actions = Actions(studio, pictures)
 
     drawing.stoppable(
         button, stop, status, fn=actions.compare, inputs=[owner, *vars(form).values()],
-        outputs=[pictures, sheet, grid, status, shown], api_name="compare", api_description=(
+        outputs=[pictures, sheet, grid, status, table, measured.figures, shown], api_name="compare", api_description=(
             "Draw prompts, one a line, with a run's base model and the run, from equal seeds; with both runs where it "
-            "was trained both ways. Gives every picture, one PNG of all, the table as HTML, and how it went."
+            "was trained both ways; and measure the pictures. Gives every picture, one PNG of all, the pictures as an "
+            "HTML table, how it went, and the figures, as HTML and as values with their 95 % intervals."
         ),
     )  # fmt: skip
     settings = [form.prompts, form.steps, form.guidance_scale]
-    form.run.input(actions.prefill, [owner, form.run], [status, *settings], **QUIET)
+    about = [status, other_way, drift]
+    form.run.input(actions.prefill, [owner, form.run], [*about, *settings], **QUIET)
+    _wire_other_way(actions, owner, form, measured, about)
     chosen = [shown, overlay.line, overlay.left, overlay.right]
     offered = shown.change(actions.offer, chosen, [*chosen[1:], laid, sheet], **QUIET)
     offered.then(actions.lay_over, chosen, overlay.slider, **QUIET)
     gr.on([part.input for part in chosen[1:]], actions.lay_over, chosen, overlay.slider, **QUIET)
-    listed = [form.run, asked, status, *settings]
-    return {"fn": actions.list_runs, "inputs": [owner, form.run, shown], "outputs": listed, **QUIET}
+    listed = [form.run, asked, *about, *settings]
+    return {"fn": actions.list_runs, "inputs": [owner, form.run, status], "outputs": listed, **QUIET}
+
+
+def _wire_other_way(
+    actions: Actions, owner: gr.Component, form: Form, measured: Measured, about: list[gr.Component]
+) -> None:
+    queued = gr.Textbox(visible=False, label="run id")
+    asked = measured.other_way.click(
+        actions.train_other_way, [owner, form.run], queued, api_name="train_other_way",
+        api_description="Queue the run that differs from a finished one of yours in PPL alone, with the same photos, "
+        "seed and settings, so that the two are a pair; gives its id.", show_progress_on=measured.other_way,
+    )  # fmt: skip
+    asked.success(actions.about, [owner, form.run], about, **QUIET)
 
 
 def _form() -> Form:
@@ -136,8 +186,11 @@ class Actions:
     studio: Studio
     pictures: gr.Gallery
 
-    def list_runs(self, owner: str, chosen: str | None, shown: Comparison) -> tuple:
-        """The visitor's finished runs, a pair once; keeps the chosen one, else takes the newest."""
+    def list_runs(self, owner: str, chosen: str | None, status: str) -> tuple:
+        """The visitor's finished runs, a pair once; keeps the chosen one, else takes the newest.
+
+        What `status` says of a comparison stays.
+        """
         runs = models.finished_runs(self.studio, owner)
         choices, seen = [], set()
         for run in runs:
@@ -149,28 +202,57 @@ class Actions:
         known = [run_id for _, run_id in choices]
         value = chosen if chosen in known else known[0] if known else None
         asked = gr.Column(visible=bool(runs))
+        if not runs:
+            nothing = [gr.skip()] * 3 if value == chosen else [NO_RUN, gr.Button(visible=False), ""]
+            return gr.Dropdown(choices, value=value), asked, *nothing, *[gr.skip()] * 3
+        words, *others = self.about(owner, value)
+        about = [words if status.startswith('<div class="empty"') else gr.skip(), *others]
         if value == chosen:  # not sent again: the page may have gone on meanwhile
-            return gr.Dropdown(choices), asked, *[gr.skip()] * 4
-        words, *settings = self.prefill(owner, value) if runs else (NO_RUN, *[gr.skip()] * 3)
-        return gr.Dropdown(choices, value=value), asked, gr.skip() if shown.lines else words, *settings
+            return gr.Dropdown(choices), asked, *about, *[gr.skip()] * 3
+        return gr.Dropdown(choices, value=value), asked, *about, *self._settings(self.studio.own_run(owner, value))
 
     def prefill(self, owner: str, run: str | None) -> tuple:
         """What there is to compare, the prompts to begin with, and the run's own steps and guidance."""
         try:
             chosen = self.studio.own_run(owner, run)
         except DreamBoothError:  # still being typed
-            return (gr.skip(),) * 4
-        config = chosen.config
+            return (gr.skip(),) * 6
+        return *self.about(owner, run), *self._settings(chosen)
+
+    def about(self, owner: str, run: str) -> tuple[str, gr.Button, str]:
+        """What a run can be compared with, whether it can be trained the other way, and how it drifted."""
+        chosen = self.studio.own_run(owner, run)
+        partner = self.studio.partner(chosen)
+        if partner is None:
+            words = SINGLE
+        else:
+            words = PAIR if partner.status == "finished" else HALF.format(status=partner.status)
+        free = partner is None and chosen.status == "finished" and chosen.config.prior.weight > 0
+        which = "without" if chosen.config.prior.active else "with"
+        return words, gr.Button(f"Train it {which} PPL too", visible=free), self._drift(chosen)
+
+    def _settings(self, run: Run) -> tuple:
+        config = run.config
         subject = suggestions(config.base_model, config.subject.class_noun, config.subject.identifier)
         prompts = "\n".join([config.class_prompt, *subject[:CONTEXTS_SHOWN]])
-        words = PAIR if self._finished_partner(chosen) else SINGLE
-        return words, prompts, *models.shown_sampling(config.sampling)
+        return prompts, *models.shown_sampling(config.sampling)
+
+    def _drift(self, run: Run) -> str:
+        """How a run's class came to look like its subject while it trained; both runs' of a pair."""
+        trained = [(one.title, LOOKS[one.title], models.measures_of(one.run)) for one in self.trained(run)]
+        return charts.drift(trained, run.config.train.steps)
+
+    @in_plain_words
+    def train_other_way(self, owner: str, run: str) -> str:
+        """Queue the run that makes a pair with this one, and return its id."""
+        return self.studio.train_other_way(owner, run).id
 
     @in_plain_words
     def compare(
         self, owner: str, run: str, prompts: str, steps: int, guidance_scale: float, seed: int, count: int
     ) -> Iterator[tuple[Any, ...]]:
-        """Draw row by row; yields all pictures, the sheet, the table, how it goes, and the comparison itself."""
+        """Draw row by row, then measure; yields all pictures, the sheet, the table, how it goes, the figures as HTML
+        and as values, and the comparison itself."""
         chosen = self.studio.own_run(owner, run)
         texts, seed, count = checked_prompts(prompts), int(seed or 0), int(count)
         check_request(texts, count, seed)
@@ -179,11 +261,31 @@ class Actions:
         for opened in drawing.as_it_happens(lambda tell: tell(self.columns(chosen))):
             columns = opened or columns
             if not columns:
-                yield *[gr.skip()] * 3, drawing.bar_html("Getting the models", 0), gr.skip()
+                yield *[gr.skip()] * 3, drawing.bar_html("Getting the models", 0), "", None, gr.skip()
+        began = time.monotonic()
+        what = f"{len(texts)} prompt{'' if len(texts) == 1 else 's'} with {len(columns)} models"
+        shown = yield from self._draw(columns, texts, seed, count, sampling, what)
+        measured, told = None, ""
+        try:
+            for measured in self._measure(shown, chosen, count):
+                if measured is None:
+                    yield *[gr.skip()] * 3, drawing.bar_html("Measuring the pictures", 1), "", None, gr.skip()
+        except DreamBoothError as error:  # the pictures are there all the same
+            told = f"<div class='empty'><strong>Not measured.</strong> {html.escape(str(error))}</div>"
+        blank = [cell for line in shown.lines for cell in line.cells if cell and cell.problem]
+        words = f"{what} in {drawing.duration(time.monotonic() - began)}."
+        note = drawing.problems_html([("A picture", cell.problem) for cell in blank])
+        ended = f"<div class='drawing' role='status'><p>{words}</p></div>{note}"
+        table, values = (figures.as_html(measured), figures.as_dict(measured)) if measured else (told, None)
+        yield captioned(shown), shown.sheet, as_html(shown), ended, table, values, shown
+
+    def _draw(
+        self, columns: list[Column], texts: list[str], seed: int, count: int, sampling: SamplingConfig, what: str
+    ) -> Generator[tuple[Any, ...], None, Comparison]:
+        """Draw the prompts with the models; yields what `compare` does, and returns the comparison."""
         places = [(row, column) for row in range(len(texts)) for column in range(len(columns))]
         orders = [Order(columns[column].folder, texts[row], seed, count) for row, column in places]
         progress, shown = Progress(len(orders)), Comparison(tuple(column.title for column in columns))
-        what = f"{len(texts)} prompt{'' if len(texts) == 1 else 's'} with {len(columns)} models"
         for news in drawing.paint(orders, sampling, "", True):
             ended = False
             if isinstance(news, list):
@@ -199,21 +301,34 @@ class Actions:
             if progress.take(news):
                 table = as_html(shown) if isinstance(news, list) else gr.skip()
                 full = (captioned(shown), shown.sheet) if ended else (gr.skip(), gr.skip())
-                yield *full, table, progress.as_html(what), shown if ended else gr.skip()
-        blank = [cell for line in shown.lines for cell in line.cells if cell and cell.problem]
-        words = f"{what} in {drawing.duration(progress.seconds)}."
-        note = drawing.problems_html([("A picture", cell.problem) for cell in blank])
-        ended = f"<div class='drawing' role='status'><p>{words}</p></div>{note}"
-        yield captioned(shown), shown.sheet, as_html(shown), ended, shown
+                yield *full, table, progress.as_html(what), "", None, shown if ended else gr.skip()
+        return shown
+
+    def _measure(self, shown: Comparison, run: Run, count: int) -> Iterator[Figures | None]:
+        """Measure what was drawn; nothing while that goes on, and the figures at the end."""
+
+        def work(tell: Callable[[Figures | None], None]) -> None:
+            encoders, notes = _encoders(run.config, diversity=count > 1)
+            photos = [open_photo(path, min_side=1) for path in sorted((run.path / "photos").glob("*.png"))]
+            if not photos:
+                raise RunError("This run's photos are gone, with which pictures would be compared.", "Train again.")
+            for news in figures.measure(shown, run.config, photos, encoders, notes):
+                tell(news)
+
+        return drawing.as_it_happens(work)
 
     def columns(self, run: Run) -> list[Column]:
         """The base model and the run; both runs of a pair, without PPL first."""
-        base = Column(BASE, models.base_folder(run.config))
+        trained = [Column(one.title, models.finished_model(one.run)) for one in self.trained(run)]
+        return [Column(BASE, models.base_folder(run.config)), *trained]
+
+    def trained(self, run: Run) -> list[Trained]:
+        """The run, or both of a pair, without PPL first."""
         partner = self._finished_partner(run)
         if partner is None:
-            return [base, Column(YOURS, models.finished_model(run))]
+            return [Trained(YOURS, run)]
         pair = sorted((run, partner), key=lambda one: one.config.prior.active)
-        return [base, *(Column(*c) for c in zip((WITHOUT, WITH), map(models.finished_model, pair), strict=True))]
+        return [Trained(title, one) for title, one in zip((WITHOUT, WITH), pair, strict=True)]
 
     def _finished_partner(self, run: Run) -> Run | None:
         partner = self.studio.partner(run)
@@ -225,7 +340,8 @@ class Actions:
         return Cell(drawing.keep_file(self.pictures, f"seed-{picture.seed}.png", picture.image.save))
 
     def _with_sheet(self, shown: Comparison) -> Comparison:
-        return shown._replace(sheet=drawing.keep_file(self.pictures, "comparison.png", draw_sheet(shown).save))
+        sheet = draw_sheet(shown.titles, shown.lines)
+        return shown._replace(sheet=drawing.keep_file(self.pictures, "comparison.png", sheet.save))
 
     def offer(self, shown: Comparison, line: int | None, left: str | None, right: str | None) -> tuple:
         """The sheet, and the lines and models that can be laid over each other; keeps what is chosen already."""
@@ -245,6 +361,15 @@ class Actions:
             return None
         cells = [shown.lines[line].cells[shown.titles.index(title)] for title in (left, right)]
         return (cells[0].path, cells[1].path) if all(cell and cell.path for cell in cells) else None
+
+
+def _encoders(config: Config, *, diversity: bool) -> tuple[Encoders, list[str]]:
+    """What measures pictures of a run's models, and why there is no DIV where its package is missing."""
+    device = "cpu" if gpu_is_lent() else resolve_device("auto")
+    try:
+        return load_encoders(config.evaluation, config.base_model, device, perceptual=diversity), []
+    except ConfigError as error:
+        return load_encoders(config.evaluation, config.base_model, device, perceptual=False), [str(error)]
 
 
 def checked_prompts(text: str | None) -> list[str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 from PIL import Image, UnidentifiedImageError
 
 from dreambooth.config import SamplingConfig
 from dreambooth.errors import DreamBoothError, PhotoError
-from dreambooth.generate import MAX_BATCH, Picture, check_request, save_picture
+from dreambooth.generate import MAX_BATCH, Picture, Which, check_request, save_picture
 from dreambooth.prompts import suggestions
 from dreambooth.ui import drawing, models
 from dreambooth.ui.drawing import Progress
@@ -23,10 +23,12 @@ NOTHING_YET = """<div class="empty"><strong>No pictures yet.</strong> Say what y
 Your own subjects are in the list of models once their training is finished.</div>"""
 GUIDANCE_HELP = "7 leaves the model freedom, 11 keeps it close to your words; the toybox draws best at 2.5 to 3."
 MODEL_HELP = "Your finished trainings, the base models, or any Stable Diffusion model of the Hub: type OWNER/NAME."
+WHICH_HELP = "The best step showed the subject best while it kept its class and followed its prompts; see Train."
 CLASS_NOUN = "dog"
 """What the prompts for models without a subject are about."""
-SETTINGS = ("model", "prompt", "negative_prompt", "steps", "guidance_scale", "seed")
+SETTINGS = ("model", "prompt", "negative_prompt", "steps", "guidance_scale", "seed", "which")
 """What a picture's file says, and `copy_settings` gives back."""
+SHOWN_AS = {"negative_prompt": "negative prompt", "guidance_scale": "guidance", "which": "which of its models"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Form:
     seed: gr.Number
     count: gr.Slider
     safety_checker: gr.Checkbox
+    which: gr.Radio
 
 
 def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
@@ -62,17 +65,19 @@ def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
     newest, picked = gr.State(None), gr.State(None)
     actions = Actions(studio, pictures)
     inputs = list(vars(form).values())
-    own_settings = [form.prompt, form.steps, form.guidance_scale]
+    own_settings = [form.prompt, form.steps, form.guidance_scale, form.which]
 
     drawing.stoppable(
         button, stop, status, fn=actions.generate, inputs=[owner, *inputs], outputs=[pictures, status],
         api_name="generate", api_description=(
             "Draw pictures with one of your finished runs, by its id, a base model, by its name, or a Hub repo, by "
-            "OWNER/NAME. They come batch by batch as PNG files that carry their settings; cancelling the job stops it."
+            "OWNER/NAME; `which` says which, where a run keeps its best model beside the last. They come batch by "
+            "batch as PNG files that carry their settings; cancelling the job stops it."
         ),
     )  # fmt: skip
     form.model.input(actions.prefill, [owner, form.model], own_settings, **QUIET)
     form.model.change(actions.list_ideas, [owner, form.model], ideas, **QUIET)
+    form.model.change(actions.offer_which, [owner, form.model], form.which, **QUIET)
     ideas.click(lambda idea: idea[0], ideas, form.prompt, **QUIET)
     new_seed.click(None, None, form.seed, js="() => Math.floor(Math.random() * 2 ** 32)")
 
@@ -85,7 +90,8 @@ def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
     )  # fmt: skip
     gr.api(
         actions.models, api_name="models", queue=False,
-        api_description="What you can draw with, by the name that /generate takes: your finished runs, base models.",
+        api_description="What you can draw with, by the name that /generate takes: your finished runs, base models. "
+        "`steps` are the best and the last of a run that keeps both models.",
     )  # fmt: skip
     listed = [form.model, newest, *own_settings]
     return {"fn": actions.list_models, "inputs": [owner, form.model, newest], "outputs": listed, **QUIET}
@@ -111,9 +117,12 @@ def _form(studio: Studio) -> tuple[Form, gr.Dataset, gr.Button, gr.UploadButton]
         gr.Slider(1, MAX_BATCH, 4, step=1, label="Pictures", render=False, elem_id="count"),
         gr.Checkbox(True, label="Safety checker", visible=not studio.public, render=False,
                     info="Holds back what it takes for unsafe, if the model comes with one. It errs now and then."),
+        gr.Radio(_choices("Best step", "Last step"), value="last", label="Which of its models", visible=False,
+                 render=False, info=WHICH_HELP, elem_id="which"),
     )  # fmt: skip
     shown = gr.Dataset(components=[gr.Textbox(visible=False)], samples=[[idea] for idea in ideas], samples_per_page=6,
                        label="Ideas", elem_id="ideas")  # fmt: skip
+    form.which.render()
     form.count.render()
     with gr.Accordion("More settings", open=False):
         form.negative_prompt.render()
@@ -125,6 +134,10 @@ def _form(studio: Studio) -> tuple[Form, gr.Dataset, gr.Button, gr.UploadButton]
         form.safety_checker.render()
         upload = gr.UploadButton("Take the settings from a saved picture", file_types=[".png"], size="sm")
     return form, shown, new_seed, upload
+
+
+def _choices(best: str, last: str) -> list[tuple[str, Which]]:
+    return [(best, "best"), (last, "last")]
 
 
 def _base_choices(studio: Studio) -> list[tuple[str, str]]:
@@ -149,22 +162,34 @@ class Actions:
         value = latest if latest and latest != newest else kept
         choices = [(models.label(run), run.id) for run in runs] + _base_choices(self.studio)
         if value == chosen:  # not sent again: the page may have gone on meanwhile
-            return gr.Dropdown(choices, allow_custom_value=True), latest, *[gr.skip()] * 3
+            return gr.Dropdown(choices, allow_custom_value=True), latest, *[gr.skip()] * 4
         return gr.Dropdown(choices, value=value, allow_custom_value=True), latest, *self.prefill(owner, value)
 
     @in_plain_words
-    def models(self, owner: str) -> list[dict[str, str]]:
-        """What this visitor can draw with, by the name that `generate` takes."""
-        runs = models.finished_runs(self.studio, owner)
-        named = [(models.label(run), run.id) for run in runs] + _base_choices(self.studio)
-        return [{"model": name, "title": words} for words, name in named]
+    def models(self, owner: str) -> list[dict[str, Any]]:
+        """What this visitor can draw with, by the name that `generate` takes; `steps` are a run's best and last."""
+        runs = [
+            {"model": run.id, "title": models.label(run), "steps": models.best_and_last(run)}
+            for run in models.finished_runs(self.studio, owner)
+        ]
+        return runs + [{"model": name, "title": words, "steps": None} for words, name in _base_choices(self.studio)]
 
     def prefill(self, owner: str, model: str) -> tuple:
-        """A first prompt, and the model's own steps and guidance; nothing for a name that is still being typed."""
+        """A first prompt, the model's own steps and guidance, and its best step; nothing while a name is typed."""
         if (subject := self._subject(owner, model)) is None:
-            return (gr.skip(),) * 3
+            return (gr.skip(),) * 4
         ideas, sampling = subject
-        return ideas[0], *models.shown_sampling(sampling)
+        return ideas[0], *models.shown_sampling(sampling), "best"
+
+    def offer_which(self, owner: str, model: str) -> gr.Radio:
+        """The choice between a run's best and last model, where it has both."""
+        try:
+            steps = models.best_and_last(self.studio.own_run(owner, model))
+        except DreamBoothError:
+            steps = None
+        if steps is None:
+            return gr.Radio(visible=False)
+        return gr.Radio(_choices(f"Best step ({steps['best']})", f"Last step ({steps['last']})"), visible=True)
 
     def list_ideas(self, owner: str, model: str) -> dict:
         """Prompts for what the model was taught, to choose from."""
@@ -186,13 +211,13 @@ class Actions:
     @in_plain_words
     def generate(
         self, owner: str, model: str, prompt: str, negative_prompt: str, steps: int, guidance_scale: float, seed: int,
-        count: int, safety_checker: bool = True,
+        count: int, safety_checker: bool = True, which: Which = "last",
     ) -> Iterator[tuple[Any, str]]:  # fmt: skip
         """Draw pictures as PNG files that carry prompt, seed and settings; yields all there are, and how it goes."""
         seed, count = int(seed or 0), int(count)
         check_request([prompt or ""], count, seed)
         source = None
-        for opened in drawing.as_it_happens(lambda tell: tell(models.open_model(self.studio, owner, model))):
+        for opened in drawing.as_it_happens(lambda tell: tell(models.open_model(self.studio, owner, model, which))):
             source = opened or source
             if source is None:
                 yield gr.skip(), drawing.bar_html("Getting the model", 0)
@@ -215,6 +240,7 @@ class Actions:
         """Put a picture with its settings where the page gets it from."""
         facts = sampling.model_dump(include={"steps", "guidance_scale", "scheduler"})
         facts |= {"prompt": picture.prompt, "negative_prompt": negative_prompt, "seed": picture.seed}
+        facts |= {"which": source.which} if source.which else {}
         return drawing.keep_file(
             self.pictures, f"seed-{picture.seed}.png",
             lambda file: save_picture(file, picture.image, model=source.name, **facts),
@@ -228,7 +254,7 @@ class Actions:
         except (IndexError, TypeError, PhotoError):
             return None, gr.HTML(visible=False), gr.Button(visible=False)
         rows = "".join(
-            f"<dt>{name.replace('_', ' ')}</dt><dd>{html.escape(settings[name])}</dd>"
+            f"<dt>{SHOWN_AS.get(name, name)}</dt><dd>{html.escape(settings[name])}</dd>"
             for name in SETTINGS if settings.get(name)
         )  # fmt: skip
         return path, gr.HTML(f"<dl class='made-with'>{rows}</dl>", visible=True), gr.Button(visible=True)
@@ -248,7 +274,7 @@ class Actions:
             return (
                 name if known or name in self.studio.base_models else gr.skip(), found["prompt"],
                 found.get("negative_prompt", ""), int(found["steps"]), float(found["guidance_scale"]),
-                int(found["seed"]),
+                int(found["seed"]), found["which"] if found.get("which") in get_args(Which) else "last",
             )  # fmt: skip
         except ValueError:
             raise PhotoError("This picture's settings are damaged.", "Take another one.") from None

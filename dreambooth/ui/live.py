@@ -25,7 +25,7 @@ SMOOTHED_SHARE = 20
 POINTS = 200
 """Points of a curve at most: more can't be told apart on a screen."""
 ROWS = 24
-"""Sampling steps that are shown at most, the first and the newest among them: more would load hundreds of pictures."""
+"""Sampling steps that are shown, the best aside: more would load hundreds of pictures."""
 
 Url = Callable[[Path], str]
 """(a picture's path) -> where the browser gets it."""
@@ -137,6 +137,7 @@ def _nice(value: float) -> float:
 def samples(report: Report, root: Path, url: Url) -> str:
     """A row for each sampling step, newest first: the subject's pictures beside its class's."""
     config = report.config
+    best = report.measures.best if report.measures else 0
     asked = {config.instance_prompt: "The subject", config.class_prompt: "Its class"}
     columns = asked | {picture.prompt: "Your prompt" for picture in report.pictures if picture.prompt not in asked}
     by_step: dict[int, list[events.Image]] = {}
@@ -148,7 +149,7 @@ def samples(report: Report, root: Path, url: Url) -> str:
         return f"<div class='empty'>{soon}</div>" if report.status == "running" else ""
     heads = "".join(f"<th scope='col'>{name}<q>{html.escape(prompt)}</q></th>" for prompt, name in columns.items())
     rows = []
-    for step in _spread(list(by_step)):
+    for step in _spread(list(by_step), best):
         cells = []
         for prompt, name in columns.items():
             drawn = [
@@ -157,16 +158,19 @@ def samples(report: Report, root: Path, url: Url) -> str:
                 for p in by_step[step] if p.prompt == prompt
             ]  # fmt: skip
             cells.append(f"<td class='{name.split()[-1]}'>{''.join(drawn)}</td>")
-        rows.append(f"<tr><th scope='row'>step {step}</th>{''.join(cells)}</tr>")
+        said = f"step {step}" if step else "before"
+        mark = " <b title='The best step, as the measures say'>best</b>" if best and step == best else ""
+        rows.append(f"<tr><th scope='row'>{said}{mark}</th>{''.join(cells)}</tr>")
     return f"""<div class="samples-table"><table id="samples"><thead><tr><th></th>{heads}</tr></thead>
 <tbody>{"".join(rows)}</tbody></table></div>"""
 
 
-def _spread(steps: Sequence[int]) -> list[int]:
-    """At most `ROWS` of them, evenly chosen, the first and the last among them."""
+def _spread(steps: Sequence[int], best: int) -> list[int]:
+    """About `ROWS` of them, evenly chosen, the first, the last and the best among them."""
     if len(steps) <= ROWS:
         return list(steps)
-    return [steps[place] for place in np.linspace(0, len(steps) - 1, ROWS).round().astype(int)]
+    chosen = {steps[place] for place in np.linspace(0, len(steps) - 1, ROWS).round().astype(int)}
+    return [step for step in steps if step in chosen or (best and step == best)]
 
 
 def history(runs: Sequence[tuple[Run, Report]], chosen: str | None, url: Url) -> str:

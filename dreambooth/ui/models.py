@@ -8,14 +8,18 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import gradio as gr
 from huggingface_hub.constants import HF_HUB_CACHE
 from pydantic import ValidationError
 
+from dreambooth import generate
 from dreambooth.config import TOYBOX, Config, SamplingConfig, load_preset
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.families import fetch_from_hub, fetch_model
+from dreambooth.generate import Which
+from dreambooth.monitor import Measures, read_measures
 from dreambooth.runs import Run
 from dreambooth.ui.studio import Studio, is_owner, title
 
@@ -37,12 +41,15 @@ class Model:
     folder: str
     sampling: SamplingConfig
     """The settings it is best sampled with."""
+    which: str = ""
+    """Of a run's two models."""
 
 
-def open_model(studio: Studio, owner: str, name: str) -> Model:
+def open_model(studio: Studio, owner: str, name: str, which: Which = "last") -> Model:
     """The model that a visitor names: a base model on offer, a run of theirs, or a Hub repo, downloaded if need be.
 
-    A path of the server is none of these. Raises `ConfigError`, `RunError`, `ModelError` or `HubError`.
+    `which` is heeded where a run has two. A path of the server is none of these. Raises `ConfigError`, `RunError`,
+    `ModelError` or `HubError`.
     """
     name = name.strip() if isinstance(name, str) else ""
     if not name:
@@ -59,7 +66,8 @@ def open_model(studio: Studio, owner: str, name: str) -> Model:
             )
         return Model(name, str(folder), SamplingConfig())
     run = studio.own_run(owner, name)
-    return Model(run.id, finished_model(run), run.config.sampling)
+    folder = finished_model(run, which)
+    return Model(run.id, folder, run.config.sampling, "best" if Path(folder).name == "best" else "last")
 
 
 def _fetch_for_stranger(name: str) -> Path:
@@ -82,11 +90,28 @@ def brings_safety_checker(folder: Path) -> bool:
     return all(index.get("safety_checker") or [None])
 
 
-def finished_model(run: Run) -> str:
-    """The folder of a run's model; raises `RunError` where it has none yet."""
-    if not (run.path / "model" / "model_index.json").is_file():
+def finished_model(run: Run, which: Which = "last") -> str:
+    """The folder of a run's model; raises `RunError` where it has none yet, `ConfigError` for an unknown `which`."""
+    if which not in get_args(Which):
+        raise ConfigError(f"{which!r} is none of a run's models.", f"Say {' or '.join(get_args(Which))}.")
+    if not (run.path / "model" / "model_index.json").is_file():  # in words of our own: others name the path
         raise RunError(f"This run is {run.status} and has no model yet.", "Wait for its end, or resume it.")
-    return str(run.path / "model")
+    return str(generate.finished_model(run.path, which))
+
+
+def best_and_last(run: Run) -> dict[Which, int] | None:
+    """The steps of a run's two models; None where the last is the best, or nothing was measured."""
+    if not (run.path / "best" / "model_index.json").is_file() or (measures := measures_of(run)) is None:
+        return None
+    return {"best": measures.best, "last": measures.measures[-1].step}
+
+
+def measures_of(run: Run) -> Measures | None:
+    """What was measured while it trained; None where nothing was, or where that is damaged, as the Train tab tells."""
+    try:
+        return read_measures(run.path)
+    except RunError:
+        return None
 
 
 def base_folder(config: Config) -> str:

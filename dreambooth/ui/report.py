@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ import numpy as np
 
 from dreambooth import events
 from dreambooth.config import Config
+from dreambooth.errors import RunError
+from dreambooth.metrics import METRICS
+from dreambooth.monitor import Measures, read_measures
 from dreambooth.preflight import gib
 from dreambooth.runs import Run, Status
 
@@ -52,6 +55,8 @@ class Report:
     losses: np.ndarray
     """(2, steps) float32: instance and prior loss of each step, NaN where there is none."""
     pictures: tuple[events.Image, ...]
+    measures: Measures | None
+    """What the sample pictures say; None where nothing was measured."""
     warnings: tuple[str, ...]
     failure: str
     peak_bytes: float | None
@@ -78,6 +83,11 @@ class Report:
         return f"{config.train.steps} steps at {config.train.learning_rate:g} · {prior}{text} · {model}"
 
     @property
+    def measured(self) -> int:
+        """At how many steps its sample pictures were measured."""
+        return len(self.measures.measures) if self.measures else 0
+
+    @property
     def moving(self) -> bool:
         """Whether it waits or trains."""
         return self.status in ("queued", "running")
@@ -100,7 +110,10 @@ class Report:
             return re.sub(r"/(?:[^\s/'\"]+/)+", "…/", said)  # where the server keeps its files is nobody's business
         if self.status == "finished" and self.seconds and self.peak_bytes:
             took = f"It took {duration(self.seconds)} and {gib(self.peak_bytes)} of memory at most."
-            return f"{ENDINGS['finished']} {took}"
+            steps, asked = self.losses.shape[1], self.config
+            early = bool(asked.evaluation.patience) and steps < asked.train.steps
+            why = f" It ended at step {steps}, as no later one had been better." if early else ""
+            return f"{ENDINGS['finished']}{why} {took}"
         if self.status != "running":
             return ENDINGS[self.status]
         parts = [STAGES.get(self.stage, self.stage)]
@@ -115,12 +128,16 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """For API callers."""
         loss = self.losses[:, -1] if self.losses.size else (math.nan, math.nan)
+        measures = self.measures
         instance, prior = (float(value) if math.isfinite(value) else None for value in loss)
         return {
             "title": self.name, "settings": self.facts, "status": self.status, "stage": self.stage, "done": self.done,
             "total": self.total, "text": self.text, "per_second": self.per_second, "seconds_left": self.seconds_left,
             "warnings": list(self.warnings), "instance_loss": instance, "prior_loss": prior,
-            "sample_pictures": len(self.pictures),
+            "sample_pictures": len(self.pictures), "best_step": measures.best or None if measures else None,
+            "dino_of_photos": measures.ceiling if measures else None,
+            "measures": [asdict(measure) for measure in measures.measures] if measures else [],
+            "encoders": measures.encoders if measures else {},
         }  # fmt: skip
 
 
@@ -140,6 +157,9 @@ class Digest:
         self._pictures: dict[str, events.Image] = {}
         self._warnings: dict[str, None] = {}
         self._metrics: dict[str, float] = {}
+        self._measures: Measures | None = None
+        self._measured = False  # something since the last look
+        self._damage = ""
         self._enter(events.Stage("prepare"))
 
     def report(self) -> Report:
@@ -184,6 +204,7 @@ class Digest:
                 self._warnings[event.message] = None
             case events.Metric():
                 self._metrics[event.name] = event.value
+                self._measured |= event.name in METRICS
 
     def _keep_losses(self, event: events.Step) -> None:
         """Steps repeated after a crash count once, as they went the last time."""
@@ -202,8 +223,18 @@ class Digest:
             return (last.done - first.done) / max(last.time - first.time, 1e-6) or None
         return None
 
+    def _look_at_measures(self) -> None:
+        """They are in a file of their own, written before the events that tell of them."""
+        self._measured, self._damage = False, ""
+        try:
+            self._measures = read_measures(self.run.path)
+        except RunError as error:
+            self._measures, self._damage = None, str(error)
+
     def _sum_up(self) -> Report:
         last = self._last
+        if self._measured:
+            self._look_at_measures()
         return Report(
             config=self._config,
             status=self.run.status,
@@ -213,7 +244,8 @@ class Digest:
             per_second=self._per_second(),
             losses=self._losses[:, : self._step].copy(),
             pictures=tuple(self._pictures.values()),
-            warnings=tuple(self._warnings),
+            measures=self._measures,
+            warnings=(*self._warnings, *filter(None, [self._damage])),
             failure=f"{last.message} {last.hint}".strip() if isinstance(last, events.Failed) else "",
             peak_bytes=self._metrics.get("peak_memory_bytes"),
             seconds=last.seconds if isinstance(last, events.Finished) else None,

@@ -41,6 +41,14 @@ ELSEWHERE = {
     "subject.crops": "the Photos tab",
     "subject.captions": "captions are files beside the photos, and uploads are pictures alone",
     "subject.instance_prompt": "the Photos tab makes it from identifier and class noun",
+    "evaluation.dino": "a visitor would name a folder of the server, or a download; auto suits the base model",
+    "evaluation.clip": "as evaluation.dino",
+    "evaluation.perceptual": "as evaluation.dino",
+    "evaluation.prompts": "for the command `evaluate`, after the training",
+    "evaluation.images_per_prompt": "for the command `evaluate`",
+    "evaluation.class_images": "for the command `evaluate`",
+    "evaluation.seed": "for the command `evaluate`",
+    "evaluation.batch_size": "changes no figure, only how much memory measuring takes",
 }
 """Settings that are not in the form, and why."""
 

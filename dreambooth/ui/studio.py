@@ -1,4 +1,4 @@
-"""What the tabs share: settings, whose run is whose, what may start and what is kept, and errors as sentences."""
+"""What the tabs share: whose run is whose, what may start and what is kept, and errors as sentences."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import gradio as gr
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreambooth import events
 from dreambooth.config import TOYBOX, Config, load_preset
@@ -31,6 +30,7 @@ from dreambooth.files import atomic_folder
 from dreambooth.machine import resolve_device
 from dreambooth.photos import MIN_SIDE, Crop, checked_crop, join_names, open_photo
 from dreambooth.runs import Run, Worker, list_runs
+from dreambooth.ui.limits import StudioSettings, is_person, refuse_too_much
 
 RECIPES = {
     TOYBOX: "Toybox: a minute on any computer",
@@ -48,105 +48,11 @@ MAX_PHOTOS = 50
 """More is a mistake or an attack: the coach finds more than six too many."""
 KEPT_SIDE = 2048
 """Short side at which photos are kept, in pixels: twice the largest resolution that a base model here is trained at."""
-PUBLIC_CAPS = {
-    "train.keep_checkpoints": 2, "train.batch_size": 8, "train.gradient_accumulation": 8, "prior.steps": 100,
-    "prior.batch_size": 32, "sampling.steps": 100, "sampling.num_images": 4,
-}  # fmt: skip
-"""The most of each setting on a public Space, where one step or one batch must not keep everybody waiting: no less than
-any recipe takes. Of checkpoints only the newest is ever resumed."""
-MAX_SAMPLED_PROMPTS = 4
-"""The most further prompts that are sampled while a run trains on a public Space."""
-
 UNKNOWN_RESOLUTION = 512
 """Taken for a base model that would have to be downloaded to know better; Stable Diffusion 1.5's."""
 
-PERSON_WORDS = frozenset(
-    """person persons people human humans man men woman women boy boys girl girls child children kid kids baby babies
-    toddler infant teen teenager adult lady ladies gentleman guy guys dude face faces head portrait selfie self me
-    friend girlfriend boyfriend couple family wife husband bride groom mother father mom mum mama dad papa parent
-    brother sister son daughter grandmother grandfather grandma grandpa aunt uncle actor actress singer celebrity
-    """.split()
-)
-"""In a class noun these mean that people are on the photos."""
-
 _OWNER = re.compile(r"[A-Za-z0-9_-]{20,64}")
 _RUN_ID = re.compile(r"[A-Za-z0-9-]{1,100}")
-_PREFIX = "DREAMBOOTH_"
-
-
-# --------------------------------------------------------------------------------------------------------- settings
-
-
-def _on_a_public_space(limit: int, description: str) -> int | None:
-    """A limit that only strangers need."""
-    return Field(default_factory=lambda given: limit if given["public"] else None, gt=0, description=description)
-
-
-class StudioSettings(BaseModel):
-    """What whoever runs a studio may choose, each by the environment variable DREAMBOOTH_<NAME>."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    base_model: str = Field(TOYBOX, description="the base model that the page offers first: a Hub id or a folder")
-    runs: Path = Field(Path("runs"), description="where runs are kept")
-    workers: int = Field(1, ge=1, le=64, description="trainings at a time; one is as fast as a GPU gets")
-    public: bool = Field(False, description="whether strangers use the studio: sets the limits below, asks for consent "
-                         "to photos of people and keeps the safety checker on")  # fmt: skip
-    max_runs: int | None = _on_a_public_space(
-        20, "runs kept of each visitor; a new one removes the oldest, unless it waits, trains or is published"
-    )
-    disk_gb: float | None = _on_a_public_space(
-        20, "gigabytes of all runs; above it the oldest are removed likewise (a Space has 50 in all)"
-    )
-    max_waiting: int | None = _on_a_public_space(
-        2, "runs of each visitor that wait or train: two, since training both ways takes two"
-    )
-    max_queue: int | None = _on_a_public_space(50, "runs of all visitors that wait: more would wait for days")
-    max_minutes: int | None = _on_a_public_space(
-        60, "minutes that a run trains at a time; it is stopped then, and can be resumed behind the others"
-    )
-    max_steps: int | None = _on_a_public_space(2000, "training steps of a run: ten times the toybox's recipe")
-    max_class_images: int | None = _on_a_public_space(200, "class images of a run: as many as the paper uses")
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> StudioSettings:
-        """Read the variables; an empty one counts as unset, `none` lifts a limit, and a Space is public by default.
-
-        Raises `ConfigError` that names the variable that can't be used, or is none.
-        """
-        known = {_variable(name) for name in cls.model_fields} | {"DREAMBOOTH_CACHE"}
-        if strangers := sorted(name for name in environment if name.startswith(_PREFIX) and name not in known):
-            raise ConfigError(f"{strangers[0]} is not a setting.", f"There are {', '.join(sorted(known))}.")
-        given = {
-            name: None if value.strip().lower() == "none" else value.strip()
-            for name in cls.model_fields
-            if (value := environment.get(_variable(name), "")).strip()
-        }
-        try:
-            return cls.model_validate({"public": bool(environment.get("SPACE_ID"))} | given)
-        except ValidationError as error:
-            wrong = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
-            shown = [f"{_variable(e['loc'][0])} = {environment[_variable(e['loc'][0])]!r}: {e['msg']}" for e in wrong]
-            raise ConfigError(f"{'; '.join(shown)}.", "The README's table says what each takes.") from None
-
-    @classmethod
-    def table(cls) -> list[str]:
-        """The rows of a Markdown table: variable, default, meaning."""
-        alone, public = cls(), cls(public=True)
-        rows = []
-        for name, about in cls.model_fields.items():
-            here, there = (_shown(getattr(settings, name)) for settings in (alone, public))
-            default = "`true` on a Space" if name == "public" else here if here == there else f"{there} if public"
-            rows.append(f"| `{_variable(name)}` | {default} | {about.description} |")
-        return rows
-
-
-def _variable(name: str) -> str:
-    return _PREFIX + name.upper()
-
-
-def _shown(value: object) -> str:
-    return "none" if value is None else f"`{value}`"
 
 
 # --------------------------------------------------------------------------------------------------------- visitors
@@ -167,11 +73,6 @@ def checked_owner(owner: object) -> str:
     if not is_owner(owner):
         raise RunError("This visit has no id yet.", "Reload the page; API callers choose 20 to 64 letters and digits.")
     return owner
-
-
-def is_person(class_noun: str) -> bool:
-    """Whether a class noun means people, as far as its words tell."""
-    return not PERSON_WORDS.isdisjoint(re.findall(r"[^\W\d_]+", class_noun.casefold()))
 
 
 def _mark(owner: str) -> str:
@@ -212,7 +113,7 @@ class Studio:
         settings = StudioSettings.from_environment()
         root = settings.runs.expanduser().resolve()
         # Without a GPU only the toybox trains in minutes; a big model that is wanted all the same can be named.
-        recipes = RECIPES if resolve_device("auto").type != "cpu" and not _on_zero_gpu() else (TOYBOX,)
+        recipes = RECIPES if resolve_device("auto").type != "cpu" and not gpu_is_lent() else (TOYBOX,)
         offered = [settings.base_model, *(load_preset(recipe)["base_model"] for recipe in recipes)]
         names = {Path(model).name if Path(model).is_dir() else model: model for model in offered}
         minutes = settings.max_minutes
@@ -301,26 +202,58 @@ class Studio:
         configs = [self._checked_config(settings, consent)]
         if both_ways:
             configs = _both_ways(configs[0])
+        boxes = crops or [None] * len(photos)
+        return self._queue(owner, configs, lambda folder: _keep_photos(photos, boxes, folder), seconds)
+
+    def train_other_way(self, owner: str, run_id: str) -> Run:
+        """Queue the run that differs in prior preservation alone from one that is finished, so that they are a pair.
+
+        Raises `ConfigError` where the two would be the same, and `RunError` where the run has its pair already, is not
+        finished, or a limit is reached.
+        """
+        run = self.own_run(owner, run_id)
+        if run.status != "finished":
+            raise RunError(f"This run is {run.status}.", "Wait for its end, or resume it.")
+        config = run.config
+        checked = self._checked_config(config.model_dump(mode="json"), consent=True)  # given for the same photos before
+        other = next(way for way in _both_ways(checked) if way.prior.active != config.prior.active)
+
+        def copy_photos(folder: Path) -> dict[str, Crop]:
+            shutil.copytree(run.path / "uploads", folder)
+            return config.subject.crops
+
+        return self._queue(owner, [other], copy_photos, pair_with=run)[0]
+
+    def _queue(
+        self, owner: str, configs: Sequence[Config], keep_photos: Callable[[Path], dict[str, Crop]],
+        seconds: float | None = None, pair_with: Run | None = None,
+    ) -> list[Run]:  # fmt: skip
+        """Queue a run for each config, two as a pair; `keep_photos` fills a new folder and gives the crop boxes."""
         with self._deciding:
             self._refuse_too_many_runs(owner, len(configs))  # before photos are read, which takes a while
 
         ids = [f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}" for _ in configs]
+        partners = [pair_with.id] if pair_with else reversed(ids) if len(ids) == 2 else [""]
         runs = [Run(self.root / run_id) for run_id in ids]
         with contextlib.ExitStack() as hidden:
             folders = [hidden.enter_context(atomic_folder(run.path)) for run in runs]
-            boxes = _keep_photos(photos, crops or [None] * len(photos), folders[0] / "uploads")
+            boxes = keep_photos(folders[0] / "uploads")
             for folder in folders[1:]:
                 shutil.copytree(folders[0] / "uploads", folder / "uploads")
-            for run, folder, config, partner in zip(runs, folders, configs, reversed(ids), strict=True):
+            for run, folder, config, partner in zip(runs, folders, configs, partners, strict=True):
                 config = _changed(config, subject={"photos": run.path / "uploads", "crops": boxes})
                 (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
                 (folder / "owner").write_text(_mark(owner))
-                if both_ways:
+                if partner:
                     (folder / "partner").write_text(partner)
                 Run(folder).append(events.RunQueued(seconds))  # so that it waits from the moment it is there
             with self._deciding:
                 self._refuse_too_many_runs(owner, len(runs))
-                self._make_room(owner, folders)
+                if pair_with and self.partner(pair_with):
+                    raise RunError("This run was trained both ways already.", "Its other one is in the list of runs.")
+                self._make_room(owner, folders, [pair_with] if pair_with else [])
+                if pair_with:
+                    (pair_with.path / "partner").write_text(ids[0])
                 hidden.close()  # now they are there
                 for run in runs:
                     self.worker.submit(run)
@@ -349,24 +282,13 @@ class Studio:
         """The settings of one run, its photos aside; raises `ConfigError` for what this studio does not take."""
         subject = settings.get("subject", {}) | {"photos": ".", "crops": {}}
         config = Config.from_dict(settings | {"subject": subject}, source="Settings")
-        if _on_zero_gpu():
+        if gpu_is_lent():
             config = config.model_copy(update={"device": "cpu"})
         if self.public and config.base_model != TOYBOX:  # what is drawn while training passes no safety checker
             config = _changed(config, train={"sample_every": 0}, sampling={"prompts": []})
         if config.base_model not in self.base_models.values():
             raise ConfigError("This base model is not on offer.", f"Choose {', '.join(self.base_models)}.")
-        caps = [
-            ("train.steps", config.train.steps, self.settings.max_steps),
-            ("prior.num_images", config.prior.num_images, self.settings.max_class_images),
-        ]
-        if self.public:
-            wanted = config.model_dump()
-            caps += [(name, wanted[name.split(".")[0]][name.split(".")[1]], most) for name, most in PUBLIC_CAPS.items()]
-            caps.append(("The number of sampling.prompts", len(config.sampling.prompts), MAX_SAMPLED_PROMPTS))
-        for name, value, most in caps:
-            if most is not None and value > most:
-                raise ConfigError(f"{name} is {value}, and this studio takes {most} at most.", "Lower it, or run the "
-                                  "studio on a computer of your own.")  # fmt: skip
+        refuse_too_much(config, self.settings)
         person = is_person(config.subject.class_noun) or config.preset == "sd15-person"
         if self.public and person and consent is not True:
             raise ConfigError("Photos of people need consent.", "Tick the box that says that everybody on them agrees.")
@@ -387,13 +309,14 @@ class Studio:
         if all_ is not None and self.worker.waiting + coming > all_:
             raise RunError(f"The queue is full: {self.worker.waiting} trainings wait.", "Come back later.")
 
-    def _make_room(self, owner: str, coming: Sequence[Path]) -> None:
-        """Remove the oldest runs that `coming` would put over a limit, of this visitor, or for the disk of all.
+    def _make_room(self, owner: str, coming: Sequence[Path], needed: Sequence[Run] = ()) -> None:
+        """Remove the oldest runs that `coming` would put over a limit, of this visitor, or for the disk of all, but
+        none that is `needed`.
 
         Raises `RunError`, and removes none, where what must be kept leaves no room.
         """
         runs = list_runs(self.root)[::-1]
-        removable = [run for run in runs if _is_removable(run)]
+        removable = [run for run in runs if _is_removable(run) and run not in needed]
         doomed: list[Run] = []
         if self.settings.max_runs is not None:
             own = [run for run in runs if self._is_owned(run.path, owner)]
@@ -438,7 +361,7 @@ def refuse_too_many(photos: Sequence[str]) -> None:
         raise PhotoError(f"{len(photos)} photos are too many.", "Keep the best 3 to 5.")
 
 
-def _on_zero_gpu() -> bool:
+def gpu_is_lent() -> bool:
     """Whether a GPU only seems to be there: ZeroGPU lends it for a minute at a time, to calls that draw."""
     return bool(os.environ.get("SPACES_ZERO_GPU"))
 

@@ -133,7 +133,8 @@ footer .divider { display: none !important; }
 .fields .form > *, .fields > .block { flex: 1 1 200px !important; min-width: min(200px, 100%) !important; }
 .actions { justify-content: flex-start; }
 #headline { scroll-margin: 16px; }
-#curves:not(:has(figure)), #sample-pictures:not(:has(table, .empty)) { display: none; }
+#curves:not(:has(figure)), #drift:not(:has(figure)), #sample-pictures:not(:has(table, .empty)),
+#progress:not(:has(section, .empty)), #figures:not(:has(section, .empty)) { display: none; }
 .estimate { padding: 12px 16px; border: 1px solid var(--block-border-color); border-radius: 10px;
   background: var(--block-background-fill); }
 .estimate dl { display: flex; flex-wrap: wrap; gap: 6px 32px; margin: 0; }
@@ -176,6 +177,45 @@ footer .divider { display: none !important; }
 .curves polyline { stroke: var(--instance); stroke-width: 2.5; stroke-linejoin: round; }
 .curves polyline.prior { stroke: var(--prior); }
 .curves polyline.raw { stroke-width: 1; opacity: .3; }
+.charts { display: grid; gap: 0 24px; margin: 10px 0; grid-template-columns: repeat(auto-fit,
+  minmax(min(280px, 100%), 1fr)); }
+.curves.small { display: grid; grid-template: subgrid / minmax(0, 1fr); grid-row: span 4; margin: 0 0 18px; }
+.curves.small figcaption { align-content: start; }
+.curves.small ul { margin: 0; width: 100%; } .curves.small li { font-size: .85rem; }
+.curves.small .plot { height: 120px; }
+.curves.small p { margin: 2px 0 0; font-size: .85rem; line-height: 1.35; color: var(--body-text-color-subdued); }
+.curves .dot { stroke: var(--instance); stroke-width: 7; stroke-linecap: round; }
+.curves .dot.prior { stroke: var(--prior); }
+.curves .dot.marked { stroke-width: 12; }
+.curves .best { stroke: var(--neutral-400); stroke-width: 1.5; stroke-dasharray: 3 3; }
+.curves .level { stroke: var(--neutral-500); stroke-width: 1; stroke-dasharray: 7 4; }
+.curves figcaption li.level::before { height: 0; border-top: 1px dashed var(--neutral-500); background: none; }
+.curves.small svg { overflow: visible; }
+.verdict { margin: 6px 0 0; line-height: 1.45; color: var(--body-text-color); }
+#samples th b { display: block; color: #17706b; } .dark #samples th b { color: #5cc9c2; }
+
+.figures .wide { overflow-x: auto; }
+.figures table { width: 100%; margin: 6px 0; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.figures th, .figures td, .figures tr { border: 0; background: none; }
+.figures th, .figures td { padding: 6px 8px; text-align: right; vertical-align: top; color: var(--body-text-color); }
+.figures th { font-weight: 600; } .figures tbody th { text-align: left; }
+.figures tbody tr { border-top: 1px solid var(--block-border-color); }
+.figures td small { display: block; font-size: .78rem; white-space: nowrap; color: var(--body-text-color-subdued); }
+.figures .difference th, .figures .ceiling th { font-weight: 400; }
+.figures .ceiling td, .figures .ceiling th { color: var(--body-text-color-subdued); }
+@media (max-width: 640px) {
+  .figures thead { display: none; }
+  .figures tr { display: grid; grid-template-columns: repeat(3, 1fr); padding: 6px 0; }
+  .figures th, .figures td { padding: 2px 0; text-align: left; }
+  .figures tbody th { grid-column: 1 / -1; }
+  .figures td:empty { display: none; }
+  .figures td::before { content: attr(data-metric); display: block; font-size: .78rem; font-weight: 600; }
+}
+.figures .aside { font-size: .9rem; line-height: 1.45; }
+.legend { display: grid; gap: 2px 20px; margin: 8px 0 0; font-size: .9rem; line-height: 1.4;
+  grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); }
+.legend dt { display: inline; font-weight: 600; color: var(--body-text-color); }
+.legend dd { display: inline; margin: 0 0 0 6px; color: var(--body-text-color-subdued); }
 
 .samples-table { overflow-x: auto; }
 #samples { width: 100%; margin: 0; border-collapse: collapse; table-layout: fixed; }

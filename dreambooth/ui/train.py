@@ -14,15 +14,17 @@ import gradio as gr
 from dreambooth.errors import DreamBoothError
 from dreambooth.photos import Crop
 from dreambooth.runs import Run, Status
+from dreambooth.ui import charts
 from dreambooth.ui import estimate as estimates
 from dreambooth.ui import live as view
 from dreambooth.ui import settings as forms
 from dreambooth.ui.crops import HELP as CROPS_HELP
 from dreambooth.ui.crops import Boxes, Photos, aligned
 from dreambooth.ui.estimate import Estimates
+from dreambooth.ui.limits import is_person
 from dreambooth.ui.report import Digests, Report
 from dreambooth.ui.settings import Choices, Form
-from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner, is_person
+from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner
 from dreambooth.ui.upload import Subject, show_prompts, words
 
 POLL = 1.0
@@ -59,6 +61,8 @@ class Live:
     resume: gr.Button
     delete: gr.Button
     to_pictures: gr.Button
+    progress: gr.HTML
+    """What is measured."""
     curves: gr.HTML
     samples: gr.HTML
     history: gr.HTML
@@ -84,6 +88,7 @@ class Seen(NamedTuple):
     status: Status | None = None
     pictures: int = -1
     steps: int = -1
+    measured: int = -1
     waiting: str = ""
     twin: str = ""
     moving: tuple[tuple[str, Status], ...] = ()
@@ -174,10 +179,11 @@ def _live() -> tuple[Live, Sure]:
             yes = gr.Button("Delete for good", variant="stop", size="sm")
             no = gr.Button("Keep it", size="sm")
     curves = gr.HTML(elem_id="curves", apply_default_css=False)
+    progress = gr.HTML(elem_id="progress", apply_default_css=False)
     samples = gr.HTML(elem_id="sample-pictures", apply_default_css=False)
     gr.HTML("<h3 class='heading'>Your runs</h3>")
     history = gr.HTML(view.history([], None, str), elem_id="history", js_on_load=CHOOSE, apply_default_css=False)
-    live = Live(run, headline, stop, resume, delete, to_pictures, curves, samples, history, gr.State(None))
+    live = Live(run, headline, stop, resume, delete, to_pictures, progress, curves, samples, history, gr.State(None))
     return live, Sure(group, yes, no)
 
 
@@ -366,7 +372,8 @@ class Actions:
         live = self.live
         buttons = (live.stop, live.resume, live.delete, live.to_pictures)
         hidden = {button: gr.Button(visible=False) for button in buttons}
-        return {live.headline: headline, **hidden, live.curves: "", live.samples: "", live.seen: seen}
+        blank = dict.fromkeys((live.progress, live.curves, live.samples), "")
+        return {live.headline: headline, **hidden, **blank, live.seen: seen}
 
     def _look(self, owner: str, run: Run, seen: Seen | None) -> Any:
         live, worker = self.live, self.studio.worker
@@ -379,11 +386,14 @@ class Actions:
         if (before.size, before.waiting, before.moving) == (report.size, waiting, moving):
             return self._nothing()
         now = Seen(
-            run.id, report.size, report.status, len(report.pictures), report.losses.shape[1], waiting, before.twin,
-            before.moving,
+            run.id, report.size, report.status, len(report.pictures), report.losses.shape[1], report.measured, waiting,
+            before.twin, before.moving,
         )  # fmt: skip
         new: dict[gr.blocks.Block, Any] = {}
-        if before.pictures != now.pictures or before.status != now.status:
+        ended_or_measured = before.status != now.status or before.measured != now.measured
+        if ended_or_measured:
+            new[live.progress] = charts.progress(report)
+        if before.pictures != now.pictures or ended_or_measured:
             new[live.samples] = view.samples(report, run.path, self._url)
         if before.status != now.status or before.pictures != now.pictures or before.moving != moving:
             runs, partner = self._own(owner), self.studio.partner(run)

@@ -1,5 +1,7 @@
 """The Compare tab's handlers: rows of prompts, columns of models, equal seeds, one sheet."""
 
+import shutil
+import sys
 from pathlib import Path
 
 import gradio as gr
@@ -7,9 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth import events
+from dreambooth.config import EvaluationConfig
 from dreambooth.errors import ConfigError
-from dreambooth.ui.compare import Actions, checked_prompts
-from dreambooth.ui.comparison import CELL, Comparison
+from dreambooth.reports.gallery import CELL
+from dreambooth.ui.compare import NO_RUN, PAIR, SINGLE, Actions, checked_prompts
+from dreambooth.ui.comparison import Comparison
 from dreambooth.ui.studio import Studio
 from tests import tiny
 from tests.ui import studios
@@ -50,7 +55,7 @@ def test_a_pair_is_drawn_row_by_row_from_equal_seeds(actions: Actions, pair: lis
         expected = expected_picture(folder)
         assert np.abs(pixels(shown.lines[3].cells[column].path) - expected).max() <= 1, "to one grey level"
 
-    pictures, sheet, table, status, _ = told[-1]
+    pictures, sheet, table, status, figures, values, _ = told[-1]
     assert len(pictures) == 12
     assert pictures[1][1] == "Without PPL · a photo of a dog · seed 5"
     assert table.count("<img ") == 12
@@ -59,7 +64,19 @@ def test_a_pair_is_drawn_row_by_row_from_equal_seeds(actions: Actions, pair: lis
     assert pixels(sheet).shape[1] > 3 * CELL
     with Image.open(sheet) as image:
         assert not image.info, "nothing of the server in it"
-    assert any("pending" in table for *_, table, _, _ in told if not is_skip(table)), "cells fill as they are drawn"
+    tables = [table for _, _, table, *_ in told if not is_skip(table)]
+    assert any("pending" in table for table in tables), "cells fill as they are drawn"
+    assert all(figures == "" for *_, figures, _, _ in told[:-1]), "those of another comparison are gone"
+
+    assert list(values["models"]) == list(shown.titles)
+    for metrics in values["models"].values():
+        assert {name: metric["count"] for name, metric in metrics.items()} == {
+            "dino": 2, "clip_i": 2, "clip_t": 2, "pres": 2, "div": 1,
+        }  # fmt: skip
+    assert values["with_less_without"].keys() == metrics.keys()
+    assert values["encoders"]["dino"] == "toybox ViT"
+    assert "What the pictures say" in figures
+    assert "2 of the subject from 1 prompt, 2 of the class prompt" in figures
 
 
 def expected_picture(folder: Path) -> np.ndarray:
@@ -74,10 +91,60 @@ def expected_picture(folder: Path) -> np.ndarray:
 
 def test_a_run_alone_is_compared_with_its_base_model(actions: Actions, studio: Studio, photo_folder: Path):
     [run] = studios.finished_runs(studio, photo_folder)
-    *_, shown = list(actions.compare(ANNA, run.id, "a photo of a dog", 2, 3.0, 0, 1))[-1]
+    *_, figures, values, shown = list(actions.compare(ANNA, run.id, "a photo of a dog", 2, 3.0, 0, 1))[-1]
     assert shown.titles == ("Base model", "Your model")
+    assert values["with_less_without"] is None
+    base, ours = (metrics["pres"]["value"] for metrics in values["models"].values())
+    assert base == ours
+    assert "No row names the subject, sks" in figures
     first, second = (pixels(cell.path) for cell in shown.lines[0].cells)
     assert np.array_equal(first, second), "an untrained copy draws the same"
+
+
+def test_what_can_not_be_measured_is_told_and_the_pictures_stay(
+    actions: Actions, studio: Studio, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    [run] = studios.finished_runs(studio, photo_folder)
+    config = run.config.model_copy(update={"evaluation": EvaluationConfig(dino="toybox", clip="toybox")})
+    (run.path / "config.yaml").write_text(config.to_yaml())
+    monkeypatch.setitem(sys.modules, "lpips", None)  # as where it is not installed
+    _, _, table, _, figures, values, _ = list(actions.compare(ANNA, run.id, PROMPTS, 2, 3.0, 0, 2))[-1]
+    assert "DIV is measured with lpips, which is not installed here" in figures
+    assert "dino" in values["models"]["Your model"]
+    assert "div" not in values["models"]["Your model"]
+    shutil.rmtree(run.path / "photos")
+    pictures, _, table, status, figures, values, _ = list(actions.compare(ANNA, run.id, PROMPTS, 2, 3.0, 0, 1))[-1]
+    assert "<strong>Not measured.</strong> This run&#x27;s photos are gone" in figures
+    assert (values, len(pictures), table.count("<img ")) == (None, 4, 4)
+    assert "2 prompts with 2 models in" in status
+
+
+def test_a_run_is_trained_the_other_way_and_becomes_a_pair(actions: Actions, studio: Studio, photo_folder: Path):
+    [run] = studios.finished_runs(studio, photo_folder)
+    studios.measured(run, 0.2, 0.3, best=50)
+    words, button, drift = actions.about(ANNA, run.id)
+    assert words == SINGLE
+    assert (button.visible, button.value) == (True, "Train it without PPL too")
+    assert drift.count("<polyline") == 2, "PRES and DIV"
+    with pytest.raises(gr.Error, match="You have no such run"):
+        actions.train_other_way(BERT, run.id)
+    other = studio.own_run(ANNA, actions.train_other_way(ANNA, run.id))
+    words, button, _ = actions.about(ANNA, run.id)
+    assert "The other way is queued" in words
+    assert not button.visible
+    with pytest.raises(gr.Error, match="both ways already"):
+        actions.train_other_way(ANNA, run.id)
+    assert [column.title for column in actions.columns(run)] == ["Base model", "Your model"]
+
+    shutil.copytree(run.path / "model", other.path / "model")
+    other.append(events.Finished("model", 1.0))
+    studios.measured(other, 0.2, 0.7, best=50)
+    words, _, drift = actions.about(ANNA, run.id)
+    assert words == PAIR
+    assert drift.count("<polyline") == 4
+    assert "Without PPL <b>0.700</b>" in drift
+    assert [column.title for column in actions.columns(run)] == ["Base model", "Without PPL", "With PPL"]
+    assert len(actions.list_runs(ANNA, None, "")[0].choices) == 1
 
 
 def test_only_ones_own_runs_are_compared(actions: Actions, pair: list):
@@ -112,14 +179,17 @@ def test_prompts_are_one_a_line_each_once():
 def test_the_list_names_a_pair_once_and_says_what_to_do_without_a_run(
     actions: Actions, studio: Studio, photo_folder: Path
 ):
-    run, asked, status, *_ = actions.list_runs("", None, Comparison())
+    run, asked, status, *_ = actions.list_runs("", None, NO_RUN)
     assert (run.choices, asked.visible) == ([], False)
     assert is_skip(status), "the page says so from the beginning"
-    assert "both ways" in actions.list_runs(ANNA, "deleted-meanwhile", Comparison())[2]
+    gone = actions.list_runs(ANNA, "deleted-meanwhile", PAIR)
+    assert gone[2] == NO_RUN
+    assert (gone[3].visible, gone[4]) == (False, "")
     [single] = studios.finished_runs(studio, photo_folder)
     pair = studios.finished_runs(studio, photo_folder, both_ways=True)
-    run, asked, status, prompts, steps, _ = actions.list_runs(ANNA, None, Comparison())
+    run, asked, status, other_way, _, prompts, steps, _ = actions.list_runs(ANNA, None, NO_RUN)
     assert asked.visible
+    assert not other_way.visible
     assert len(run.choices) == 2
     assert "both ways" in dict((name, words) for words, name in run.choices)[run.value]
     assert run.value in [one.id for one in pair]
@@ -128,11 +198,13 @@ def test_the_list_names_a_pair_once_and_says_what_to_do_without_a_run(
         "a sks dog on a cobblestone street",
     ]  # fmt: skip
     assert steps == 2
-    assert "Trained both ways" in status
-    assert "Trained one way" in actions.prefill(ANNA, single.id)[0]
-    kept = actions.list_runs(ANNA, single.id, Comparison())
+    assert status == PAIR
+    assert actions.prefill(ANNA, single.id)[0] == SINGLE
+    kept = actions.list_runs(ANNA, single.id, "<div class='drawing'>2 prompts …")
     assert "value" not in kept[0].constructor_args
-    assert all(is_skip(value) for value in kept[2:])
+    assert is_skip(kept[2]), "what is said of a comparison stays"
+    assert kept[3].visible
+    assert all(is_skip(value) for value in kept[5:])
     assert all(is_skip(value) for value in actions.prefill(BERT, single.id))
 
 

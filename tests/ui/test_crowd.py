@@ -36,7 +36,7 @@ def start(client: Client, owner: str, photos: list[Path], word: str, steps: int 
     uploads = [{"image": handle_file(path), "caption": None} for path in photos]
     [run] = client.predict(
         owner=owner, photos=uploads, identifier=word, class_noun="dog", recipe="toybox", base_model="tiny-sd",
-        steps=steps, prior=False, api_name="/start_training",
+        steps=steps, prior=False, more={"train": {"sample_every": 0}}, api_name="/start_training",
     )  # fmt: skip
     return run
 

@@ -1,5 +1,6 @@
 """The Generate tab's handlers: pictures that carry their settings, told as they are drawn, and settings copied back."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from dreambooth.errors import PhotoError
 from dreambooth.ui import drawing, models
 from dreambooth.ui.generate import Actions, read_settings
 from dreambooth.ui.studio import Studio
+from tests import tiny
 from tests.test_generate import checked_model  # noqa: F401
 from tests.ui import studios
 from tests.ui.studios import ANNA, BERT
@@ -83,13 +85,14 @@ def test_the_models_are_the_visitors_finished_runs_and_the_base_models(
 ):
     base = [("tiny-sd (base model, untrained)", "tiny-sd")]
     model, newest, *rest = actions.list_models("", "tiny-sd", None)
+    assert len(rest) == 4
     assert (model.choices, newest) == (base, None)
     assert all(is_skip(value) for value in rest)
     [run] = studios.finished_runs(studio, photo_folder)
-    model, newest, prompt, steps, guidance = actions.list_models(ANNA, "tiny-sd", None)
+    model, newest, prompt, steps, guidance, which = actions.list_models(ANNA, "tiny-sd", None)
     assert model.choices == [(models.label(run), run.id), *base]
     assert (model.value, newest, steps) == (run.id, run.id, 2)
-    assert (prompt, guidance) == ("a sks dog in the jungle", 7.5)
+    assert (prompt, guidance, which) == ("a sks dog in the jungle", 7.5, "best")
     for chosen in ("tiny-sd", "owner/tiny", run.id):
         model, _, *rest = actions.list_models(ANNA, chosen, run.id)
         assert "value" not in model.constructor_args, "a choice is kept"
@@ -104,6 +107,31 @@ def test_of_a_pair_the_one_with_ppl_is_chosen(actions: Actions, studio: Studio, 
     model, newest, *_ = actions.list_models(ANNA, "tiny-sd", None)
     assert (model.value, newest) == (with_ppl.id, with_ppl.id)
     assert len(model.choices) == 3
+
+
+def test_the_best_and_the_last_model_are_offered_where_both_are_kept(
+    actions: Actions, studio: Studio, photo_folder: Path, tmp_path: Path
+):
+    [run] = studios.finished_runs(studio, photo_folder, models=[tiny.stable_diffusion(tmp_path / "last", seed=5)])
+    assert not actions.offer_which(ANNA, run.id).visible
+    studios.measured(run, 0.2, 0.3, 0.5, best=50)
+    shutil.rmtree(run.path / "best")
+    tiny.stable_diffusion(run.path / "best", seed=9)
+    offered = actions.offer_which(ANNA, run.id)
+    assert offered.visible
+    assert offered.choices == [("Best step (50)", "best"), ("Last step (100)", "last")]
+    assert "value" not in offered.constructor_args, "what is chosen stays"
+    assert not actions.offer_which(BERT, run.id).visible
+    assert actions.models(ANNA)[0]["steps"] == {"best": 50, "last": 100}
+
+    pictures = {}
+    for which, asked in (("best", ("best",)), ("last", ("last",)), ("last", ())):
+        items, _ = list(actions.generate(ANNA, run.id, *ASKED, True, *asked))[-1]
+        with Image.open(items[0][0]) as image:
+            assert image.text["which"] == which
+            pictures.setdefault(which, []).append(image.tobytes())
+    assert pictures["last"][0] == pictures["last"][1] != pictures["best"][0]
+    assert actions.copy_settings(ANNA, items[0][0])[-1] == "last"
 
 
 def test_a_models_own_ideas_are_suggested(actions: Actions, studio: Studio, photo_folder: Path):
@@ -121,10 +149,10 @@ def test_settings_are_copied_back_from_a_picture(actions: Actions, studio: Studi
     assert path == items[1][0]
     assert "<dd>a photo of a dog</dd>" in facts.value
     assert button.visible
-    assert actions.copy_picked(ANNA, path) == (run.id, "a photo of a dog", "a cat", 2, 3.0, 8)
+    assert actions.copy_picked(ANNA, path) == (run.id, "a photo of a dog", "a cat", 2, 3.0, 8, "last")
     stranger = actions.copy_settings(BERT, path)
     assert is_skip(stranger[0]), "whose run it is stays out of a stranger's form"
-    assert stranger[1:] == ("a photo of a dog", "a cat", 2, 3.0, 8)
+    assert stranger[1:] == ("a photo of a dog", "a cat", 2, 3.0, 8, "last")
 
 
 def test_nothing_is_picked_where_there_is_no_picture(actions: Actions, tmp_path: Path):

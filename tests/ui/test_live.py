@@ -10,6 +10,7 @@ import pytest
 
 from dreambooth import events
 from dreambooth.config import Config
+from dreambooth.monitor import Measure, Measures
 from dreambooth.runs import Run
 from dreambooth.ui import live
 from dreambooth.ui.report import Report
@@ -23,8 +24,8 @@ def report(**changes) -> Report:
     )
     facts = {
         "config": config, "status": "running", "stage": "train", "done": 100, "total": 400, "per_second": 4.0,
-        "losses": NONE, "pictures": (), "warnings": (), "failure": "", "peak_bytes": None, "seconds": None,
-        "began": time.time(), "size": 0,
+        "losses": NONE, "pictures": (), "measures": None, "warnings": (), "failure": "", "peak_bytes": None,
+        "seconds": None, "began": time.time(), "size": 0,
     }  # fmt: skip
     return Report(**facts | changes)
 
@@ -107,11 +108,24 @@ def test_samples_stand_side_by_side_newest_first(tmp_path: Path):
     assert more.count("scope='col'") == 3
 
 
-def test_only_so_many_sampling_steps_are_shown_the_first_and_the_newest_among_them(tmp_path: Path):
-    shown = live.samples(report(pictures=pictures(200)), tmp_path, str)
-    steps = [int(step) for step in re.findall(r">step (\d+)<", shown)]
-    assert len(steps) == live.ROWS
-    assert (steps[0], steps[-1]) == (10_000, 50)
+def test_the_base_models_samples_and_the_best_ones_are_marked(tmp_path: Path):
+    base = tuple(replace(picture, step=0) for picture in pictures(1))
+    found = Measures(0.8, {}, 50, (Measure(0, 0.4, 0.5, 0.6, 0.4, None), Measure(50, 0.5, 0.5, 0.6, 0.4, None)))
+    shown = live.samples(report(pictures=(*base, *pictures(2)), measures=found), tmp_path, str)
+    heads = [re.sub("<[^>]*>", "", head) for head in re.findall(r"<th scope='row'>(.*?)</th>", shown)]
+    assert heads == ["step 100", "step 50 best", "before"]
+    only_base = live.samples(report(pictures=base, measures=replace(found, best=0)), tmp_path, str)
+    assert "best</b>" not in only_base
+
+
+def test_only_so_many_sampling_steps_are_shown_the_first_the_newest_and_the_best_among_them(tmp_path: Path):
+    found = Measures(0.8, {}, 100, (Measure(0, 0.4, 0.5, 0.6, 0.4, None), Measure(100, 0.5, 0.5, 0.6, 0.4, None)))
+    for measures, rows in ((None, live.ROWS), (found, live.ROWS + 1)):
+        shown = live.samples(report(pictures=pictures(200), measures=measures), tmp_path, str)
+        steps = [int(step) for step in re.findall(r"<th scope='row'>step (\d+)", shown)]
+        assert len(steps) == rows
+        assert (steps[0], steps[-1]) == (10_000, 50)
+    assert steps[-2] == 100
 
 
 def test_without_pictures_it_says_when_they_come(tmp_path: Path):

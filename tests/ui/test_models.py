@@ -35,6 +35,23 @@ def test_a_run_is_opened_for_its_owner_alone_and_once_it_is_finished(studio: Stu
     assert str(studio.root) not in str(told.value)
 
 
+def test_a_run_has_its_last_model_and_where_that_is_not_the_best_its_best(studio: Studio, photo_folder: Path):
+    kept, last_is_best, unmeasured = (studios.finished_runs(studio, photo_folder)[0] for _ in range(3))
+    studios.measured(kept, 0.2, 0.3, 0.5, best=50)
+    studios.measured(last_is_best, 0.2, 0.3, best=50)
+    assert models.best_and_last(kept) == {"best": 50, "last": 100}
+    assert models.best_and_last(last_is_best) is models.best_and_last(unmeasured) is None
+    for run, which, folder in [(kept, "best", "best"), (kept, "last", "model"), (last_is_best, "best", "model")]:
+        model = open_model(studio, ANNA, run.id, which)
+        assert model.folder == str(run.path / folder)
+        assert model.which == ("best" if folder == "best" else "last")
+    assert open_model(studio, ANNA, kept.id).which == "last", "as it was before there were two"
+    with pytest.raises(ConfigError, match=r"'first' is none of a run's models\. Say last or best"):
+        open_model(studio, ANNA, kept.id, "first")
+    (kept.path / "measures.json").write_text("{")
+    assert models.best_and_last(kept) is None
+
+
 @pytest.mark.parametrize("name", ["runs/{run}", "{root}/{run}", "{model}", "..", "../runs/{run}", "~/x", "/etc/passwd"])
 def test_a_path_of_the_server_is_no_model(studio: Studio, photo_folder: Path, tiny_model: Path, name: str, monkeypatch):
     [run] = studios.finished_runs(studio, photo_folder)

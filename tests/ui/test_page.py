@@ -1,6 +1,8 @@
 """The studio as visitors and programs use it: a real browser and Gradio's client, on a tiny model."""
 
+import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from dreambooth.ui.studio import new_owner
 from tests.ui.conftest import ROOT, Served, serve
+from tests.ui.test_crowd import until
 
 ANNA, BERT = new_owner(), new_owner()
 
@@ -34,6 +37,14 @@ def toybox_studio(tmp_path: Path) -> Iterator[Served]:
         yield studio
 
 
+def keep_another_best_model(served: Served, step: int) -> None:
+    """As a longer training does whose best step is not its last."""
+    for run in served.runs.glob("2*"):
+        measures = json.loads((run / "measures.json").read_text()) | {"best": step}
+        (run / "measures.json").write_text(json.dumps(measures))
+        shutil.copytree(run / "model", run / "best")
+
+
 def test_a_visitor_goes_from_photos_to_a_comparison(toybox_studio: Served, browser: Browser):
     served = toybox_studio
     page = browser.new_page()
@@ -54,28 +65,42 @@ def test_a_visitor_goes_from_photos_to_a_comparison(toybox_studio: Served, brows
     expect(page.locator("#prompts")).to_contain_text("a photo of ohwx bear")
     expect(page.locator("#prompts")).to_contain_text("a photo of a bear")
 
-    # Both ways: the first of the two comes to its end with losses and samples, the second one follows.
+    # Both ways: the first of the two comes to its end with losses, samples and what they say; the second one follows.
     page.get_by_role("button", name="Next: train").click()
     expect(page.locator("#estimate")).to_contain_text("Memory")
     start_training(page, 6, both_ways=True)
     expect(headline).to_contain_text(re.compile("ohwx bear (running|finished)"))
     expect(headline).to_contain_text("ohwx bear finished")
     expect(page.locator("#curves svg")).to_be_visible()
-    expect(page.locator("#samples td img")).to_have_count(4)
+    expect(page.locator("#samples td img")).to_have_count(12)
+    expect(page.locator("#samples tbody th")).to_have_text(["step 6 best", "before"])
+    expect(page.locator("#progress svg")).to_have_count(4)
+    expect(page.locator("#progress")).to_contain_text("Step 6 is the best")
     expect(page.locator("#history li")).to_have_count(2)
     expect(page.locator("#history .chip.finished")).to_have_count(2)
 
+    keep_another_best_model(served, step=3)
     page.get_by_role("button", name="Next: make pictures").click()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value(re.compile("ohwx bear"))
+    expect(page.get_by_label("Best step (3)")).to_be_checked()
+    expect(page.get_by_label("Last step (6)")).to_be_visible()
     page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.locator("#pictures .grid-wrap img")).to_have_count(4)
+    expect(page.locator("#generate-status")).to_contain_text("4 pictures in")
+    page.get_by_role("button", name="Thumbnail 1 of 4").click()
+    expect(page.locator(".made-with")).to_contain_text("which of its modelsbest")
 
     open_tab(page, "Compare")
+    expect(page.locator("#drift svg")).to_have_count(2)
     page.get_by_label("Prompts").fill("a photo of a bear\na photo of ohwx bear")
     page.locator("#compare").click()
     expect(page.locator("#comparison thead")).to_contain_text("Without PPL")
     expect(page.locator("#comparison td img")).to_have_count(12)
     expect(page.locator("#overlay")).to_be_visible()
+    expect(page.locator("#figures tbody th")).to_have_text(
+        ["Base model", "Without PPL", "With PPL", "With − without PPL", "The photos themselves"]
+    )
+    expect(page.locator("#figures [data-metric=PRES]")).to_have_count(4)
 
     # A long run goes on while the page is reloaded, can be stopped then, and resumed.
     open_tab(page, "Photos")
@@ -131,3 +156,18 @@ def test_a_program_does_what_a_person_does(served: Served, tmp_path: Path):
     [picture] = pictures["value"] if isinstance(pictures, dict) else pictures
     facts = Image.open(picture["image"]).text
     assert (facts["prompt"], facts["seed"], facts["model"]) == ("a photo of a dog", "7", "tiny-sd")
+
+
+def test_a_program_trains_a_run_the_other_way_too(served: Served, tmp_path: Path):
+    client = Client(served.url, verbose=False, download_files=tmp_path)
+    photos = [{"image": handle_file(path), "caption": None} for path in served.photos]
+    unmeasured = {"evaluation": {"while_training": False}}  # the public encoders are on a network
+    [run] = client.predict(
+        BERT, photos, "sks", "dog", base_model="tiny-sd", steps=2, prior=False, more=unmeasured,
+        api_name="/start_training",
+    )  # fmt: skip
+    until(lambda: client.predict(BERT, run, api_name="/run_status")["status"] == "finished", "it has not finished")
+    other = client.predict(BERT, run, api_name="/train_other_way")
+    assert client.predict(BERT, run, api_name="/run_status")["partner"] == other
+    assert "class images" in client.predict(BERT, other, api_name="/run_status")["settings"]
+    assert client.predict(BERT, api_name="/models")[0]["steps"] is None

@@ -1,5 +1,6 @@
 """A run's events, summed up for people, at the cost of what is new."""
 
+import json
 import math
 from pathlib import Path
 
@@ -90,7 +91,38 @@ def test_the_end_tells_time_and_memory_and_callers_get_plain_values(run: Run):
     facts = report.as_dict()
     assert (facts["instance_loss"], facts["prior_loss"], facts["sample_pictures"]) == (0.75, None, 1)
     assert facts["title"] == "sks dog"
+    assert (facts["measures"], facts["best_step"], facts["encoders"]) == ([], None, {})
     assert facts["settings"] == "800 steps at 5e-06 · 200 class images · tiny"
+
+
+def test_measures_are_read_when_an_event_tells_of_them(run: Run):
+    digest = Digest(run)
+    run.append(events.Stage("train", 4))
+    assert (digest.report().measures, digest.report().measured) == (None, 0)
+    measures = [{"step": step, "dino": 0.5, "clip_i": 0.5, "clip_t": 0.3, "pres": 0.2, "div": None} for step in (0, 2)]
+    found = {"ceiling": 0.75, "encoders": {"dino": "toybox ViT"}, "best": 2, "measures": measures}
+    (run.path / "measures.json").write_text(json.dumps(found))
+    assert digest.report().measured == 0, "the file is not read again and again"
+    run.append(events.Metric("dino", 0.5, 2))
+    report = digest.report()
+    assert (report.measured, report.measures.best, report.measures.base.clip_t) == (2, 2, 0.3)
+    facts = report.as_dict()
+    assert (facts["best_step"], facts["dino_of_photos"], facts["measures"]) == (2, 0.75, measures)
+    json.dumps(facts)
+
+    (run.path / "measures.json").write_text("{")
+    run.append(events.Metric("dino", 0.5, 4))
+    report = digest.report()
+    assert report.measures is None
+    assert "measures.json can't be read" in report.warnings[-1]
+
+
+def test_a_training_that_ended_early_says_so(tmp_path: Path):
+    config = Config.from_dict(settings(photos=".") | {"evaluation": {"patience": 2}})
+    run = Run.create(config, tmp_path / "run")
+    for event in [step(300, 0.5, 0.1), events.Metric("peak_memory_bytes", 1, 300), events.Finished("model", 9.0)]:
+        run.append(event)
+    assert "It ended at step 300, as no later one had been better." in Digest(run).report().text
 
 
 def test_digests_remember_a_bounded_number_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

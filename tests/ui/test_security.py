@@ -43,7 +43,7 @@ def called(served: Served, name: str, data: list) -> str:
     return httpx.get(f"{served.url}gradio_api/call/{name}/{call.json()['event_id']}", timeout=SECONDS).text
 
 
-@pytest.mark.parametrize("name", ["run_status", "stop_training", "resume_training", "delete_run"])
+@pytest.mark.parametrize("name", ["run_status", "stop_training", "resume_training", "delete_run", "train_other_way"])
 def test_another_visitors_run_does_not_exist(client: Client, annas: str, name: str):
     with pytest.raises(AppError, match="You have no such run"):
         client.predict(BERT, annas, api_name=f"/{name}")
@@ -129,6 +129,8 @@ def test_settings_reach_no_file_of_the_server(client: Client, served: Served, an
         {"base_model": "/etc"},
         {"revision": "../.."},
         {"device": "/dev/sda"},
+        {"evaluation": {"dino": "/etc"}},
+        {"evaluation": {"clip": "somebody/model"}},
     ):
         with pytest.raises(AppError):
             client.predict(

@@ -93,6 +93,7 @@ def test_out_of_range_is_refused_in_a_sentence_that_names_the_setting():
     ({"base_model": "/etc"}, "a visitor never sends a path"), ({"subject": {"photos": "/home"}}, "the Photos tab"),
     ({"revision": "x"}, "downloaded"), ({"preset": "paper"}, "recipe"), ({"train": {"steps": 3}}, "parameter steps"),
     ({"train": {"stepz": 3}}, "Known: .*train.batch_size"), ({"prior": 3}, "'prior'"), ([1], "not settings"),
+    ({"evaluation": {"clip": "/etc"}}, "can't hold 'evaluation.clip'"),
     ({"seed": 3}, "parameter seed"), ({"nothing": {}, "other": 1}, "'other'"),
 ])  # fmt: skip
 def test_callers_can_set_nothing_but_what_the_accordion_holds(studio: Studio, more: object, says: str):
@@ -129,5 +130,7 @@ def test_a_base_model_asks_for_a_recipe_that_suits_it(studio: Studio):
 
 
 def test_the_accordion_holds_the_settings_of_later_methods_by_itself():
-    assert {s.key.split(".")[0] for s in further_settings() if "." in s.key} == {"prior", "train", "sampling"}
+    assert {s.key.split(".")[0] for s in further_settings() if "." in s.key} == {
+        "prior", "train", "sampling", "evaluation",
+    }  # fmt: skip
     assert setting("method").info.description in setting("method").help

@@ -18,7 +18,8 @@ from dreambooth.errors import ConfigError, PhotoError, RunError
 from dreambooth.photos import MIN_SIDE, Crop, checked_crop, find_photos, prepare_photo, prepare_photos
 from dreambooth.runs import Run, Worker, list_runs
 from dreambooth.ui import studio as studio_module
-from dreambooth.ui.studio import RECIPES, Studio, StudioSettings, in_plain_words, is_person, new_owner, title
+from dreambooth.ui.limits import StudioSettings
+from dreambooth.ui.studio import Studio, in_plain_words, new_owner, title
 
 ANNA, BERT = new_owner(), new_owner()
 
@@ -53,60 +54,6 @@ def settings(subject: dict | None = None, **others: object) -> dict:
 def ended(run: Run, event: events.Event | None = None) -> Run:
     run.append(event or events.Finished("model", 1.0))
     return run
-
-
-# ---- Settings
-
-
-def test_settings_are_read_from_the_environment(tmp_path: Path):
-    plain = StudioSettings.from_environment({"HOME": "/", "DREAMBOOTH_CACHE": "x", "DREAMBOOTH_WORKERS": " "})
-    assert plain == StudioSettings()
-    assert (plain.public, plain.max_runs, plain.disk_gb, plain.max_steps) == (False, None, None, None)
-    given = {"DREAMBOOTH_WORKERS": "2", "DREAMBOOTH_DISK_GB": "1.5", "DREAMBOOTH_RUNS": str(tmp_path)}
-    asked = StudioSettings.from_environment(given)
-    assert (asked.workers, asked.disk_gb, asked.runs, asked.max_queue) == (2, 1.5, tmp_path, None)
-
-
-def test_a_space_is_public_and_limited_unless_it_is_said_otherwise():
-    space = StudioSettings.from_environment({"SPACE_ID": "me/studio"})
-    assert space == StudioSettings(public=True)
-    assert None not in space.model_dump().values()
-    assert not StudioSettings.from_environment({"SPACE_ID": "me/studio", "DREAMBOOTH_PUBLIC": "false"}).public
-    lifted = StudioSettings.from_environment({"DREAMBOOTH_PUBLIC": "1", "DREAMBOOTH_MAX_RUNS": "None"})
-    assert (lifted.public, lifted.max_runs, lifted.max_queue) == (True, None, space.max_queue)
-
-
-@pytest.mark.parametrize(("given", "said"), [
-    ({"DREAMBOOTH_WORKERS": "0"}, r"DREAMBOOTH_WORKERS = '0': Input should be greater than or equal to 1"),
-    ({"DREAMBOOTH_WORKERS": "none"}, r"DREAMBOOTH_WORKERS = 'none'"),
-    ({"DREAMBOOTH_DISK_GB": "nan"}, r"DREAMBOOTH_DISK_GB = 'nan'"),
-    ({"DREAMBOOTH_PUBLIC": "maybe", "DREAMBOOTH_MAX_RUNS": "2.5"}, r"DREAMBOOTH_PUBLIC = 'maybe'.*MAX_RUNS = '2.5'"),
-    ({"DREAMBOOTH_MAX_RUN": "3"}, r"DREAMBOOTH_MAX_RUN is not a setting\. There are .*DREAMBOOTH_MAX_RUNS"),
-])  # fmt: skip
-def test_a_wrong_setting_is_named(given: dict, said: str):
-    with pytest.raises(ConfigError, match=said) as caught:
-        StudioSettings.from_environment(given)
-    assert len(str(caught.value).splitlines()) == 1
-
-
-def test_the_table_has_a_row_for_every_setting():
-    table = StudioSettings.table()
-    assert len(table) == len(StudioSettings.model_fields)
-    assert table[0].startswith("| `DREAMBOOTH_BASE_MODEL` | `toybox` | the base model")
-    assert any(row.startswith("| `DREAMBOOTH_MAX_STEPS` | `2000` if public | ") for row in table)
-    assert all(row.count("|") == 4 for row in table)
-
-
-def test_every_recipe_may_be_trained_on_a_public_space():
-    limits = StudioSettings(public=True)
-    for recipe in RECIPES:
-        config = Config.from_dict({"preset": recipe, "subject": {"photos": ".", "class_noun": "dog"}})
-        assert config.train.steps <= limits.max_steps
-        assert config.prior.num_images <= limits.max_class_images
-        wanted = config.model_dump()
-        for name, most in studio_module.PUBLIC_CAPS.items():
-            section, key = name.split(".")
-            assert wanted[section][key] <= most, name
 
 
 def test_a_studio_is_as_the_environment_says(tiny_model: Path, root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -254,14 +201,6 @@ def test_people_consent_only_where_strangers_come(make_studio, photos: list[str]
         public.start(BERT, settings(preset="sd15-person"), photos)
 
 
-@pytest.mark.parametrize(("noun", "person"), [
-    ("person", True), ("Woman", True), ("old man", True), ("baby", True), ("girl's face", True), ("kids", True),
-    ("dog", False), ("mankini", False), ("backpack", False), ("", False), ("2", False),
-])  # fmt: skip
-def test_people_are_known_by_the_class_noun(noun: str, person: bool):
-    assert is_person(noun) is person
-
-
 def test_both_ways_are_the_same_but_for_ppl_and_know_each_other(studio: Studio, photos: list[str]):
     crops = [Crop(0, 0, 64, 64), None, None]
     asked = settings(seed=7, prior={"enabled": False, "num_images": 5})
@@ -284,6 +223,44 @@ def test_both_ways_are_the_same_but_for_ppl_and_know_each_other(studio: Studio, 
     studio.stop(ANNA, runs[0].id)
     studio.delete(ANNA, runs[0].id)
     assert studio.partner(runs[1]) is None
+
+
+def test_the_other_way_makes_a_pair_of_a_run_that_was_trained_one_way(make_studio, photos: list[str]):
+    studio = make_studio(max_runs=2)
+    asked = settings(seed=7, prior={"enabled": False, "num_images": 5})
+    [one] = studio.start(ANNA, asked, photos, crops=[Crop(0, 0, 64, 64), None, None])
+    with pytest.raises(RunError, match=r"is queued\. Wait for its end"):
+        studio.train_other_way(ANNA, one.id)
+    ended(one)
+    [newer] = studio.start(ANNA, settings(), photos)
+    with pytest.raises(RunError, match="You have no such run"):
+        studio.train_other_way(BERT, one.id)
+    with pytest.raises(RunError, match="Delete one first"):  # and not the one that is wanted, though it is the oldest
+        studio.train_other_way(ANNA, one.id)
+    assert studio.partner(one) is None
+    studio.stop(ANNA, newer.id)
+
+    other = studio.train_other_way(ANNA, one.id)
+    assert set(studio.own_runs(ANNA)) == {one, other}
+    assert (studio.partner(one), studio.partner(other), other.status) == (other, one, "queued")
+    first, second = (run.config.model_dump() for run in (one, other))
+    assert [first["prior"].pop("enabled"), second["prior"].pop("enabled")] == [False, True]
+    assert first["subject"].pop("photos") != second["subject"].pop("photos")
+    assert first == second
+    for name in ("00.png", "01.png", "02.png"):
+        assert (one.path / "uploads" / name).read_bytes() == (other.path / "uploads" / name).read_bytes()
+    with pytest.raises(RunError, match="both ways already"):
+        studio.train_other_way(ANNA, one.id)
+
+    studio.stop(ANNA, other.id)
+    studio.delete(ANNA, other.id)
+    assert studio.partner(studio.train_other_way(ANNA, one.id)) == one, "once its pair is gone it can have another"
+
+
+def test_there_is_no_other_way_without_a_weight(studio: Studio, photos: list[str]):
+    [run] = studio.start(ANNA, settings(prior={"weight": 0}), photos)
+    with pytest.raises(ConfigError, match="both ways would be the same"):
+        studio.train_other_way(ANNA, ended(run).id)
 
 
 # ---- What a visitor does with runs
@@ -422,18 +399,6 @@ def test_an_error_becomes_a_sentence_for_the_page(error: Exception, sentence: st
     assert not shown.value.print_exception
 
 
-@pytest.mark.parametrize(("more", "said"), [
-    ({"train": {"batch_size": 256}}, "train.batch_size is 256, and this studio takes 8 at most"),
-    ({"sampling": {"steps": 1000}}, "sampling.steps is 1000"),
-    ({"sampling": {"prompts": ["a dog"] * 5}}, "The number of sampling.prompts is 5"),
-])  # fmt: skip
-def test_no_single_step_or_batch_keeps_a_public_studio_waiting(root: Path, photo_folder: Path, more: dict, said: str):
-    studio = Studio(root, {"toybox": "toybox"}, Worker(root, parallel=0), StudioSettings(public=True))
-    settings = {"preset": "toybox", "subject": {"class_noun": "dog"}} | more
-    with pytest.raises(ConfigError, match=said):
-        studio.start(ANNA, settings, [*map(str, photo_folder.iterdir())])
-
-
 def test_a_real_model_draws_nothing_unchecked_while_it_trains_on_a_public_studio(
     root: Path, photo_folder: Path, tiny_model: Path
 ):
@@ -455,9 +420,3 @@ def test_zero_gpu_trains_the_toybox_on_the_cpu(root: Path, photo_folder: Path, m
         ANNA, {"preset": "toybox", "subject": {"class_noun": "dog"}}, [*map(str, photo_folder.iterdir())]
     )
     assert run.config.device == "cpu"
-
-
-def test_the_readme_lists_every_setting_of_the_studio():
-    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
-    for row in StudioSettings.table():
-        assert row in readme

@@ -14,7 +14,7 @@ from dreambooth.ui.estimate import Estimates
 from dreambooth.ui.settings import Choices, recipe_values
 from dreambooth.ui.studio import Studio
 from dreambooth.ui.train import Actions
-from tests.ui.studios import ANNA, BERT, finished_runs
+from tests.ui.studios import ANNA, BERT, finished_runs, measured
 from tests.ui.studios import studio as make_studio
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -177,6 +177,26 @@ def test_a_look_sends_what_is_new_and_nothing_twice(actions: Actions, photos: li
 
     finished_runs(actions.studio, photo_folder)
     assert unchanged(actions, run, new[live.seen]), "the list is drawn anew when the tab is opened"
+
+
+def test_a_look_draws_what_was_measured_once_it_is_there(actions: Actions, photos: list):
+    live = actions.live
+    run = actions.studio.own_run(ANNA, actions.start_training(ANNA, photos, "sks", "dog")[0])
+    run.append(events.Stage("train", 100))
+    run.append(events.Image("samples/a.png", "a photo of sks dog", 0, 50))
+    with run._held():
+        new = looked_at(actions, run)
+        assert "measured as they come" in new[live.progress]
+        measured(run, 0.2, 0.3, best=50)
+        run.append(events.Metric("dino", 0.5, 50))
+        new = looked_at(actions, run, new[live.seen])
+        assert new[live.progress].count("<svg") == 4
+        assert "best</b>" in new[live.samples], "its row is marked"
+        run.append(events.Metric("clip_i", 0.5, 50))
+        new = looked_at(actions, run, new[live.seen])
+        assert new.keys() == {live.headline, live.seen}, "the rest of them changes nothing"
+    status = actions.run_status(ANNA, run.id)
+    assert (status["best_step"], len(status["measures"])) == (50, 2)
 
 
 def test_a_look_tells_of_another_run_of_the_visitor_that_moves_on(actions: Actions, photos: list):

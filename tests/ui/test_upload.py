@@ -16,7 +16,8 @@ from dreambooth.photos import SHOWN, Crop, prepare_photo, show_crop
 from dreambooth.runs import Worker
 from dreambooth.ui import crops, upload
 from dreambooth.ui.identifier import Lookup
-from dreambooth.ui.studio import Studio, StudioSettings
+from dreambooth.ui.limits import StudioSettings
+from dreambooth.ui.studio import Studio
 from tests import tiny
 from tests.pictures import saved, scene
 

@@ -1,0 +1,133 @@
+"""What whoever runs a studio may set, and what strangers may not ask of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dreambooth.config import TOYBOX, Config
+from dreambooth.errors import ConfigError
+
+PUBLIC_CAPS = {
+    "train.keep_checkpoints": 2, "train.batch_size": 8, "train.gradient_accumulation": 8, "prior.steps": 100,
+    "prior.batch_size": 32, "sampling.steps": 100, "sampling.num_images": 4,
+}  # fmt: skip
+"""The most of each setting on a public Space, where one step or one batch must not keep everybody waiting: no less than
+any recipe takes. Of checkpoints only the newest is ever resumed."""
+MAX_SAMPLED_PROMPTS = 4
+"""The most further prompts that are sampled while a run trains on a public Space."""
+PUBLIC_ENCODERS = ("auto", TOYBOX)
+"""What may measure a run on a public Space: nothing that a stranger names."""
+
+PERSON_WORDS = frozenset(
+    """person persons people human humans man men woman women boy boys girl girls child children kid kids baby babies
+    toddler infant teen teenager adult lady ladies gentleman guy guys dude face faces head portrait selfie self me
+    friend girlfriend boyfriend couple family wife husband bride groom mother father mom mum mama dad papa parent
+    brother sister son daughter grandmother grandfather grandma grandpa aunt uncle actor actress singer celebrity
+    """.split()
+)
+"""In a class noun these mean that people are on the photos."""
+
+_PREFIX = "DREAMBOOTH_"
+
+
+def _on_a_public_space(limit: int, description: str) -> int | None:
+    """A limit that only strangers need."""
+    return Field(default_factory=lambda given: limit if given["public"] else None, gt=0, description=description)
+
+
+class StudioSettings(BaseModel):
+    """What whoever runs a studio may choose, each by the environment variable DREAMBOOTH_<NAME>."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    base_model: str = Field(TOYBOX, description="the base model that the page offers first: a Hub id or a folder")
+    runs: Path = Field(Path("runs"), description="where runs are kept")
+    workers: int = Field(1, ge=1, le=64, description="trainings at a time; one is as fast as a GPU gets")
+    public: bool = Field(False, description="whether strangers use the studio: sets the limits below, asks for consent "
+                         "to photos of people and keeps the safety checker on")  # fmt: skip
+    max_runs: int | None = _on_a_public_space(
+        20, "runs kept of each visitor; a new one removes the oldest, unless it waits, trains or is published"
+    )
+    disk_gb: float | None = _on_a_public_space(
+        20, "gigabytes of all runs; above it the oldest are removed likewise (a Space has 50 in all)"
+    )
+    max_waiting: int | None = _on_a_public_space(
+        2, "runs of each visitor that wait or train: two, since training both ways takes two"
+    )
+    max_queue: int | None = _on_a_public_space(50, "runs of all visitors that wait: more would wait for days")
+    max_minutes: int | None = _on_a_public_space(
+        60, "minutes that a run trains at a time; it is stopped then, and can be resumed behind the others"
+    )
+    max_steps: int | None = _on_a_public_space(2000, "training steps of a run: ten times the toybox's recipe")
+    max_class_images: int | None = _on_a_public_space(200, "class images of a run: as many as the paper uses")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> StudioSettings:
+        """Read the variables; an empty one counts as unset, `none` lifts a limit, and a Space is public by default.
+
+        Raises `ConfigError` that names the variable that can't be used, or is none.
+        """
+        known = {_variable(name) for name in cls.model_fields} | {"DREAMBOOTH_CACHE"}
+        if strangers := sorted(name for name in environment if name.startswith(_PREFIX) and name not in known):
+            raise ConfigError(f"{strangers[0]} is not a setting.", f"There are {', '.join(sorted(known))}.")
+        given = {
+            name: None if value.strip().lower() == "none" else value.strip()
+            for name in cls.model_fields
+            if (value := environment.get(_variable(name), "")).strip()
+        }
+        try:
+            return cls.model_validate({"public": bool(environment.get("SPACE_ID"))} | given)
+        except ValidationError as error:
+            wrong = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+            shown = [f"{_variable(e['loc'][0])} = {environment[_variable(e['loc'][0])]!r}: {e['msg']}" for e in wrong]
+            raise ConfigError(f"{'; '.join(shown)}.", "The README's table says what each takes.") from None
+
+    @classmethod
+    def table(cls) -> list[str]:
+        """The rows of a Markdown table: variable, default, meaning."""
+        alone, public = cls(), cls(public=True)
+        rows = []
+        for name, about in cls.model_fields.items():
+            here, there = (_shown(getattr(settings, name)) for settings in (alone, public))
+            default = "`true` on a Space" if name == "public" else here if here == there else f"{there} if public"
+            rows.append(f"| `{_variable(name)}` | {default} | {about.description} |")
+        return rows
+
+
+def _variable(name: str) -> str:
+    return _PREFIX + name.upper()
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else f"`{value}`"
+
+
+def refuse_too_much(config: Config, settings: StudioSettings) -> None:
+    """Raise `ConfigError` for a run that asks for more than this studio gives."""
+    caps = [
+        ("train.steps", config.train.steps, settings.max_steps),
+        ("prior.num_images", config.prior.num_images, settings.max_class_images),
+    ]
+    if settings.public:
+        wanted = config.model_dump()
+        caps += [(name, wanted[name.split(".")[0]][name.split(".")[1]], most) for name, most in PUBLIC_CAPS.items()]
+        caps.append(("The number of sampling.prompts", len(config.sampling.prompts), MAX_SAMPLED_PROMPTS))
+    for name, value, most in caps:
+        if most is not None and value > most:
+            raise ConfigError(f"{name} is {value}, and this studio takes {most} at most.", "Lower it, or run the "
+                              "studio on a computer of your own.")  # fmt: skip
+    for name in ("dino", "clip"):
+        value = getattr(config.evaluation, name)
+        if settings.public and value not in PUBLIC_ENCODERS:  # a folder of the server, or a download
+            raise ConfigError(f"evaluation.{name} can't be chosen on a public studio.", "Leave it out, or say "
+                              f"{' or '.join(PUBLIC_ENCODERS)}.")  # fmt: skip
+
+
+def is_person(class_noun: str) -> bool:
+    """Whether a class noun means people, as far as its words tell."""
+    return not PERSON_WORDS.isdisjoint(re.findall(r"[^\W\d_]+", class_noun.casefold()))
