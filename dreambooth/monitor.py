@@ -115,10 +115,15 @@ class Monitor:
         best = best_of(ordered, self._ceiling, bounds.max_drift, bounds.max_prompt_loss)
         return Measures(self._ceiling, self._encoders.names, best.step, ordered)
 
+    @property
+    def best(self) -> int | None:
+        """The best step so far; None before anything was measured."""
+        return self.measures.best if self._by_step else None
+
     def exhausted(self, step: int) -> bool:
         """Whether none of the last `evaluation.patience` samplings up to `step` was the best so far."""
         patience = self._config.evaluation.patience
-        since = [s for s in self._by_step if self.measures.best < s <= step]
+        since = [s for s in self._by_step if self.best < s <= step]
         return patience is not None and len(since) >= patience
 
     def _measured(self, step: int, pictures: Sequence[tuple[Image.Image, str]]) -> Measure:

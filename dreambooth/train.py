@@ -141,7 +141,7 @@ def train(
             pictures = yield from _draw_samples(pipe, config, run, step, resolution, dtype, should_stop)
             if monitor and pictures:
                 yield from monitor.measure(step, pictures, device)
-                if monitor.measures.best == step and 0 < step < settings.steps:
+                if monitor.best == step and 0 < step < settings.steps:
                     with atomic_folder(run / "best") as folder:
                         trainable.save(folder, model)
         _move(pipe, idle, "cpu")
@@ -215,7 +215,7 @@ def train(
 
     # -- save --------------------------------------------------------------------------------------------------------
     yield events.Stage("save")
-    if monitor and monitor.measures.best == checkpoint.step:  # then the last is the best
+    if monitor and monitor.best == checkpoint.step:  # then the last is the best
         shutil.rmtree(run / "best", ignore_errors=True)
     with _weights_of(ema, modules), atomic_folder(run / "model") as folder:
         trainable.save(folder, model)

@@ -182,6 +182,21 @@ def test_encoders_that_cannot_be_had_stop_the_run_before_a_model_is_loaded(measu
     assert not any(isinstance(e, events.Stage) and e.name == "load model" for e in run.events())
 
 
+def test_a_run_that_began_unmeasured_ends_all_the_same(measured, tmp_path, monkeypatch):
+    """Its last sampling is cut short by a stop that comes too late to be one."""
+    run = Run.create(measured(train={"steps": 2, "sample_every": 2, "checkpoint_every": 1}), tmp_path / "run")
+    happened = []
+    for event in run.execute(should_stop=lambda: any(isinstance(e, events.Step) for e in happened)):
+        happened.append(event)
+    (run.path / "measures.json").unlink()
+    monkeypatch.setattr("dreambooth.train.MAX_BATCH", 1)
+    happened.clear()
+    for event in run.execute(resume=True, should_stop=lambda: any(isinstance(e, events.Image) for e in happened)):
+        happened.append(event)
+    assert run.status == "finished"
+    assert read_measures(run.path) is None
+
+
 def test_damaged_measures_are_told(tmp_path):
     (tmp_path / "measures.json").write_text(json.dumps({"best": 1}))
     with pytest.raises(RunError, match=r"measures\.json can't be read"):
