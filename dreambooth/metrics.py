@@ -28,6 +28,11 @@ class Metric:
     better: Literal["higher", "lower"]
     meaning: str
 
+    @property
+    def head(self) -> str:
+        """What heads its column: the title, and an arrow to the better side."""
+        return f"{self.title} {'↑' if self.better == 'higher' else '↓'}"
+
 
 METRICS: dict[str, Metric] = {
     metric.name: metric

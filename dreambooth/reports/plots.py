@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from dreambooth.evaluate import BASE, Evaluation
 from dreambooth.files import atomic_file
 from dreambooth.metrics import METRICS
 from dreambooth.monitor import Measures
 from dreambooth.reports.gallery import FAINT, INK, PAPER, RULE
-from dreambooth.reports.tables import ARROWS, capital, ceilings, conditions, summary
+from dreambooth.reports.tables import capital, ceilings, conditions, summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#c2441d", "#2f6f8f", "#6a8f3c", "#8a5aa8", "#b8862b", "#3d9a8b")
 """Of conditions, in their order; the base model's is grey."""
@@ -95,10 +98,12 @@ def progress_plot(measures: Measures, path: Path, bounds: tuple[float, float] | 
 
 def _title(panel: Axes, metric: str) -> None:
     about = METRICS[metric]
-    panel.set_title(f"{about.title} {ARROWS[about.better]}", loc="left", fontsize=11, color=INK)
+    panel.set_title(about.head, loc="left", fontsize=11, color=INK)
 
 
 def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure  # the page, which draws no plots, need not wait for it
+
     figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor=PAPER)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in panels:

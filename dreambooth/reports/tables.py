@@ -22,8 +22,6 @@ CSVS = {
 AVERAGE = "average"
 """What the average rows have for a subject."""
 
-ARROWS = {"higher": "↑", "lower": "↓"}
-
 
 def conditions(evaluations: Sequence[Evaluation]) -> list[str]:
     """The conditions there are: the base model's first, then in their order."""
@@ -137,7 +135,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: Se
 
 def heads() -> list[str]:
     """The metrics' titles, each with an arrow to the better side."""
-    return [f"{metric.title} {ARROWS[metric.better]}" for metric in METRICS.values()]
+    return [metric.head for metric in METRICS.values()]
 
 
 def comparison_table(evaluations: Sequence[Evaluation]) -> str:

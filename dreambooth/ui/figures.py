@@ -20,7 +20,6 @@ from dreambooth.metrics import METRICS, Estimate
 from dreambooth.ui.charts import judge
 from dreambooth.ui.comparison import Comparison
 
-ARROWS = {"higher": "↑", "lower": "↓"}
 _OF_THE_SUBJECT = ("dino", "clip_i", "clip_t", "div")
 
 Values = dict[str, dict[tuple[str, int], float]]
@@ -185,10 +184,7 @@ def _missing(shown: Comparison, rows: Sequence[Row], config: Config, encoders: E
 def as_html(figures: Figures) -> str:
     """The figures as a table: a row a model, a column a metric, and below what each metric and row means."""
     shown = [name for name in METRICS if any(name in row.estimates for row in figures.rows)]
-    heads = "".join(
-        f"<th scope='col' title='{METRICS[name].meaning}'>{METRICS[name].title} {ARROWS[METRICS[name].better]}</th>"
-        for name in shown
-    )
+    heads = "".join(f"<th scope='col' title='{METRICS[name].meaning}'>{METRICS[name].head}</th>" for name in shown)
     rows = [_row_html(row, shown) for row in figures.rows]
     if figures.difference:
         rows.append(_row_html(figures.difference, shown, "difference"))
