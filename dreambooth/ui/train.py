@@ -106,7 +106,7 @@ def build(studio: Studio, owner: gr.components.Component, subject: Subject) -> t
                 info="For children their guardians do. Without it no training of people starts here.",
             )  # fmt: skip
             needs = gr.HTML(estimates.FIRST_PHOTOS, elem_id="estimate")
-            start = gr.Button("Start training", variant="primary", elem_id="start")
+            start = gr.Button("Start training", variant="primary", elem_id="start", interactive=False)
         with gr.Column(scale=3, min_width=320):
             live, sure = _live()
     # Changes with every visit of the tab; Gradio 6.31 tells no changes of a State after events without a queue.
@@ -124,8 +124,8 @@ def build(studio: Studio, owner: gr.components.Component, subject: Subject) -> t
 
     actions = Actions(studio, form, live)
     refresh = {
-        "fn": actions.refresh, "inputs": [owner, live.run, visited], "outputs": [live.run, live.history, visited],
-        **QUIET,
+        "fn": actions.refresh, "inputs": [owner, live.run, visited],
+        "outputs": [live.run, live.history, visited, start], **QUIET,
     }  # fmt: skip
     gr.on(
         [subject.photos.change, subject.to_training.click, visited.change, *(c.change for c in form.components)],
@@ -343,12 +343,13 @@ class Actions:
     # -- the page
 
     @in_plain_words
-    def refresh(self, owner: str, run: str | None, visited: int) -> tuple[str | None, str, int]:
-        """List the visitor's runs; keeps the chosen one, else takes the newest."""
+    def refresh(self, owner: str, run: str | None, visited: int) -> tuple[str | None, str, int, dict]:
+        """List the visitor's runs, keep the chosen one or take the newest; who has an id by now may start one."""
         runs = self._own(owner)
         ids = [own.id for own, _ in runs]
         chosen = run if run in ids else ids[0] if ids else None
-        return chosen, view.history(runs, chosen, self._url), visited + 1
+        may_start = gr.Button(interactive=is_owner(owner))
+        return chosen, view.history(runs, chosen, self._url), visited + 1, may_start
 
     def watch(self, owner: str, run_id: str | None, seen: Seen | None) -> Any:
         """Fill `Live` with what is new in the run's directory since `seen`."""

@@ -122,7 +122,7 @@ def test_a_run_is_stopped_resumed_and_deleted(actions: Actions, photos: list):
     actions.stop_training(ANNA, run)
     actions.delete_run(ANNA, run)
     assert actions.runs(ANNA) == []
-    chosen, history, _ = actions.refresh(ANNA, run, 0)
+    chosen, history, *_ = actions.refresh(ANNA, run, 0)
     assert chosen is None
     assert "will be listed here" in history
 
