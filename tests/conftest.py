@@ -12,6 +12,7 @@ quiet_third_parties()
 
 from dreambooth.config import Config  # noqa: E402
 from tests import tiny  # noqa: E402
+from tests.hub import hub  # noqa: E402, F401 (the fixture of the loopback Hub)
 
 
 @pytest.fixture(scope="session")
