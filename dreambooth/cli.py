@@ -1,4 +1,4 @@
-"""The command line: `python -m dreambooth train | generate | evaluate | compare | batch | tokens | photos …`.
+"""The command line: `python -m dreambooth train | generate | evaluate | compare | batch | class-images | tokens …`.
 
 Exit code 0 on success, 2 on bad input with one line on standard error, 1 otherwise.
 """
@@ -24,6 +24,7 @@ from dreambooth.errors import ConfigError, DreamBoothError
 from dreambooth.events import Event
 
 if TYPE_CHECKING:
+    from dreambooth.config import Config
     from dreambooth.evaluate import Evaluation
     from dreambooth.runs import Run
     from dreambooth.study import StudyConfig
@@ -50,17 +51,18 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("config_file", metavar="CONFIG.yaml", type=click.Path(path_type=Path))
+@click.argument("config_source", metavar="CONFIG.yaml")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting: --set train.steps=400.")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run is kept (default: a new one in runs/).")
 @click.option(
     "--resume", is_flag=True, help="Go on with a stopped run: the one in --run-dir, or the newest with these settings."
 )
-def train(config_file: Path, overrides: tuple[str, ...], run_dir: Path | None, resume: bool) -> None:
-    """Fine-tune a model as CONFIG.yaml says."""
-    from dreambooth.config import Config
+def train(config_source: str, overrides: tuple[str, ...], run_dir: Path | None, resume: bool) -> None:
+    """Fine-tune a model as CONFIG.yaml says.
 
-    config = Config.load(config_file, overrides)
+    hub:USER/NAME, or hub:USER/NAME@REVISION, in its place repeats the training of a model that was published.
+    """
+    config = _config_of(config_source, overrides)
     quiet_third_parties()
     from dreambooth.runs import Run
 
@@ -102,7 +104,10 @@ def train(config_file: Path, overrides: tuple[str, ...], run_dir: Path | None, r
 def generate(
     source, prompts, negative_prompt, num_images, seed, steps, guidance, scheduler, revision, which, device, out
 ) -> None:
-    """Draw pictures with a run, toybox, a pipeline folder or a Hub id."""
+    """Draw pictures with a run, toybox, a pipeline folder or a Hub id.
+
+    A model that was published from here is sampled as its run was, unless other settings are given.
+    """
     quiet_third_parties()
     from pydantic import ValidationError
 
@@ -232,6 +237,39 @@ def evaluate_run(
         click.echo(path)
 
 
+@cli.command()
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--repo-id", required=True, metavar="[OWNER/]NAME", help="The model repo on the Hub to make or renew.")
+@click.option("--public", is_flag=True, help="Let everybody see it (default: its owner alone).")
+@click.option("--photos", is_flag=True, help="With the subject's photos, as cropped for training.")
+@click.option("--half", is_flag=True, help="Weights in 16 bits: half the size.")
+@click.option(
+    "--which", default="last", show_default=True, type=click.Choice(["last", "best"]),
+    help="The model of the run's last step, or of the step that measured best.",
+)  # fmt: skip
+@click.option(
+    "--partner", metavar="RUN", type=click.Path(path_type=Path),
+    help="The run that differs in prior preservation alone: the card shows both.",
+)  # fmt: skip
+def push(run_dir: Path, repo_id: str, public: bool, photos: bool, half: bool, which: str, partner: Path | None) -> None:
+    """Publish a finished run as a model repo on the Hub, with a card.
+
+    Log in first with `hf auth login`, or set HF_TOKEN. After a failure the same command goes on where it stopped.
+    """
+    quiet_third_parties()
+    from dreambooth.hub import local_token, sign_in
+    from dreambooth.publish import Publication, publish
+    from dreambooth.runs import Run
+
+    run, other = Run.open(run_dir), Run.open(partner) if partner else None
+    wanted = Publication(repo_id=repo_id, private=not public, photos=photos, half=half, which=which)
+    console = _Console()
+    for event in publish(run, wanted, sign_in(local_token()), partner=other):
+        console.show(event)
+        if isinstance(event, events.Published):
+            click.echo(f"Published: {event.url} ({'public' if public else 'private'})")
+
+
 def _read_prompts(path: Path) -> list[str]:
     """The prompts in a file, a line each; raises `ConfigError` where there are none."""
     try:
@@ -321,6 +359,54 @@ def check_photos(folder: Path, resolution: int, sheet: Path | None) -> None:
             contact_sheet([p.preview for p in prepared], 5, [p.name for p in prepared]).save(partial)
 
 
+@cli.group("class-images")
+def class_images() -> None:
+    """Share class images, so that nobody draws the same ones twice."""
+
+
+_PACK_OPTIONS = (
+    click.argument("config_file", metavar="CONFIG.yaml", type=click.Path(path_type=Path)),
+    click.option("--repo-id", required=True, metavar="USER/NAME", help="The dataset repo on the Hub."),
+    click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting."),
+)
+
+
+def _of_a_pack(command: Callable) -> Callable:
+    """The command with what both of the group take."""
+    for option in reversed(_PACK_OPTIONS):
+        command = option(command)
+    return command
+
+
+@class_images.command("push")
+@_of_a_pack
+@click.option("--public", is_flag=True, help="Let everybody read it (default: its owner alone).")
+def push_class_images(config_file: Path, repo_id: str, overrides: tuple[str, ...], public: bool) -> None:
+    """Publish the class images that a training with CONFIG.yaml drew, as a small dataset."""
+    config = _config_of(str(config_file), overrides)
+    quiet_third_parties()
+    from dreambooth.hub import check_repo_id, local_token, sign_in
+    from dreambooth.packs import publish_pack
+
+    account = sign_in(local_token())
+    click.echo(publish_pack(config, check_repo_id(repo_id, account), account, private=not public))
+
+
+@class_images.command("fetch")
+@_of_a_pack
+def fetch_class_images(config_file: Path, repo_id: str, overrides: tuple[str, ...]) -> None:
+    """Fetch the class images that a training with CONFIG.yaml would draw."""
+    config = _config_of(str(config_file), overrides)
+    quiet_third_parties()
+    from dreambooth import prior
+    from dreambooth.packs import fetch_pack, pack_key
+
+    key, wanted = pack_key(config), config.prior.num_images
+    fetched = fetch_pack(repo_id, key, wanted)
+    lacking = len(prior.missing_images(prior.cache_folder(key), wanted))
+    click.echo(f"{fetched} class images fetched" + (f"; training draws the other {lacking}." if lacking else "."))
+
+
 @contextlib.contextmanager
 def _stopped_by_ctrl_c() -> Iterator[Callable[[], bool]]:
     """Gives a function that tells whether Ctrl-C was pressed; pressed again, it ends the program at once."""
@@ -335,6 +421,23 @@ def _stopped_by_ctrl_c() -> Iterator[Callable[[], bool]]:
         yield stop.is_set
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _config_of(source: str, overrides: tuple[str, ...]) -> Config:
+    """The settings in a file, or of a published model for hub:USER/NAME[@REVISION]."""
+    from dreambooth.config import Config
+
+    if not source.startswith("hub:"):
+        return Config.load(Path(source), overrides)
+    repo_id, at, revision = source.removeprefix("hub:").partition("@")
+    if repo_id.count("/") != 1 or (at and not revision):
+        raise ConfigError(f"{source!r} names no model.", "Write hub:USER/NAME, or hub:USER/NAME@REVISION.")
+    quiet_third_parties()
+    from dreambooth.prior import cache_root
+    from dreambooth.published import published_config
+
+    folder = cache_root().with_name("published") / repo_id.replace("/", "--")
+    return published_config(repo_id, revision or None, None, folder, overrides)
 
 
 def _run_to_resume(config, run_dir: Path | None) -> Run:
@@ -408,16 +511,17 @@ class _Console:
     def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
         self.bar: tqdm | None = None
-        self.stage, self.total, self.recent = "", 0, []
+        self.stage, self.total, self.tenth, self.recent = "", 0, 0, []
 
     def show(self, event: Event) -> None:
         """Show one event."""
         match event:
             case events.Stage(name, total):
                 self._close()
-                self.stage, self.total, self.recent = name, total, []
+                self.stage, self.total, self.tenth, self.recent = name, total, 0, []
                 if self.terminal and total:
-                    self.bar = tqdm(total=total, desc=name, unit="step" if name == "train" else "", leave=True)
+                    unit = {"train": "step", "upload": "B"}.get(name, "")
+                    self.bar = tqdm(total=total, desc=name, unit=unit, unit_scale=unit == "B", leave=True)
                 else:
                     click.echo(f"{name} …", err=True)
             case events.Progress(done):
@@ -457,8 +561,10 @@ class _Console:
         if self.bar is not None:
             self.bar.n = done
             self.bar.set_postfix_str(note)
-        elif done == self.total or done % max(1, self.total // 10) == 0:
-            click.echo(f"{self.stage} {done}/{self.total} {note}".rstrip(), err=True)
+        elif self.total and (tenth := 10 * done // self.total) > self.tenth:
+            self.tenth = tenth
+            share = f"{done / 1e6:.1f}/{self.total / 1e6:.1f} MB" if self.stage == "upload" else f"{done}/{self.total}"
+            click.echo(f"{self.stage} {share} {note}".rstrip(), err=True)
 
     def _line(self, text: str) -> None:
         tqdm.write(text, file=sys.stderr)

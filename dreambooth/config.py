@@ -20,6 +20,9 @@ from dreambooth.errors import ConfigError
 TOYBOX = "toybox"
 """The base model that is built in; any other `base_model` is a Hub id or a local pipeline folder."""
 
+MAX_FOREIGN_YAML = 2**18
+"""Bytes of the settings that are read of a repo; a complete config has about 2,000."""
+
 _Model = TypeVar("_Model", bound=BaseModel)
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 Crop = tuple[int, int, int, int]
@@ -121,6 +124,11 @@ class PriorConfig(_Settings):
     batch_size: int = Field(
         4, ge=1, le=256, description="Class images drawn at once. Source: diffusers' DreamBooth script."
     )
+    pack: str | None = Field(
+        None,
+        description="Hub dataset (OWNER/NAME) of class images that `class-images push` published for the same base "
+        "model, class prompt and sampling: they are fetched, and only those that it lacks are drawn.",
+    )
 
     @property
     def active(self) -> bool:
@@ -135,6 +143,13 @@ class PriorConfig(_Settings):
                 f"uses {{{min(unknown)}}}; only {{class_noun}} is filled in, since it is the class's prompt"
             )
         return template
+
+    @field_validator("pack")
+    @classmethod
+    def _names_a_repo(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+            raise ValueError("is no Hub repo; give OWNER/NAME")
+        return name
 
 
 class TrainConfig(_Settings):
@@ -278,11 +293,11 @@ class EvaluationConfig(_Settings):
         True, description="Measure the sample pictures while training, and keep the best model beside the last."
     )
     max_drift: float = Field(
-        0.25,
+        0.5,
         ge=0,
         le=1,
         description="The best model's class pictures may come so much nearer to the photos: 0 is as far as the base "
-        "model's, 1 as near as the photos are to each other.",
+        "model's, 1 as near as the photos are to each other. Source: configs/toybox-study.yaml, see docs/study.md.",
     )
     max_prompt_loss: float = Field(
         0.1, ge=0, le=1, description="The best model may lose this share of the base model's CLIP-T."
@@ -379,15 +394,34 @@ def validated(kind: type[_Model], settings: dict[str, Any], source: str) -> _Mod
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises `ConfigError` with line and column where it is not one."""
+    return _mapping(_read_text(path, str(path)), str(path))
+
+
+def read_foreign_yaml(path: Path, source: str) -> dict[str, Any]:
+    """`read_yaml` of a file that somebody else wrote and messages call `source`: refused where its size, or aliases
+    that may stand for gigabytes, could keep this machine busy."""
+    if path.stat().st_size > MAX_FOREIGN_YAML:
+        raise ConfigError(f"{source}: has {path.stat().st_size:,} bytes, too many for settings.")
+    text = _read_text(path, source)
+    settings = _mapping(text, source)
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        raise ConfigError(f"{source}: uses YAML aliases, which settings have no need of.")
+    return settings
+
+
+def _read_text(path: Path, source: str) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file.", "Give the path of a YAML config; the README shows one.") from None
+        raise ConfigError(f"{source}: no such file.", "Give the path of a YAML config; the README shows one.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't be read ({error}).") from None
-    loaded = _parse_yaml(text, str(path))
+        raise ConfigError(f"{source}: can't be read ({error}).") from None
+
+
+def _mapping(text: str, source: str) -> dict[str, Any]:
+    loaded = _parse_yaml(text, source)
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path}: holds {type(loaded).__name__}, not settings.", "Write `key: value` lines.")
+        raise ConfigError(f"{source}: holds {type(loaded).__name__}, not settings.", "Write `key: value` lines.")
     return loaded
 
 

@@ -36,8 +36,8 @@ from transformers import (
 )
 
 from dreambooth.config import TOYBOX, EvaluationConfig
-from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError, PhotoError, first_line
-from dreambooth.families import download_failure, shown_name
+from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError, first_line
+from dreambooth.families import download_told, shown_name
 from dreambooth.files import atomic_file
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.photos import open_photo
@@ -279,7 +279,7 @@ def fetch_encoder(source: str, kind: str) -> Path:
         return folder.resolve()
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise ModelError(f"{source}: no such folder.", "Give toybox, an existing model folder, or a Hub id OWNER/NAME.")
-    try:
+    with download_told(source, None, None, _wanted(kind)):
         hf_hub_download(source, "config.json")
         folder = Path(snapshot_download(source, allow_patterns=list(SMALL_FILES)))
         _check_kind(folder, kind)
@@ -287,10 +287,6 @@ def fetch_encoder(source: str, kind: str) -> Path:
         if not (folder / WEIGHTS[0]).is_file():
             hf_hub_download(source, WEIGHTS[1], revision=folder.name)
         return folder
-    except DreamBoothError:
-        raise
-    except Exception as error:  # as in `families.fetch_from_hub`
-        raise download_failure(source, None, error, public=False, wanted=_wanted(kind)) from error
 
 
 def _wanted(kind: str) -> str:

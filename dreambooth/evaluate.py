@@ -226,7 +226,7 @@ def base_model(config: Config) -> Candidate:
     """The model that a run starts from, downloaded if need be. Raises what `fetch_model` raises."""
     folder = fetch_model(config.base_model, config.revision)
     return Candidate(
-        _name_of(config.base_model), BASE, 0, folder,
+        name_of(config.base_model), BASE, 0, folder,
         lambda: open_source(str(folder), device=resolve_device(config.device)),
     )  # fmt: skip
 
@@ -239,11 +239,11 @@ def run_photos(run: Path) -> list[Path]:
     return photos
 
 
-def _name_of(base_model: str) -> str:
-    """What reports call a base model: a folder, even one that is gone, by its last part alone."""
-    path = Path(os.path.expanduser(base_model))
-    hub_id = base_model.count("/") < 2 and "\\" not in base_model and not base_model.startswith((".", "/", "~"))
-    return base_model if base_model == TOYBOX or (hub_id and not path.exists()) else path.resolve().name
+def name_of(model: str) -> str:
+    """What others may read of a base model or an encoder: of a folder, even one that is gone, its last part alone."""
+    path = Path(os.path.expanduser(model))
+    hub_id = model.count("/") < 2 and "\\" not in model and not model.startswith((".", "/", "~"))
+    return model if model == TOYBOX or (hub_id and not path.exists()) else path.resolve().name
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluating
@@ -373,7 +373,7 @@ def _facts(candidate: Candidate, config: Config, subject: str, encoders: Encoder
         "identifier": config.subject.identifier,
         "condition": candidate.condition,
         "model": candidate.name,
-        "base_model": _name_of(config.base_model),
+        "base_model": name_of(config.base_model),
         "method": config.method,
         "step": candidate.step,
         "seed": config.seed,

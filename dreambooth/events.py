@@ -123,10 +123,18 @@ class Cancelled(Event):
     step: int
 
 
+@dataclass(frozen=True)
+class Published(Event):
+    """The model is on the Hub, whole, at `url`, as the commit with that hash; never in a run's `events.jsonl`."""
+
+    url: str
+    commit: str
+
+
 _KINDS: dict[str, type[Event]] = {
     "run_queued": RunQueued, "stage": Stage, "progress": Progress, "step": Step, "image": Image,
     "checkpoint": Checkpoint, "metric": Metric, "warning": Warning, "finished": Finished, "failed": Failed,
-    "cancelled": Cancelled,
+    "cancelled": Cancelled, "published": Published,
 }  # fmt: skip
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 

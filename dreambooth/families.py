@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 import transformers
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from huggingface_hub import auth_check, hf_hub_download
+from huggingface_hub import HfApi, auth_check, constants, get_cached_repo_tree, hf_hub_download
 from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -25,17 +30,25 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoFile
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dreambooth.config import TOYBOX
 from dreambooth.errors import DreamBoothError, HubError, ModelError, first_line
+from dreambooth.hub import Token, redact
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.objectives import Diffusion
 
 PLAIN_ATTENTION_TOKENS = 256
 """Up to so many latent positions a CPU multiplies attention's matrices faster than it runs the fused kernel: a toybox
 training step in bf16 takes 78 ms so, 190 ms else (2 cores, `benchmarks/step_speed.py`)."""
+
+MAX_FILES = 20_000
+"""Of a repo so many files are looked at: twice as many as there are class images at most (`prior.num_images`)."""
+
+DOWNLOADS = 8
+"""Small files fetched at a time. Source: the Hub client's own default."""
 
 TOYBOX_FOLDER = Path(__file__).parent / "toybox" / "model"
 
@@ -107,7 +120,7 @@ STABLE_DIFFUSION = Family(
 FAMILIES = (STABLE_DIFFUSION,)
 
 
-def fetch_model(base_model: str, revision: str | None = None) -> Path:
+def fetch_model(base_model: str, revision: str | None = None, *, token: Token = None) -> Path:
     """The local folder of a base model: the built-in toybox, a folder, or a Hub repo that is downloaded if need be.
 
     Raises `ModelError` where there is no such model and `HubError` where the Hub refuses or can't be reached.
@@ -125,59 +138,121 @@ def fetch_model(base_model: str, revision: str | None = None) -> Path:
         raise ModelError(
             f"{base_model}: no such folder.", "Give toybox, an existing pipeline folder, or a Hub id OWNER/NAME."
         )
-    return fetch_from_hub(base_model, revision)
+    return fetch_from_hub(base_model, revision, token=token)
 
 
-def fetch_from_hub(repo_id: str, revision: str | None = None, *, public: bool = False) -> Path:
+def fetch_from_hub(repo_id: str, revision: str | None = None, *, token: Token = None) -> Path:
     """The local folder of a Hub repo's pipeline, downloaded if need be; never a folder of this machine.
 
-    Kinds that are not supported are refused before their weights are downloaded. With `public`, only what the whole
-    world may read is given: no token is sent, and that a repo was downloaded here before is not enough. Raises as
-    `fetch_model` does.
+    Its model card and `config.yaml` come with it, where it has them. Kinds that are not supported are refused before
+    their weights are downloaded. With a visitor's token, or nobody's, the Hub is asked first whether they may read it:
+    that it was downloaded here before, for somebody else, is not enough. Raises as `fetch_model` does.
     """
-    token = False if public else None
-    try:
-        if public:
-            auth_check(repo_id, token=token)
-        index = hf_hub_download(repo_id, "model_index.json", revision=revision, token=token)
+    with download_told(repo_id, revision, token):
+        cache = _cache_for(repo_id, token)
+        index = hf_hub_download(repo_id, "model_index.json", revision=revision, token=token, cache_dir=cache)
         family_of(Path(index).parent)
-        return Path(DiffusionPipeline.download(repo_id, revision=revision, token=token))
+        folder = Path(DiffusionPipeline.download(repo_id, revision=revision, token=token, cache_dir=cache))
+        with suppress(CachedRepoTreeNotFoundError, EntryNotFoundError):  # without the Hub, what is here is enough
+            there = {file.path for file in get_cached_repo_tree(repo_id, revision=folder.name, cache_dir=cache)}
+            for name in there & {"README.md", "config.yaml"}:
+                if not (folder / name).is_file():
+                    hf_hub_download(repo_id, name, revision=folder.name, token=token, cache_dir=cache)
+        return folder
+
+
+def _cache_for(repo_id: str, token: Token) -> Path | None:
+    """Where what `token` may read of a repo is kept; None for the cache that all programs of this machine share.
+
+    What a visitor reads, and not everybody may, is kept apart: who acts in the machine's own name finds what is in the
+    shared cache without asking the Hub. Raises the Hub client's own errors where the repo may not be read.
+    """
+    if token is None:
+        return None
+    try:
+        auth_check(repo_id, token=False)
+        return None
+    except RepositoryNotFoundError:  # a gated repo, too
+        auth_check(repo_id, token=token)
+        return Path(constants.HF_HUB_CACHE).with_name("hub-of-visitors")
+
+
+def list_files(
+    repo_id: str, revision: str | None, token: Token, wanted: str, repo_type: str = "model"
+) -> tuple[ModelInfo | DatasetInfo, dict[str, int]]:
+    """What the Hub says of a repo, and its files' sizes in bytes by path; raises as `fetch_model` does."""
+    with download_told(repo_id, revision, token, wanted):
+        info = HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type, token=token)
+        tree = HfApi().list_repo_tree(repo_id, recursive=True, revision=info.sha, repo_type=repo_type, token=token)
+        return info, {file.path: file.size for file in islice(tree, MAX_FILES) if isinstance(file, RepoFile)}
+
+
+def fetch_files(
+    repo_id: str, commit: str, paths: Iterable[str], folder: Path, token: Token, wanted: str, repo_type: str = "model"
+) -> None:
+    """Download some of a repo's files into an empty `folder`, under their paths in the repo.
+
+    Nothing is left in the cache that all downloads share. Raises as `fetch_model` does.
+    """
+
+    def fetch(path: str) -> None:
+        if not (folder / path).resolve().is_relative_to(folder.resolve()):
+            raise ModelError(f"{repo_id} has a file that would land elsewhere: {path!r}.", f"Give {wanted}.")
+        hf_hub_download(repo_id, path, revision=commit, repo_type=repo_type, local_dir=folder, token=token)
+
+    with download_told(repo_id, commit, token, wanted), ThreadPoolExecutor(DOWNLOADS) as pool:
+        list(pool.map(fetch, paths))
+
+
+@contextmanager
+def download_told(
+    repo_id: str, revision: str | None, token: Token, wanted: str = "a diffusers pipeline"
+) -> Iterator[None]:
+    """What goes wrong inside the block is raised as `download_failure` says, and not the client's own error with it."""
+    if token == "":  # nothing must be done for nobody in somebody's name
+        raise HubError("There is no Hugging Face token.", "Log in.")
+    try:
+        yield
     except DreamBoothError:
         raise
     except Exception as error:  # the HTTP library's errors come through, and which library that is changes
-        raise download_failure(repo_id, revision, error, public) from error
+        raise download_failure(repo_id, revision, error, token, wanted) from None
 
 
 def download_failure(
-    base_model: str, revision: str | None, error: Exception, public: bool, wanted: str = "a diffusers pipeline"
+    repo_id: str, revision: str | None, error: Exception, token: Token, wanted: str = "a diffusers pipeline"
 ) -> DreamBoothError:
-    """What to raise for the error that the Hub's client met while it fetched `wanted` from the repo `base_model`."""
+    """What to raise for the error that the Hub's client met while it fetched `wanted` from a repo for `token`."""
     # diffusers looks in the cache when the Hub gives no answer, and raises an OSError with the Hub's error as its cause
     wrapped = type(error) is OSError and isinstance(error.__cause__, Exception)
     error = error.__cause__ if wrapped else error
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, GatedRepoError):
-        return HubError(
-            f"{base_model} is gated.",
-            "This studio opens only models that everybody may read."
-            if public
-            else f"Accept its terms on https://huggingface.co/{base_model} and log in with `hf auth login`.",
-        )
+        accept = f"Accept its terms on https://huggingface.co/{repo_id}"
+        hints = {
+            None: f"{accept} and log in with `hf auth login`.",
+            False: "Choose a model that everybody may read, or log in with an account that accepted its terms.",
+        }
+        return HubError(f"{repo_id} is gated.", hints.get(token, f"{accept} with the account you are logged in with."))
     if isinstance(error, RevisionNotFoundError):
-        return ModelError(f"{base_model} has no revision {revision!r}.", "Look at the repo's branches and tags.")
+        return ModelError(f"{repo_id} has no revision {revision!r}.", "Look at the repo's branches and tags.")
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
+        log_in = "log in with `hf auth login`" if token is None else "log in with an account that may read it"
         return ModelError(
-            f"{base_model} is not on the Hub, or is private.",
-            f"Check the spelling{'' if public else '; for a private one log in with `hf auth login`'}.",
+            f"{repo_id} is not on the Hub, or is private.", f"Check the spelling; for a private one {log_in}."
         )
     if isinstance(error, RemoteEntryNotFoundError):
-        return ModelError(f"{base_model} lacks a file: {first_line(error)}.", f"Give a repo with {wanted}.")
-    if isinstance(error, LocalEntryNotFoundError) or (wrapped and not isinstance(error, HfHubHTTPError)):
+        return ModelError(f"{repo_id} lacks a file: {first_line(error)}.", f"Give a repo with {wanted}.")
+    if isinstance(error, LocalEntryNotFoundError) or (wrapped and status is None):
         return HubError(
-            f"{base_model} is not downloaded and the Hub can't be reached.", "Check the connection and try again."
+            f"{repo_id} is not downloaded and the Hub can't be reached.", "Check the connection and try again."
         )
-    return HubError(
-        f"{base_model} could not be downloaded: {first_line(error)}.", "Try again; files that arrived whole are kept."
-    )
+    if status == 401:
+        return HubError("The Hub does not accept the login.", "Log in again.")
+    if status == 429:
+        return HubError(f"The Hub asks for fewer requests than {repo_id} takes.", "Wait a few minutes, then try again.")
+    reason = redact(first_line(error), token)
+    return HubError(f"{repo_id} could not be downloaded: {reason}.", "Try again; files that arrived whole are kept.")
 
 
 def family_of(folder: Path) -> Family:

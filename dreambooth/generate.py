@@ -11,15 +11,26 @@ from typing import Literal
 
 import diffusers
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
+from huggingface_hub import metadata_load
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dreambooth.config import TOYBOX, Config, SamplingConfig, load_preset, read_yaml
+from dreambooth.config import (
+    MAX_FOREIGN_YAML,
+    TOYBOX,
+    Config,
+    SamplingConfig,
+    load_preset,
+    read_foreign_yaml,
+    read_yaml,
+)
 from dreambooth.errors import ConfigError, RunError
-from dreambooth.families import Family, fetch_model, load_pipeline
+from dreambooth.families import Family, fetch_model, load_pipeline, shown_name
 from dreambooth.files import atomic_file
+from dreambooth.hub import TAG, Token
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -59,7 +70,7 @@ class Source:
     sampling: SamplingConfig
     """The settings this model is best sampled with."""
     config: Config | None
-    """The run's settings, where the model came from a run."""
+    """The settings it was trained with, where it is a run's or was published as one's."""
 
 
 def finished_model(run: Path, which: Which = "last") -> Path:
@@ -81,26 +92,48 @@ def open_source(
     *,
     safety_checker: bool = True,
     which: Which = "last",
+    token: Token = None,
 ) -> Source:
     """Load a run directory, toybox, a pipeline folder or a Hub id for generation; of a run, `which` of its models.
 
-    Where the model has a safety checker, it looks at every picture unless `safety_checker` is off. Raises `RunError`
-    for a run without a finished model, else what `fetch_model` and `load_pipeline` raise.
+    A model that was published as a run's is sampled as that run was. Where the model has a safety checker, it looks at
+    every picture unless `safety_checker` is off. Raises `RunError` for a run without a finished model, `ConfigError`
+    for damaged settings, else what `fetch_model` and `load_pipeline` raise.
     """
     folder = Path(os.path.expanduser(source))
-    config = None
-    if (folder / "config.yaml").is_file() or (folder / "events.jsonl").is_file():
+    run = any((folder / name).is_file() for name in ("config.yaml", "events.jsonl"))
+    if run and not (folder / "model_index.json").is_file():  # a published model has a config.yaml, too
         model = finished_model(folder, which)
         config = Config.from_dict(read_yaml(folder / "config.yaml"), source=str(folder / "config.yaml"))
-        name, sampling = folder.resolve().name, config.sampling
     else:
-        model = fetch_model(source, revision)
-        name = folder.resolve().name if folder.exists() else source
-        sampling = SamplingConfig(**(load_preset(TOYBOX)["sampling"] if source == TOYBOX else {}))
+        model = fetch_model(source, revision, token=token)
+        config = published_settings(model)
+    name = folder.resolve().name if folder.exists() else source
+    usual = SamplingConfig(**(load_preset(TOYBOX)["sampling"] if source == TOYBOX else {}))
     pipe, family = load_pipeline(model, safety_checker=safety_checker)
     if device is not None:
         pipe.to(device)
-    return Source(pipe, family, name, sampling, config)
+    return Source(pipe, family, name, config.sampling if config else usual, config)
+
+
+def published_settings(model: Path) -> Config | None:
+    """The settings that a pipeline folder was published with by this product; None for any other.
+
+    Raises `ConfigError` where they are damaged, or of another version.
+    """
+    card = model / "README.md"
+    try:
+        tags = (metadata_load(card) or {}).get("tags") if card.stat().st_size <= MAX_FOREIGN_YAML else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # somebody else's card, or none
+        return None
+    if not (isinstance(tags, list) and TAG in tags and (model / "config.yaml").is_file()):
+        return None
+    source = f"{shown_name(model)}: config.yaml"
+    try:
+        return Config.from_dict(read_foreign_yaml(model / "config.yaml", source), source)
+    except ConfigError as error:
+        hint = "It is damaged, or of another version of this program; try another revision of the model."
+        raise ConfigError(error.message, hint) from None
 
 
 def with_scheduler(pipe: DiffusionPipeline, name: str) -> object:

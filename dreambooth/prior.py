@@ -53,12 +53,15 @@ def cache_folder(key: dict[str, object]) -> Path:
 
 
 def fingerprint(model: Path) -> str:
-    """A hash of a pipeline folder: every file's name and size, and its contents (of a big one, its two ends).
+    """A hash of a pipeline folder: every part's files, by name, size and contents (of a big one, its two ends).
 
-    Reading gigabytes for each run would cost more than it tells; training changes weights all over the file.
+    Reading gigabytes for each run would cost more than it tells; training changes weights all over the file. What a
+    repo holds beside the pipeline's parts, such as a card, samples or settings, shapes no picture.
     """
     digest = hashlib.sha256()
-    for path in sorted(p for p in model.rglob("*") if p.is_file() and p.suffix not in (".md", ".png")):
+    parts = {"model_index.json", *json.loads((model / "model_index.json").read_text())}
+    files = [path for path in model.rglob("*") if path.relative_to(model).parts[0] in parts and path.is_file()]
+    for path in sorted(p for p in files if p.suffix not in (".md", ".png")):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(model)} {size}\n".encode())
         with path.open("rb") as file:
@@ -88,9 +91,7 @@ def draw_class_images(
     `ModelError` when that does not help.
     """
     prior = config.prior
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / "key.json") as partial:
-        partial.write_text(json.dumps(key, indent=2))
+    write_key(folder, key)
     sampling = SamplingConfig(steps=prior.steps, guidance_scale=prior.guidance_scale)
     todo = [(i, 0) for i in missing_images(folder, prior.num_images)]
     while todo:
@@ -111,6 +112,13 @@ def draw_class_images(
                 )
         yield prior.num_images - len(todo)
     save_contact_sheet(folder, prior.num_images)
+
+
+def write_key(folder: Path, key: dict[str, object]) -> None:
+    """Make the folder of a key, with the key in words in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / "key.json") as partial:
+        partial.write_text(json.dumps(key, indent=2))
 
 
 def save_contact_sheet(folder: Path, count: int) -> None:

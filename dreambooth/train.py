@@ -24,7 +24,7 @@ from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch import Tensor, nn
 
-from dreambooth import events, prior
+from dreambooth import events, packs, prior
 from dreambooth.checkpoints import Checkpoint, list_checkpoints
 from dreambooth.coach import coach
 from dreambooth.config import Config
@@ -74,6 +74,14 @@ def train(
     yield events.Metric("estimated_peak_memory_bytes", estimate.peak_bytes, 0)
     yield events.Metric("estimated_seconds", estimate.seconds, 0)
 
+    use_prior = config.prior.active
+    if use_prior:
+        key = prior.cache_key(config, model, resolution, precision)
+        class_folder = prior.cache_folder(key)
+        if config.prior.pack and prior.missing_images(class_folder, config.prior.num_images):
+            yield events.Stage("fetch class images")
+            packs.fetch_pack(config.prior.pack, key, config.prior.num_images)
+
     photos, prompts = _photos_and_prompts(config, run)
     monitor = yield from _monitor(config, run, photos)
 
@@ -81,10 +89,7 @@ def train(
     pipe, family = load_pipeline(model)
     pipe.to(device)
     use_fastest_attention(pipe, family, (resolution // pipe.vae_scale_factor) ** 2)
-    use_prior = config.prior.active
     if use_prior:
-        key = prior.cache_key(config, model, resolution, precision)
-        class_folder = prior.cache_folder(key)
         missing = len(prior.missing_images(class_folder, config.prior.num_images))
         if missing:
             yield events.Stage("class images", config.prior.num_images)
@@ -230,13 +235,14 @@ def _prepare_photos(config: Config, run: Path, resolution: int) -> Iterator[Even
     prepared = prepare_photos(paths, resolution, config.subject.crops)
     for finding in coach(prepared):
         yield events.Warning(finding.message)
-    prompts = [_caption(config, path) for path in paths]
+    prompts = [caption_of(config, path) for path in paths]
     with atomic_folder(run / "photos") as folder:
         for image, prompt in zip(save_prepared(prepared, folder), prompts, strict=True):
             image.with_suffix(".txt").write_text(prompt, encoding="utf-8")
 
 
-def _caption(config: Config, photo: Path) -> str:
+def caption_of(config: Config, photo: Path) -> str:
+    """The prompt that a photo is trained with; raises `PhotoError` for a caption that can't be used."""
     text = photo.with_suffix(".txt")
     if not (config.subject.captions and text.is_file()):
         return config.instance_prompt

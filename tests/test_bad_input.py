@@ -182,6 +182,11 @@ CASES = {
     "crop of no photo": (lambda p: p.train_on(crops={"cat.jpg": [0, 0, 64, 64]}), 2, "cat.jpg: a crop box is given"),
     # ---- models
     "model missing": (lambda p: p.train(base_model="none"), 1, "none: no such folder"),
+    "push of no run": (lambda p: ["push", p.model, "--repo-id", "dog"], 1, "is not a run: no config.yaml in it"),
+    "push to nowhere": (lambda p: ["push", p.model], 2, "Missing option '--repo-id'"),
+    "push beside no partner": (
+        lambda p: ["push", p.run_without_model(), "--repo-id", "dog", "--partner", p.model], 1, "is not a run"
+    ),
     "folder without a model": (lambda p: p.generate(source=p.given), 1, "no model_index.json in it"),
     "unsupported model": (
         lambda p: p.train(base_model=str(p.damaged("model_index.json", lambda b: b.replace(b"StableD", b"UnstableD")))),

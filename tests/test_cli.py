@@ -15,11 +15,16 @@ from typing import NamedTuple
 from unittest import mock
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from dreambooth import cli, events
 from dreambooth.checkpoints import list_checkpoints
+from dreambooth.config import to_yaml
 from dreambooth.evaluate import Evaluation
+from dreambooth.hub import TAG
+from dreambooth.publish import read_state
 from dreambooth.runs import Run
 
 ROOT = Path(__file__).parent.parent
@@ -88,11 +93,14 @@ def finished(tiny_model, photo_folder, tmp_path_factory):
     [
         (["--help"], ["train", "generate", "tokens", "photos"]),
         (["-h"], ["train"]),
-        (["train", "--help"], ["CONFIG.yaml", "--set KEY=VALUE", "--run-dir", "--resume"]),
+        (["train", "--help"], ["CONFIG.yaml", "hub:USER/NAME@REVISION", "--set KEY=VALUE", "--run-dir", "--resume"]),
         (["generate", "--help"], ["RUN_OR_MODEL", "--prompt", "--negative-prompt", "--num-images", "--seed", "--out"]),
         (["evaluate", "--help"], ["RUN", "--prompts FILE", "--images-per-prompt", "--which", "--base", "--out"]),
+        (["push", "--help"], ["RUN", "--repo-id", "--public", "--photos", "--half", "--which", "--partner"]),
         (["compare", "--help"], ["CONFIG.yaml", "--set KEY=VALUE", "--out"]),
         (["batch", "--help"], ["BATCH.yaml", "--set KEY=VALUE", "--out"]),
+        (["class-images", "push", "--help"], ["CONFIG.yaml", "--repo-id USER/NAME", "--public", "--set KEY=VALUE"]),
+        (["class-images", "fetch", "--help"], ["CONFIG.yaml", "--repo-id USER/NAME", "--set KEY=VALUE"]),
         (["tokens", "--help"], ["--base-model", "--check WORD"]),
         (["photos", "check", "--help"], ["FOLDER", "--sheet"]),
     ],
@@ -280,6 +288,91 @@ def test_generate_as_a_command_of_its_own(tiny_model, tmp_path):
     assert (code, err) == (0, "")
     assert out == f"{Path('generated') / '0000-0.png'}\n"
     assert (tmp_path / "generated" / "0000-0.png").is_file()
+
+
+# ---- Published models and class images
+
+
+def published(hub, config, model, repo_id: str = "anna/dog", private: bool = False) -> None:
+    """Put a model on the Hub as publishing does: a pipeline, a card, its settings and its photos."""
+    settings = config.model_dump(mode="json") | {"base_model": "anna/base"}
+    settings["subject"]["photos"] = "photos"
+    files = {str(path.relative_to(model)): path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    files |= {f"photos/0{i}.jpg": path.read_bytes() for i, path in enumerate(sorted(config.subject.photos.iterdir()))}
+    files |= {"README.md": f"---\ntags: [{TAG}]\n---\n", "config.yaml": to_yaml(settings)}
+    hub.add_repo(repo_id, files, private=private)
+    hub.add_repo("anna/base", model)
+
+
+def test_train_repeats_a_published_model(hub, make_config, tiny_model, tmp_path):
+    config = make_config(prior={"enabled": False}, train={"steps": 1})
+    published(hub, config, tiny_model)
+    code, out, err = here("train", "hub:anna/dog", "--run-dir", tmp_path / "run", "--set", "seed=7")
+    assert (code, out.splitlines()[0]) == (0, f"Run: {tmp_path / 'run'}"), err
+    run = Run.open(tmp_path / "run")
+    assert (run.status, run.config.seed, run.config.base_model) == ("finished", 7, "anna/base")
+    assert run.config.train == config.train
+    assert len(list((run.path / "photos").glob("*.png"))) == 3
+    assert run.config.subject.photos.is_relative_to(tmp_path / "cache" / "published" / "anna--dog")
+    assert here("train", "hub:anna/dog@main", "--resume", "--set", "seed=7", "--run-dir", tmp_path / "run").code == 0
+
+
+def test_what_hub_names_must_be_there_and_readable(hub, make_config, tiny_model, tmp_path, monkeypatch):
+    anna, bert = hub.add_user("anna", scopes=("read",)), hub.add_user("bert", scopes=("read",))
+    published(hub, make_config(), tiny_model, private=True)
+    for source, code, words in [
+        ("hub:dog", 2, "'hub:dog' names no model. Write hub:USER/NAME"),
+        ("hub:anna/dog@", 2, "names no model"),
+        ("hub:../../etc/passwd", 2, "names no model"),
+        ("hub:..//", 2, "names no model"),
+        ("hub:./x", 1, "./x is not on the Hub, or is private"),
+        ("hub:anna/none", 1, "anna/none is not on the Hub, or is private"),
+        ("hub:anna/dog", 1, "for a private one log in with `hf auth login`"),
+        ("hub:anna/base@v9", 1, "anna/base has no revision 'v9'"),
+        ("hub:anna/base", 1, "anna/base has no config.yaml"),
+    ]:
+        told = here("train", source, "--run-dir", tmp_path / "run")
+        assert (told.code, told.out) == (code, "")
+        assert told.err.startswith("error: ")
+        assert words in told.err
+    monkeypatch.setenv("HF_TOKEN", bert)
+    assert "anna/dog is not on the Hub, or is private" in here("train", "hub:anna/dog").err
+    monkeypatch.setenv("HF_TOKEN", anna)
+    assert "train.steps = 'no'" in here("train", "hub:anna/dog", "--set", "train.steps=no").err
+    assert not (tmp_path / "run").exists()
+
+
+def test_generate_draws_with_a_published_model_as_its_run_did(hub, make_config, tiny_model, tmp_path):
+    published(hub, make_config(sampling={"steps": 3, "guidance_scale": 4.0}), tiny_model)
+    for revision in ((), ("--revision", "main")):
+        told = here(
+            "generate", "anna/dog", *revision, "--prompt", "a dog", "--num-images", 1, "--out", tmp_path / "out"
+        )
+        assert (told.code, told.err) == (0, "")
+    with Image.open(tmp_path / "out" / "0001-0.png") as image:
+        assert (image.text["steps"], image.text["guidance_scale"], image.text["model"]) == ("3", "4.0", "anna/dog")
+    assert "has no revision 'v9'" in here("generate", "anna/dog", "--revision", "v9", "--prompt", "a dog").err
+
+
+def test_class_images_go_to_the_hub_and_come_back(hub, make_config, tmp_path, monkeypatch):
+    config = tmp_path / "c.yaml"
+    config.write_text(make_config(train={"steps": 1}, prior={"num_images": 2}).to_yaml())
+    push = ("class-images", "push", config, "--repo-id", "dogs")
+    assert here(*push).err.startswith("error: There is no Hugging Face token on this machine. Set HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN", hub.add_user("anna", scopes=("write",)))
+    assert "2 of 2 class images are not drawn yet" in here(*push).err
+    assert here("train", config).code == 0
+    assert here(*push, "--public") == (0, f"{hub.url}/datasets/anna/dogs\n", "")
+    assert "anna may not write to bert" in here(*push[:-1], "bert/dogs").err
+
+    monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "elsewhere"))
+    monkeypatch.delenv("HF_TOKEN")
+    fetch = ("class-images", "fetch", config, "--repo-id", "anna/dogs")
+    assert here(*fetch) == (0, "2 class images fetched.\n", "")
+    assert here(*fetch, "--set", "prior.num_images=5").out == "0 class images fetched; training draws the other 3.\n"
+    told = here(*fetch, "--set", "seed=9")
+    assert told.code == 2
+    assert "anna/dogs has other class images than these settings ask for: seed (1234 there, 9 here)" in told.err
 
 
 # ---- evaluate
@@ -505,6 +598,85 @@ def test_tokens_shows_what_a_word_means_already(tiny_model, tmp_path):
     with Image.open(tmp_path / "p.jpg") as sheet:
         assert sheet.format == "JPEG"
         assert sheet.width > 6 * 32, "two pictures of three prompts"
+
+
+# ---- push
+
+
+@pytest.fixture
+def pushed(finished, hub, tmp_path, monkeypatch):
+    """A copy of the finished run, and a machine that anna is logged in on."""
+    monkeypatch.setenv("HF_TOKEN", hub.add_user("anna"))
+    return shutil.copytree(finished[0], tmp_path / "dogs", symlinks=True)
+
+
+def test_push_tells_where_the_model_is(pushed, hub):
+    code, out, err = here("push", pushed, "--repo-id", "dog")
+    assert code == 0, err
+    assert out == f"Published: {hub.url}/anna/dog (private)\n"
+    lines = err.splitlines()
+    assert lines[0] == "prepare …"
+    assert lines[-1] == "commit …"
+    size = sum(blob.size for name, blob in hub.repos["model", "anna/dog"].files.items() if name != ".gitattributes")
+    assert f"upload {size / 1e6:.1f}/{size / 1e6:.1f} MB" in lines
+    assert hub.repos["model", "anna/dog"].private
+
+
+def test_push_does_what_it_is_told(pushed, hub):
+    shutil.copytree(pushed, pushed.parent / "other", symlinks=True)
+    code, out, err = here("push", pushed, "--repo-id", "anna/dog", "--public", "--photos", "--half", "--which", "best")
+    assert (code, out) == (0, f"Published: {hub.url}/anna/dog (public)\n"), err
+    there = hub.repos["model", "anna/dog"]
+    assert not there.private
+    assert {"photos/00.png", "photos/01.png", "photos/02.png"} <= set(there.files)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert there.files[weights].size < 0.6 * (pushed / "model" / weights).stat().st_size
+    code, _, err = here("push", pushed, "--repo-id", "dog", "--partner", pushed.parent / "other")
+    assert code == 2
+    assert "is no partner of" in err
+
+
+def test_a_failed_push_is_one_line_and_the_same_command_goes_on(pushed, hub, monkeypatch):
+    hub.fail("POST .*/commit/", 503)
+    code, out, err = here("push", pushed, "--repo-id", "dog")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("error: Could not put anna/dog in place. The Hub is in trouble (503, ")
+    assert "Traceback" not in err
+    assert here("push", pushed, "--repo-id", "dog").code == 0
+
+
+@pytest.mark.parametrize("hub", ["xet"], indirect=True)
+def test_ctrl_c_ends_a_push_and_the_same_command_goes_on(pushed, hub):
+    weights = {"w": torch.rand(3_000_000, generator=torch.Generator().manual_seed(0))}  # a large file, sent by itself
+    save_file(weights, pushed / "model" / "vae" / "diffusion_pytorch_model.safetensors")
+    fault = hub.fail("PUT /storage/|POST /cas/v1/xorbs/", "slow", after=2_000_000, times=99)
+    running = process("push", pushed, "--repo-id", "dog", cwd=pushed.parent)
+    assert fault.arrived.wait(120)
+    running.send_signal(signal.SIGINT)
+    code, out, err = result(running)
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1] == "error: stopped."
+    assert "Traceback" not in err
+    assert read_state(pushed).state == "interrupted"
+    assert not list(pushed.glob(".publish-*"))
+    fault.released.set()
+    assert here("push", pushed, "--repo-id", "dog").code == 0
+
+
+def test_push_without_a_login_says_how_to_log_in(pushed, hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    code, out, err = here("push", pushed, "--repo-id", "dog")
+    assert (code, out) == (1, "")
+    assert err == (
+        "error: There is no Hugging Face token on this machine. Set HF_TOKEN, or log in with `hf auth login`.\n"
+    )
+    assert not hub.requests
+
+
+def test_push_refuses_somebody_elses_name(pushed, hub):
+    code, _, err = here("push", pushed, "--repo-id", "bob/dog")
+    assert code == 2
+    assert err.startswith("error: repo id 'bob/dog': anna may not write to bob.")
 
 
 # ---- photos check

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreambooth.config import Config, load_preset, preset_names, read_yaml
+from dreambooth.config import MAX_FOREIGN_YAML, Config, load_preset, preset_names, read_foreign_yaml, read_yaml
 from dreambooth.errors import ConfigError
 
 SUBJECT = {"photos": "/photos/dog", "class_noun": "dog"}
@@ -387,6 +387,27 @@ def test_a_file_that_is_no_config_is_refused_with_the_place(tmp_path, text, word
         Config.load(written(tmp_path, text))
     assert words in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_pack_of_class_images_is_a_hub_repo():
+    assert config(prior={"pack": "anna/dogs_1.5"}).prior.pack == "anna/dogs_1.5"
+    assert config().prior.pack is None
+    for wrong in ("dogs", "/etc/dogs", "../dogs", "a/b/c", "https://elsewhere/dogs", "", "a b/c", "~/dogs", "anna/"):
+        said = refusal({"subject": SUBJECT, "prior": {"pack": wrong}})
+        assert said == f"config: prior.pack = {wrong!r}: is no Hub repo; give OWNER/NAME"
+
+
+def test_settings_that_somebody_else_wrote_can_not_keep_the_machine_busy(tmp_path):
+    path = written(tmp_path, "seed: 1\nsubject: {photos: p}\n")
+    assert read_foreign_yaml(path, "anna/dog: config.yaml") == {"seed": 1, "subject": {"photos": "p"}}
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)) + "seed: *a39\n"
+    for text, words in (
+        (bomb, "anna/dog: config.yaml: uses YAML aliases"),
+        ("#" * (MAX_FOREIGN_YAML + 1), "anna/dog: config.yaml: has 262,145 bytes"),
+        ("seed: [", "anna/dog: config.yaml, line 1, column 8: not valid YAML"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            read_foreign_yaml(written(tmp_path, text), "anna/dog: config.yaml")
 
 
 def test_files_that_can_not_be_read_are_named(tmp_path):

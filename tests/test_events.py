@@ -17,6 +17,7 @@ KINDS = {
     "run_queued": events.RunQueued, "stage": events.Stage, "progress": events.Progress, "step": events.Step,
     "image": events.Image, "checkpoint": events.Checkpoint, "metric": events.Metric, "warning": events.Warning,
     "finished": events.Finished, "failed": events.Failed, "cancelled": events.Cancelled,
+    "published": events.Published,
 }  # fmt: skip
 """The names on disk, which other readers rely on."""
 

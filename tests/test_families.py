@@ -10,6 +10,7 @@ import json
 import shutil
 import socket
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,12 +25,15 @@ from dreambooth.errors import DreamBoothError, HubError, ModelError
 from dreambooth.families import (
     STABLE_DIFFUSION,
     family_of,
+    fetch_files,
     fetch_from_hub,
     fetch_model,
+    list_files,
     load_pipeline,
     use_fastest_attention,
 )
 from tests import tiny
+from tests.hub import LoopbackHub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -135,7 +139,7 @@ def closed_port() -> str:
 
 
 @pytest.fixture
-def hub(tiny_model, tmp_path, monkeypatch):
+def tiny_hub(tiny_model, tmp_path, monkeypatch):
     with loopback_hub(tiny_model, tmp_path / "hub", monkeypatch) as server:
         yield server
 
@@ -175,21 +179,21 @@ def test_what_is_no_model_is_named(tmp_path, tiny_model):
         assert f"{missing}: no such folder. Give toybox" in refusal(ModelError, missing)
 
 
-def test_a_model_of_the_hub_is_downloaded_once(hub, tiny_model):
+def test_a_model_of_the_hub_is_downloaded_once(tiny_hub, tiny_model):
     folder = fetch_model("owner/tiny")
     pipe, _ = load_pipeline(folder)
     expected, _ = load_pipeline(tiny_model)
     for ours, theirs in zip(pipe.unet.parameters(), expected.unet.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    assert len(hub.sent) == len(set(hub.sent)) == 10
-    hub.sent.clear()
+    assert len(tiny_hub.sent) == len(set(tiny_hub.sent)) == 10
+    tiny_hub.sent.clear()
     assert fetch_model("owner/tiny") == folder
     assert fetch_model("owner/tiny", "main") == folder
     assert fetch_model("owner/tiny", COMMIT) == folder
-    assert hub.sent == []
+    assert tiny_hub.sent == []
 
 
-def test_a_downloaded_model_needs_no_hub(hub, tmp_path, monkeypatch):
+def test_a_downloaded_model_needs_no_hub(tiny_hub, tmp_path, monkeypatch):
     folder = fetch_model("owner/tiny")
     point_client_at(closed_port(), tmp_path / "hub", monkeypatch)
     assert fetch_model("owner/tiny") == folder
@@ -205,68 +209,169 @@ def test_offline_mode_is_a_hub_that_can_not_be_reached():
     assert "not downloaded and the Hub can't be reached" in refusal(HubError, "owner/tiny")
 
 
-def test_a_repo_or_revision_that_is_not_there_is_told(hub):
+def test_a_repo_or_revision_that_is_not_there_is_told(tiny_hub):
     assert "owner/none is not on the Hub, or is private. Check the spelling" in refusal(ModelError, "owner/none")
     assert "owner/tiny has no revision 'v9'" in refusal(ModelError, "owner/tiny", "v9")
     assert "is not on the Hub" in refusal(ModelError, "own er/ti ny")
 
 
-def test_a_gated_repo_says_where_to_accept_its_terms(hub):
-    hub.gated = True
+def test_a_gated_repo_says_where_to_accept_its_terms(tiny_hub):
+    tiny_hub.gated = True
     assert "owner/tiny is gated. Accept its terms on https://huggingface.co/owner/tiny" in refusal(
         HubError, "owner/tiny"
     )
 
 
-def test_a_repo_without_a_pipeline_is_told(hub, tmp_path):
-    hub.folder = tmp_path / "lora"
-    hub.folder.mkdir()
-    (hub.folder / "pytorch_lora_weights.safetensors").write_bytes(b"x")
+def test_a_repo_without_a_pipeline_is_told(tiny_hub, tmp_path):
+    tiny_hub.folder = tmp_path / "lora"
+    tiny_hub.folder.mkdir()
+    (tiny_hub.folder / "pytorch_lora_weights.safetensors").write_bytes(b"x")
     assert "Give a repo with a diffusers pipeline" in refusal(ModelError, "owner/tiny")
 
 
-def test_an_interrupted_download_is_told_and_the_next_try_completes_it(hub, tmp_path):
-    hub.cut = "diffusion_pytorch_model.safetensors"
+def test_an_interrupted_download_is_told_and_the_next_try_completes_it(tiny_hub, tmp_path):
+    tiny_hub.cut = "diffusion_pytorch_model.safetensors"
     said = refusal(HubError, "owner/tiny")
     assert said.startswith("owner/tiny could not be downloaded: ")
     assert said.endswith("Try again; files that arrived whole are kept.")
     whole = {path.name for path in (tmp_path / "hub").rglob("snapshots/*/*/*")}
     assert "diffusion_pytorch_model.safetensors" not in whole, "nothing half-written under a final name"
-    hub.cut = "nothing"
-    hub.sent.clear()
+    tiny_hub.cut = "nothing"
+    tiny_hub.sent.clear()
     pipe, _ = load_pipeline(fetch_model("owner/tiny"))
-    assert set(hub.sent) <= {
+    assert set(tiny_hub.sent) <= {
         f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")
     } | {"text_encoder/model.safetensors"}  # fmt: skip
     assert pipe.unet.config.sample_size == 8
 
 
-def test_an_unsupported_kind_is_refused_before_its_weights_are_downloaded(hub, tmp_path):
-    hub.folder = tmp_path / "flux"
-    (hub.folder / "transformer").mkdir(parents=True)
-    (hub.folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    (hub.folder / "transformer" / "model.safetensors").write_bytes(b"x")
+def test_an_unsupported_kind_is_refused_before_its_weights_are_downloaded(tiny_hub, tmp_path):
+    tiny_hub.folder = tmp_path / "flux"
+    (tiny_hub.folder / "transformer").mkdir(parents=True)
+    (tiny_hub.folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    (tiny_hub.folder / "transformer" / "model.safetensors").write_bytes(b"x")
     assert "owner/tiny is a FluxPipeline. Supported: StableDiffusionPipeline." in refusal(ModelError, "owner/tiny")
-    assert hub.sent == ["model_index.json"]
+    assert tiny_hub.sent == ["model_index.json"]
 
 
-def test_a_strangers_request_sends_no_token_and_opens_no_private_repo_from_the_cache(hub, monkeypatch):
+def test_a_strangers_request_sends_no_token_and_opens_no_private_repo_from_the_cache(tiny_hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_server")
-    hub.private = True
+    tiny_hub.private = True
     fetch_from_hub("owner/tiny")
-    assert hub.tokens == {"Bearer hf_of_the_server"}
-    hub.tokens.clear()
+    assert tiny_hub.tokens == {"Bearer hf_of_the_server"}
+    tiny_hub.tokens.clear()
     with pytest.raises(ModelError, match="owner/tiny is not on the Hub, or is private"):
-        fetch_from_hub("owner/tiny", public=True)
-    hub.private = False
-    assert load_pipeline(fetch_from_hub("owner/tiny", public=True))
-    hub.gated = True
-    with pytest.raises(HubError, match=r"owner/tiny is gated\. This studio opens only"):
-        fetch_from_hub("owner/tiny", public=True)
-    assert hub.tokens == {None}
+        fetch_from_hub("owner/tiny", token=False)
+    tiny_hub.private = False
+    assert load_pipeline(fetch_from_hub("owner/tiny", token=False))
+    tiny_hub.gated = True
+    with pytest.raises(HubError, match=r"owner/tiny is gated\. Choose a model that everybody may read, or log in"):
+        fetch_from_hub("owner/tiny", token=False)
+    assert tiny_hub.tokens == {None}
 
 
-def test_a_folder_of_this_machine_is_never_taken_for_a_repo(hub, tiny_model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
+def test_a_private_model_is_its_owners_alone_also_once_it_is_here(hub: LoopbackHub, tiny_model):
+    anna, bert = hub.add_user("anna", scopes=("read",)), hub.add_user("bert", scopes=("read",))
+    hub.add_repo("anna/dog", tiny_model, private=True)
+    folder = fetch_from_hub("anna/dog", token=anna)
+    commit = hub.repos["model", "anna/dog"].commits[-1].oid
+    refusals = (
+        "anna/dog is not on the Hub, or is private.", "The Hub does not accept the login.", "There is no Hugging Face",
+    )  # fmt: skip
+    for stranger in (bert, False, None, "hf_made_up_token_of_nobody", ""):
+        for revision in (None, "main", commit):
+            with pytest.raises(DreamBoothError) as caught:
+                fetch_model("anna/dog", revision, token=stranger)
+            assert str(folder) not in str(caught.value)
+            assert str(caught.value).startswith(refusals)
+    assert fetch_from_hub("anna/dog", commit, token=anna) == folder
+    hub.repos["model", "anna/dog"].private = False
+    assert load_pipeline(fetch_from_hub("anna/dog", token=bert)), "once everybody may read it"
+    hub.repos["model", "anna/dog"].private = True
+    with pytest.raises(ModelError, match=r"is not on the Hub, or is private\. .* log in with an account that may"):
+        fetch_from_hub("anna/dog", token=bert)
+
+
+def test_a_model_that_is_here_is_no_strangers_while_the_hub_can_not_be_asked(hub, tiny_model):
+    anna = hub.add_user("anna", scopes=("read",))
+    hub.add_repo("anna/dog", tiny_model, private=True)
+    fetch_from_hub("anna/dog", token=anna)
+    for fault in (500, "cut"):
+        broken = hub.fail("GET /api/models", fault, times=99)
+        for token in (anna, False):
+            with pytest.raises(HubError):
+                fetch_from_hub("anna/dog", token=token)
+        broken.times = 0
+
+
+def test_a_visitors_request_bears_their_token_alone(hub, tiny_model, monkeypatch):
+    anna, owner = hub.add_user("anna", scopes=("read",)), hub.add_user("owner", scopes=("read",))
+    monkeypatch.setenv("HF_TOKEN", owner)
+    hub.add_repo("anna/dog", tiny_model, private=True)
+    fetch_from_hub("anna/dog", token=anna)
+    assert {request.user for request in hub.requests if "anna/dog" in request.path} == {"anna", None}
+    hub.requests.clear()
+    with pytest.raises(ModelError):
+        fetch_from_hub("owner/secret", token=False)
+    assert {request.user for request in hub.requests if "secret" in request.path} == {None}
+
+
+def test_a_gated_model_is_for_who_accepted_its_terms(hub, tiny_model):
+    bert, carl = hub.add_user("bert", scopes=("read",)), hub.add_user("carl", scopes=("read",))
+    hub.add_repo("org/gated", tiny_model, gated=True).granted.add("bert")
+    assert load_pipeline(fetch_from_hub("org/gated", token=bert))
+    with pytest.raises(
+        HubError, match=r"org/gated is gated\. Accept its terms on .*/org/gated with the account you are"
+    ):
+        fetch_from_hub("org/gated", token=carl)
+    with pytest.raises(HubError, match=r"org/gated is gated\. Choose a model that everybody may read, or log in"):
+        fetch_from_hub("org/gated", token=False)
+
+
+def test_card_and_settings_come_with_a_model_and_nothing_else_does(hub, tiny_model, monkeypatch):
+    files = {str(p.relative_to(tiny_model)): p.read_bytes() for p in tiny_model.rglob("*") if p.is_file()}
+    more = {"README.md": "# A dog", "config.yaml": "seed: 1", "images/0.png": b"x", "photos/0.png": b"x"}
+    hub.add_repo("anna/dog", files | more)
+    folder = fetch_from_hub("anna/dog")
+    parts = {name.split("/")[0] for name in files}
+    assert {path.name for path in folder.iterdir()} == {*parts, "README.md", "config.yaml"}
+    (folder / "config.yaml").unlink()
+    assert (fetch_from_hub("anna/dog") / "config.yaml").read_text() == "seed: 1", "as the library alone leaves it"
+    (folder / "config.yaml").unlink()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch_from_hub("anna/dog") == folder, "without the Hub, what is here is enough"
+
+
+def test_files_of_a_repo_land_in_the_folder_alone(hub, tmp_path):
+    repo = hub.add_repo("mona/dog", {"a/b.txt": "b"})
+    info, files = list_files("mona/dog", None, False, "a dog")
+    assert (info.sha, files["a/b.txt"]) == (repo.commits[-1].oid, 1)
+    fetch_files("mona/dog", info.sha, ["a/b.txt"], tmp_path / "in", False, "a dog")
+    assert (tmp_path / "in" / "a" / "b.txt").read_text() == "b"
+    for name in ("../out.txt", "a/../../out.txt", str(tmp_path / "out.txt")):
+        repo.files[name] = repo.files["a/b.txt"]
+        with pytest.raises(ModelError, match="mona/dog has a file that would land elsewhere"):
+            fetch_files("mona/dog", info.sha, [name], tmp_path / "in", False, "a dog")
+    assert not (tmp_path / "out.txt").exists()
+    with pytest.raises(ModelError, match=r"mona/dog lacks a file: .* Give a repo with a dog"):
+        fetch_files("mona/dog", info.sha, ["none.txt"], tmp_path / "in", False, "a dog")
+
+
+def test_no_token_is_in_what_a_failure_says(hub, tiny_model):
+    anna = hub.add_user("anna", scopes=("read",))
+    hub.add_repo("anna/dog", tiny_model, private=True)
+    for fault in (401, 403, 404, 429, 500, "cut"):
+        broken = hub.fail("anna/dog", fault, times=999)
+        with pytest.raises(DreamBoothError) as caught:
+            fetch_from_hub("anna/dog", token=anna)
+        broken.times = 0
+        said = "".join(traceback.format_exception(caught.value))
+        assert anna not in said
+        assert "direct cause" not in said
+
+
+def test_a_folder_of_this_machine_is_never_taken_for_a_repo(tiny_hub, tiny_model, tmp_path, monkeypatch):
     shutil.copytree(tiny_model, tmp_path / "owner" / "none")
     monkeypatch.chdir(tmp_path)
     for repo_id in ("owner/none", str(tiny_model)):

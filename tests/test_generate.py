@@ -3,10 +3,12 @@
 import shutil
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DDIMScheduler
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
@@ -16,6 +18,7 @@ from dreambooth import generate as module
 from dreambooth.config import SamplingConfig
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.generate import SCHEDULERS, Source, draw, generate, open_source, save_picture, with_scheduler
+from dreambooth.hub import TAG
 from dreambooth.runs import Run
 from tests import tiny
 
@@ -272,6 +275,78 @@ def test_what_is_neither_run_nor_model_is_named(tmp_path):
             open_source(missing)
     with pytest.raises(ModelError, match=r"no model_index\.json"):
         open_source(str(tmp_path))
+
+
+def published(config, model, tags=("text-to-image", TAG)) -> dict[str, bytes | str]:
+    """The files of a repo that holds a model, its card and its settings."""
+    files = {str(path.relative_to(model)): path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    return files | {"README.md": f"---\n{yaml.safe_dump({'tags': list(tags)})}---\n# A dog\n", "config.yaml": config}
+
+
+def downloaded(files: dict[str, bytes | str], folder: Path) -> str:
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data.encode() if isinstance(data, str) else data)
+    return str(folder)
+
+
+def test_a_published_model_draws_with_the_settings_of_its_run(hub, make_config, tiny_model, source):
+    config = make_config(sampling={"steps": 3, "guidance_scale": 4.0}, subject={"photos": "/home/anna/photos"})
+    hub.add_repo("anna/dog", published(config.to_yaml(), tiny_model))
+    opened = open_source("anna/dog")
+    assert (opened.name, opened.config, opened.sampling) == ("anna/dog", config, config.sampling)
+    ours = next(generate(opened, ["a dog"], num_images=1))[0].image
+    plain = pictures(source, ["a dog"], num_images=1, sampling=SamplingConfig(steps=3, guidance_scale=4.0))[0].image
+    assert difference(ours, plain) == 0
+    assert open_source("anna/dog", hub.repos["model", "anna/dog"].commits[-1].oid).sampling == config.sampling
+
+
+def test_a_published_model_draws_from_where_it_was_downloaded_to(make_config, tiny_model, tmp_path):
+    """It has a `config.yaml`, as a run's directory has, and is no run."""
+    config = make_config(sampling={"steps": 3})
+    opened = open_source(downloaded(published(config.to_yaml(), tiny_model), tmp_path / "dog"))
+    assert (opened.name, opened.sampling.steps) == ("dog", 3)
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "# no front matter", "---\ntags: [other]\n---\n", "---\ntags: 5\n---\n", "---\ntags: [\n---\n",
+        "---\n- a list\n---\n", b"\xff\xfe", f"---\ntags: [{TAG}]\n---\n" + "x" * 300_000,
+    ],
+)  # fmt: skip
+def test_settings_of_another_products_repo_are_not_ours(tiny_model, tmp_path, card):
+    """Any repo may hold some `config.yaml`, even a damaged one."""
+    files = published("{{ template }}", tiny_model) | {"README.md": card}
+    opened = open_source(downloaded(files, tmp_path / "stock"))
+    assert (opened.sampling, opened.config) == (SamplingConfig(), None)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: [1", "not valid YAML"), ("5", "holds int, not settings"), (b"\xff\xfe\x00", "can't be read"),
+        ("nonsense: 1\nsubject: {photos: p, class_noun: dog}", "unknown key 'nonsense'"),
+        ("a: &a [1]\nseed: *a\n", "uses YAML aliases"), ("#" * 300_000, "too many for settings"),
+    ],
+)  # fmt: skip
+def test_damaged_settings_of_a_published_model_are_told(hub, tiny_model, text, words):
+    hub.add_repo("mona/dog", published(text, tiny_model))
+    with pytest.raises(ConfigError) as caught:
+        open_source("mona/dog")
+    assert str(caught.value).startswith("mona/dog: config.yaml")
+    assert words in str(caught.value)
+    assert "another revision of the model" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_private_model_draws_for_its_owner_alone(hub, make_config, tiny_model):
+    anna, bert = hub.add_user("anna", scopes=("read",)), hub.add_user("bert", scopes=("read",))
+    hub.add_repo("anna/dog", published(make_config().to_yaml(), tiny_model), private=True)
+    assert open_source("anna/dog", token=anna).config
+    for other in (bert, False, None):
+        with pytest.raises(ModelError, match="anna/dog is not on the Hub, or is private"):
+            open_source("anna/dog", token=other)
 
 
 # ---- On disk

@@ -7,21 +7,22 @@ ROOT = Path(__file__).parent.parent / "dreambooth"
 LAYERS = [
     {"errors", "config", "events", "files"},
     {"photos", "coach", "objectives", "machine", "metrics", "prompts"},
-    {"families", "methods", "tokens", "checkpoints", "encoders"},
-    {"generate", "prior", "dataset", "rehearsal", "preflight", "monitor", "train", "evaluate", "reports"},
+    {"hub", "families", "methods", "tokens", "checkpoints", "encoders"},
+    {"generate", "prior", "packs", "dataset", "rehearsal", "preflight", "monitor", "train", "evaluate", "reports"},
     {"runs", "subjects"},
-    {"study"},
+    {"study", "publish", "card", "published"},
     {"cli", "__main__", "ui"},
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 SAME_ROW = {
     ("events", "errors"), ("config", "errors"), ("coach", "photos"), ("methods", "families"), ("tokens", "families"),
-    ("encoders", "families"),
+    ("encoders", "families"), ("families", "hub"),
     ("prior", "generate"), ("preflight", "generate"), ("preflight", "dataset"), ("preflight", "rehearsal"),
     ("train", "generate"), ("train", "prior"), ("train", "dataset"), ("train", "preflight"),
+    ("packs", "prior"), ("packs", "generate"), ("train", "packs"),
     ("train", "rehearsal"), ("train", "monitor"), ("evaluate", "generate"),
     ("evaluate", "monitor"), ("evaluate", "prior"), ("reports", "monitor"), ("reports", "evaluate"),
-    ("__main__", "cli"),
+    ("publish", "card"), ("__main__", "cli"),
 }  # fmt: skip
 """Within a row: who may build on whom, one way only."""
 

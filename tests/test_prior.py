@@ -61,6 +61,9 @@ def test_what_does_not_shape_the_pictures_shares_the_folder(make_config, tmp_pat
     one = folder_of(make_config())
     shutil.copytree(tiny_model, tmp_path / "copy")
     (tmp_path / "copy" / "README.md").write_text("a model card")
+    (tmp_path / "copy" / "config.yaml").write_text("seed: 5")
+    (tmp_path / "copy" / "images").mkdir()
+    (tmp_path / "copy" / "images" / "sample.jpg").write_bytes(b"a sample")
     same = [
         make_config(prior={"num_images": 7}),
         make_config(prior={"weight": 0.5}),
@@ -83,16 +86,20 @@ def test_the_folder_says_what_its_pictures_were_made_from(make_config, pipe, tmp
 
 def test_a_changed_end_of_a_large_file_makes_another_model(tmp_path):
     weights = bytearray(3 << 20)
-    (tmp_path / "weights.safetensors").write_bytes(weights)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "X", "unet": ["diffusers", "UNet2DConditionModel"]}')
+    file = tmp_path / "unet" / "weights.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(weights)
     before = prior.fingerprint(tmp_path)
     assert prior.fingerprint(tmp_path) == before
     for place in (0, len(weights) - 1):
         changed = bytearray(weights)
         changed[place] = 1
-        (tmp_path / "weights.safetensors").write_bytes(changed)
+        file.write_bytes(changed)
         assert prior.fingerprint(tmp_path) != before
-    (tmp_path / "weights.safetensors").rename(tmp_path / "other.safetensors")
-    (tmp_path / "other.safetensors").write_bytes(weights)
+    file.write_bytes(weights)
+    assert prior.fingerprint(tmp_path) == before
+    file.rename(file.with_name("other.safetensors"))
     assert prior.fingerprint(tmp_path) != before, "a file's name counts"
 
 

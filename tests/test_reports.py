@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import math
 import re
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from dreambooth.reports import (
     draw_sheet,
     drift_plot,
     gallery,
+    loss_plot,
     progress_plot,
     summary,
     write_csvs,
@@ -426,3 +428,28 @@ def test_plots_are_pictures_of_what_was_measured(tmp_path):
             assert image.width > 800
             assert len(image.convert("RGB").getcolors(1 << 24)) > 50
     assert paths[2].read_bytes() != paths[3].read_bytes()
+
+
+def test_the_loss_plot_has_a_line_for_each_loss_and_leaves_out_what_is_no_number(tmp_path):
+    def drawn(**losses: dict[int, float]) -> np.ndarray:
+        with Image.open(loss_plot(losses, tmp_path / "loss.png")) as image:
+            return np.asarray(image.convert("RGB")).astype(int)
+
+    ours = {step: 1.0 / step for step in range(1, 101)}
+    kin = {step: 0.5 for step in range(1, 101)}
+    one, two = drawn(photos=ours), drawn(photos=ours, kin=kin)
+    assert one.shape == two.shape
+    assert one.shape[1] > 800
+    blue = (two[..., 2] - two[..., 0] > 40).sum()
+    assert blue > 500 > (one[..., 2] - one[..., 0] > 40).sum()
+    assert np.array_equal(drawn(photos=ours | {101: math.nan}), one)
+    assert np.array_equal(drawn(photos=dict(sorted(ours.items(), reverse=True))), one), "a resumed run's are in order"
+    assert drawn(photos={}).shape == one.shape
+
+
+def test_a_step_far_above_the_others_does_not_flatten_the_loss_plot(tmp_path):
+    losses = {step: 0.55 for step in range(1, 101)} | {50: 4.0}
+    with Image.open(loss_plot({"photos": losses}, tmp_path / "spike.png")) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    line = (pixels[..., 0] - pixels[..., 2] > 100).sum(axis=1).argmax()
+    assert line < 0.55 * len(pixels), "it would lie at a seventh of the height"

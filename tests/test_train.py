@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 from dreambooth import events, prior
 from dreambooth.config import Config, preset_names
 from dreambooth.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variants, encode, photo_variants
-from dreambooth.errors import ConfigError, RunError
+from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.families import load_pipeline
+from dreambooth.hub import sign_in
+from dreambooth.packs import publish_pack
 from dreambooth.runs import Run
 from dreambooth.train import _noise_and_timesteps, train
 from tests import tiny
@@ -99,6 +101,37 @@ def test_the_model_loads_and_draws_in_stock_diffusers_without_us(make_config, tm
     ours = next(generate(open_source(str(tmp_path / "run")), ["a photo of sks dog"], num_images=1, seed=3))[0].image
     with Image.open(tmp_path / "stock.png") as stock:
         assert stock.tobytes() == ours.tobytes()
+
+
+def test_class_images_of_a_pack_are_fetched_and_the_shortfall_drawn(hub, make_config, tmp_path, monkeypatch):
+    """A pack changes nothing but who draws: the run ends with the weights of one that drew them all."""
+    account = sign_in(hub.add_user("anna", scopes=("write",)))
+    execute(make_config(), tmp_path / "drawn")
+    publish_pack(make_config(prior={"num_images": 3}), "anna/dogs", account, private=False)
+    monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "elsewhere"))
+    happened = execute(make_config(prior={"pack": "anna/dogs"}), tmp_path / "fetched")
+    stages = [e.name for e in of(events.Stage, happened)]
+    assert stages.index("fetch class images") < stages.index("load model") < stages.index("class images")
+    assert [e.done for e in of(events.Progress, happened)] == [4], "one is drawn"
+    assert_equal(weights(tmp_path / "drawn"), weights(tmp_path / "fetched"))
+    hub.requests.clear()
+    again = execute(make_config(prior={"pack": "anna/dogs"}, train={"steps": 1}), tmp_path / "again")
+    assert "fetch class images" not in [e.name for e in of(events.Stage, again)]
+    assert hub.requests == [], "they are here"
+
+
+def test_a_pack_that_does_not_fit_ends_the_run_before_a_weight_is_loaded(hub, make_config, tmp_path):
+    hub.add_repo("mona/pack", {"key.json": "{}"}, kind="dataset")
+    for pack, kind, words in (
+        ("mona/pack", ConfigError, "other class images"),
+        ("mona/none", ModelError, "not on the Hub"),
+    ):
+        run = Run.create(make_config(prior={"pack": pack}), tmp_path / pack)
+        with pytest.raises(kind, match=words):
+            list(run.execute())
+        assert "load model" not in [e.name for e in of(events.Stage, run.events())]
+        assert run.status == "failed"
+    list(Run.create(make_config(prior={"pack": "mona/none", "enabled": False}), tmp_path / "without").execute())
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(make_config, tmp_path):

@@ -16,7 +16,7 @@ from dreambooth.metrics import METRICS
 from dreambooth.monitor import Measures
 from dreambooth.reports.gallery import Cell, Line, draw_sheet, gallery
 from dreambooth.reports.page import as_page
-from dreambooth.reports.plots import drift_plot, metrics_plot, progress_plot
+from dreambooth.reports.plots import drift_plot, loss_plot, metrics_plot, progress_plot
 from dreambooth.reports.published import PUBLISHED, caution, protocol
 from dreambooth.reports.tables import (
     capital,
@@ -28,7 +28,9 @@ from dreambooth.reports.tables import (
     figure,
     heads,
     markdown_table,
+    meanings,
     prompt_table,
+    reading,
     subject_table,
     subjects,
     summary,
@@ -46,6 +48,7 @@ __all__ = [
     "draw_sheet",
     "drift_plot",
     "gallery",
+    "loss_plot",
     "metrics_plot",
     "progress_plot",
     "summary",
@@ -81,7 +84,8 @@ def write_report(
         _opening(evaluations),
         "## The figures",
         comparison_table(evaluations),
-        _reading(evaluations),
+        meanings(),
+        reading(evaluations),
         _picture("Each metric by model, with its interval", metrics_plot(evaluations, out / "metrics.png")),
         *_compared(evaluations),
         *_drawn(evaluations, out),
@@ -116,22 +120,6 @@ def _photos(evaluations: Sequence[Evaluation]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _reading(evaluations: Sequence[Evaluation]) -> str:
-    """What the figures mean, and what was left out of them."""
-    lines = [f"- **{about.title}**, {about.better} is better: {about.meaning}" for about in METRICS.values()]
-    redrawn = "whole prompts (for PRES pictures)"
-    if len(subjects(evaluations)) > 1:
-        redrawn = "whole subjects"
-    text = (
-        f"Means; in brackets their 95 % intervals, bootstrapped by redrawing {redrawn}. The ceiling is what the "
-        "photos score among themselves."
-    )
-    if left_out := sum(e.left_out for e in evaluations):
-        drawn = sum(len(e.pictures) + len(e.class_pictures) for e in evaluations)
-        text += f" Left out of all figures: {left_out:,} of {drawn:,} pictures, which were blank or held back."
-    return "\n".join([*lines, "", text])
 
 
 def _compared(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -208,7 +196,7 @@ def _beside_others(evaluations: Sequence[Evaluation]) -> list[str]:
     aspects = [[aspect, escape(here), paper] for aspect, here, paper in protocol(evaluations)]
     return [
         "## Beside published figures",
-        caution(evaluations),
+        caution(name for e in evaluations for name in e.encoders.values()),
         markdown_table(["", *heads(), "source"], rows, words=(0, 6)),
         "The paper finds that PPL lowers PRES and raises DIV; seed document 002 finds the same of DIV.",
         "## What differs from the paper's protocol",

@@ -1,7 +1,8 @@
-"""Plots: figures by condition, and what a training's sample pictures said against its steps."""
+"""Plots: figures by condition, and a training's losses and sample pictures against its steps."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ COLOURS = ("#c2441d", "#2f6f8f", "#6a8f3c", "#8a5aa8", "#b8862b", "#3d9a8b")
 GREY = "#8d8477"
 DASHED = (0, (4, 3))
 _STYLE = {"fontsize": 9, "color": FAINT}
+_SMOOTHED = 20  # the bold line is the mean of at least so many steps, and of a twentieth of all
 
 
 def metrics_plot(evaluations: Sequence[Evaluation], path: Path) -> Path:
@@ -96,6 +98,33 @@ def progress_plot(measures: Measures, path: Path, bounds: tuple[float, float] | 
     return _save(figure, path)
 
 
+def loss_plot(losses: Mapping[str, Mapping[int, float]], path: Path) -> Path:
+    """Write each loss by step, single steps faintly and the mean of the last ones boldly.
+
+    `losses` are by what they are called; a step whose loss is not finite is left out.
+    """
+    figure, (panel,) = _panels(1, 1, (9, 3.2))
+    tops = []
+    for place, (of, by_step) in enumerate(losses.items()):
+        steps = sorted(step for step, loss in by_step.items() if math.isfinite(loss))
+        if not steps:
+            continue
+        single = np.array([by_step[step] for step in steps])
+        window = max(_SMOOTHED, len(steps) // 20)
+        sums = np.concatenate([[0], np.cumsum(single)])
+        start = np.maximum(np.arange(1, len(steps) + 1) - window, 0)
+        means = (sums[1:] - sums[start]) / (np.arange(1, len(steps) + 1) - start)
+        panel.plot(steps, single, color=COLOURS[place], lw=0.8, alpha=0.3)
+        panel.plot(steps, means, color=COLOURS[place], lw=2.2, label=f"{capital(of)}, mean of {window} steps")
+        tops.append(max(1.2 * means.max(), np.quantile(single, 0.98)))  # a few steps may be far above
+    if tops:
+        panel.set_ylim(0, max(tops) or None)
+        panel.legend(frameon=False, fontsize=9, labelcolor=INK)
+    panel.set_title("Loss", loc="left", fontsize=11, color=INK)
+    panel.set_xlabel("training steps", **_STYLE)
+    return _save(figure, path)
+
+
 def _title(panel: Axes, metric: str) -> None:
     about = METRICS[metric]
     panel.set_title(about.head, loc="left", fontsize=11, color=INK)
@@ -142,5 +171,5 @@ def _columns(line: dict[int, float]) -> tuple[list[int], list[float]]:
 
 def _save(figure: Figure, path: Path) -> Path:
     with atomic_file(path) as partial:
-        figure.savefig(partial)
+        figure.savefig(partial, metadata={"Software": None})
     return path

@@ -63,16 +63,16 @@ def protocol(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
     ]
 
 
-def caution(evaluations: Sequence[Evaluation]) -> str:
-    """Whether our figures can be put beside the published ones, in plain words."""
-    if any("toybox" in name for e in evaluations for name in e.encoders.values()):
+def caution(encoders: Iterable[str]) -> str:
+    """Whether figures of ours by encoders of these names can be put beside the published ones, in plain words."""
+    if any("toybox" in name for name in encoders):
         return (
-            "The toybox's encoders are its own, so the figures of this report are on a scale of their own and can't be "
-            "put beside the published ones. Only differences between models that were measured alike say something."
+            "The toybox's encoders are its own, so these figures are on a scale of their own and can't be put beside "
+            "the published ones. Only differences between models that were measured alike say something."
         )
     return (
-        "The published figures are of other protocols, so compare trends rather than digits: what PPL changes, and how "
-        "far a model is from its own ceiling."
+        "Figures that others published are of other protocols, so compare trends rather than digits: what PPL changes, "
+        "and how far a model is from its own ceiling."
     )
 
 

@@ -185,6 +185,26 @@ def prompt_table(evaluation: Evaluation) -> str:
     return markdown_table(["prompt", "pictures", *(titles[name] for name in names)], rows)
 
 
+def meanings() -> str:
+    """Markdown: a list of what the metrics mean."""
+    return "\n".join(f"- **{about.title}**, {about.better} is better: {about.meaning}" for about in METRICS.values())
+
+
+def reading(evaluations: Sequence[Evaluation]) -> str:
+    """Markdown: what the figures are, and what was left out of them."""
+    redrawn = "whole prompts (for PRES pictures)"
+    if len(subjects(evaluations)) > 1:
+        redrawn = "whole subjects"
+    text = (
+        f"Means; in brackets their 95 % intervals, bootstrapped by redrawing {redrawn}. The ceiling is what the "
+        "photos score among themselves."
+    )
+    if left_out := sum(e.left_out for e in evaluations):
+        drawn = sum(len(e.pictures) + len(e.class_pictures) for e in evaluations)
+        text += f" Left out of all figures: {left_out:,} of {drawn:,} pictures, which were blank or held back."
+    return text
+
+
 def capital(text: str) -> str:
     """With a capital letter, to begin a line."""
     return text[:1].upper() + text[1:]

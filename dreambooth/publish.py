@@ -1,0 +1,463 @@
+"""Publishing: a finished run becomes a model repo on the Hub, in one commit; what stopped is taken up where it was.
+
+How far it is stands in the run's directory, apart from the state of the run: in `publishing.json` while it is tried and
+after it failed, in `published.json` once the model is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Literal
+
+import torch
+from filelock import FileLock, Timeout
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from pydantic import BaseModel, ConfigDict, Field
+
+from dreambooth import card, events
+from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError, RunError, first_line
+from dreambooth.events import Event
+from dreambooth.families import FAMILIES
+from dreambooth.files import atomic_file
+from dreambooth.generate import Which, finished_model
+from dreambooth.hub import TAG, Account, check_repo_id, plain_failures, redact
+from dreambooth.runs import Run, explain
+
+_TRYING, _DONE, _LOCK = "publishing.json", "published.json", ".publishing.lock"
+_OWN_FILES = ("config.yaml", "metrics.json", "measures.json")
+_OWN_FOLDERS = ("images", "photos")
+_MESSAGE = f"Publish with {TAG}"
+_LARGE = 10_000_000  # bytes; the Hub keeps larger files as large files alone, and they are sent one by one
+_LOOK = 0.5  # seconds between two looks at how far a file is
+_PATIENCE = 1.0  # seconds: a look at the lock from elsewhere is over by then
+_PROBING = threading.Lock()  # two looks at once would take each other for a publishing
+
+
+class Publication(BaseModel):
+    """What is to be published, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    repo_id: str = Field(description="The repo: NAME or OWNER/NAME.")
+    private: bool = Field(True, description="Seen by its owner alone, or by everybody. Nobody regrets the former.")
+    photos: bool = Field(False, description="With the subject's photos, as cropped for training; they show a person's "
+                                            "home or face, so only if asked.")  # fmt: skip
+    half: bool = Field(False, description="Weights in 16 bits: half the size, and pictures alike but not the same.")
+    which: Which = Field("last", description="The model of the last step, or of the step that measured best.")
+
+
+@dataclass(frozen=True)
+class PublishState:
+    """How far the publishing of a run is."""
+
+    state: Literal["uploading", "interrupted", "failed", "published"]
+    """`interrupted`: it began, and its process is gone."""
+    repo_id: str
+    private: bool
+    reason: str = ""
+    """Why it failed, and what to do."""
+    url: str = ""
+    """Where the model is; also where a new attempt failed and an older one is there."""
+    done: int = 0
+    """Bytes read and sent, of `total`; the reading is up to some 100 MB ahead of the line."""
+    total: int = 0
+    photos: bool = False
+    half: bool = False
+    which: Which = "last"
+    """These three as they were asked for, to be asked for again."""
+
+
+def read_state(run_path: Path) -> PublishState | None:
+    """How far the publishing of the run in that directory is; None if nobody tried. Raises `RunError` where damaged."""
+    trying, done = _read(run_path / _TRYING), _read(run_path / _DONE)
+    try:
+        if trying is None:
+            return done and PublishState("published", done["repo_id"], done["private"], url=done["url"], **_asked(done))
+        url = done["url"] if done and done["repo_id"] == trying["repo_id"] else ""
+        facts = {name: trying[name] for name in ("state", "repo_id", "private", "reason", "done", "total")}
+        if facts["state"] == "uploading" and not _is_locked(run_path):
+            facts["state"] = "interrupted"
+        return PublishState(url=url, **facts, **_asked(trying))
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{_TRYING} can't be read ({error}).", "Remove it and publish again.") from None
+
+
+def _asked(facts: dict) -> dict:
+    return {name: facts[name] for name in ("photos", "half", "which") if name in facts}
+
+
+def publish(run: Run, wanted: Publication, account: Account, *, partner: Run | None = None) -> Iterator[Event]:
+    """Make the run's model a repo of `account` on the Hub, yielding events; `Published` is the last.
+
+    It is there as a whole or not at all: large files are sent first, then everything in one commit. After a failure the
+    run can be published again, and files that the Hub has are not sent again. `partner` is the run that differs in PPL
+    alone, for the card. Raises `RunError` for a run that has not finished, or is being published elsewhere, `HubError`
+    where the Hub refuses or can't be reached, `ConfigError` for a repo that is not to be written.
+    """
+    if run.status != "finished":
+        raise RunError(f"{run.id} has not finished.", "Train it to the end first, then publish it.")
+    model = finished_model(run.path, wanted.which)
+    wanted = wanted.model_copy(update={"repo_id": check_repo_id(wanted.repo_id, account)})
+    with _alone(run):
+        attempt = _Attempt(run, wanted)
+        try:
+            attempt.note()
+            yield from _publish(run, model, wanted, account, partner, attempt)
+        except Exception as error:
+            failure = error if isinstance(error, DreamBoothError) else _failure_here(run, error)
+            attempt.fail(redact(str(failure or f"{type(error).__name__}: {error}"), account.token))
+            if failure is None:  # a bug
+                raise
+            raise failure from None
+
+
+def _publish(
+    run: Run, model: Path, wanted: Publication, account: Account, partner: Run | None, attempt: _Attempt
+) -> Iterator[Event]:
+    """`publish`, for who holds the lock and keeps what goes wrong."""
+    repo_id, token = wanted.repo_id, account.token
+    api = HfApi(token=token)
+    yield events.Stage("prepare")
+    for leftover in run.path.glob(".publish-*.partial"):  # of a killed process
+        shutil.rmtree(leftover, ignore_errors=True)
+    existing = _existing(api, repo_id, token)
+    licence = card.base_licence(run.config, token)
+    with tempfile.TemporaryDirectory(prefix=".publish-", suffix=".partial", dir=run.path) as folder:
+        beside, made = Path(folder, "beside"), Path(folder, "made")
+        beside.mkdir()
+        card.assemble(
+            run, beside, repo_id=repo_id, licence=licence, which=wanted.which, photos=wanted.photos, partner=partner
+        )
+        files = _model_files(model, made)
+        if wanted.half:
+            yield from _halve_all(files, made)
+        files |= _files_in(beside)
+        additions = [CommitOperationAdd(path, file) for path, file in sorted(files.items())]
+        total = sum(addition.upload_info.size for addition in additions)
+
+        seen_by_all = existing is not None and not existing.private
+        if existing is None:
+            _create(api, repo_id, token)
+        elif seen_by_all and wanted.private:  # before anything arrives that is not for everybody
+            _set_private(api, repo_id, True, token)
+            seen_by_all = False
+
+        yield events.Stage("upload", total)
+        attempt.note(0, total)
+        with plain_failures(f"upload {repo_id}", token):
+            for done in _upload(api, repo_id, additions):
+                attempt.note(done, total)
+                yield events.Progress(done)
+
+        yield events.Stage("commit")
+        commit = _commit(api, repo_id, additions, existing, token)
+    url = f"{api.endpoint}/{repo_id}"
+    attempt.keep(url, commit, private=not seen_by_all)
+    if seen_by_all == wanted.private:
+        _set_private(api, repo_id, wanted.private, token)
+        attempt.keep(url, commit, private=wanted.private)
+    attempt.end()
+    yield events.Published(url, commit)
+
+
+# ------------------------------------------------------------------------------------------------ the state, on disk
+
+
+class _Attempt:
+    """What is known of one attempt, kept where every process finds it."""
+
+    def __init__(self, run: Run, wanted: Publication):
+        self._run = run
+        self._facts = wanted.model_dump() | {"state": "uploading", "reason": "", "done": 0, "total": 0}
+
+    def note(self, done: int = 0, total: int = 0) -> None:
+        """So many bytes are there."""
+        self._facts |= {"done": done, "total": total}
+        self._write(_TRYING, self._facts)
+
+    def fail(self, reason: str) -> None:
+        """Keep why it ended."""
+        self._facts |= {"state": "failed", "reason": reason}
+        with contextlib.suppress(OSError, RunError):  # a full or lost disk is the failure being raised
+            self._write(_TRYING, self._facts)
+
+    def keep(self, url: str, commit: str, private: bool) -> None:
+        """The model is there."""
+        done = {"repo_id": self._facts["repo_id"], "url": url, "private": private, "commit": commit}
+        self._write(_DONE, done | _asked(self._facts))
+
+    def end(self) -> None:
+        """All is as it was wanted."""
+        (self._run.path / _TRYING).unlink()
+
+    def _write(self, name: str, facts: dict) -> None:
+        if not self._run.path.is_dir():
+            raise RunError(f"{self._run.id} was deleted meanwhile.", "What arrived on the Hub can be deleted there.")
+        with atomic_file(self._run.path / name) as partial:
+            partial.write_text(json.dumps(facts | {"time": time.time()}, indent=1), encoding="utf-8")
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path.name} can't be read ({first_line(error)}).", "Remove it and publish again.") from None
+
+
+def _lock(run_path: Path) -> FileLock:
+    return FileLock(run_path / _LOCK, thread_local=False)  # a page may drive a generator from several threads
+
+
+@contextlib.contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Nobody else publishes this run meanwhile; raises `RunError` where somebody does."""
+    lock = _lock(run.path)
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        raise RunError(f"{run.id} is being published already.", "Wait for it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_locked(run_path: Path) -> bool:
+    lock = _lock(run_path)
+    with _PROBING:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+    return False
+
+
+def _failure_here(run: Run, error: Exception) -> RunError | None:
+    """What this machine lacked; None for a failure that is not the machine's. No path of it is told."""
+    known = explain(error)
+    said = known and known.message.replace(f"{run.path}{os.sep}", "").replace(f"{run.path.resolve()}{os.sep}", "")
+    return known and RunError(said, "Put that right and publish again; what the Hub has is not sent again.")
+
+
+# ---------------------------------------------------------------------------------------------------- what is sent
+
+
+def _files_in(folder: Path) -> dict[str, Path]:
+    """The folder's files by their path in it, hidden ones left out."""
+    found = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.as_posix(): file for path, file in found.items() if not any(part.startswith(".") for part in path.parts)
+    }
+
+
+def _model_files(model: Path, made: Path) -> dict[str, Path]:
+    """The model's files by their path in the repo: as they lie there, but configurations without this machine's paths,
+    rewritten in `made`."""
+    files = _files_in(model)
+    for path, file in files.items():
+        if path.endswith("config.json") or path == "model_index.json":
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            clean = {key: value for key, value in settings.items() if not _tells_a_path(key, value)}
+            if clean != settings:
+                files[path] = made / path
+                files[path].parent.mkdir(parents=True, exist_ok=True)
+                files[path].write_text(json.dumps(clean, indent=2) + "\n", encoding="utf-8")
+    return files
+
+
+def _tells_a_path(key: str, value: object) -> bool:
+    if not (isinstance(value, str) and key.endswith(("name_or_path", "_file"))):
+        return False
+    anywhere = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
+    return anywhere or value.startswith(("~", "."))
+
+
+def _halve_all(files: dict[str, Path], made: Path) -> Iterator[Event]:
+    """Put 16-bit copies of the weights in `made`, and in `files`."""
+    weights = [path for path in files if path.endswith(".safetensors")]
+    yield events.Stage("16-bit weights", len(weights))
+    for number, path in enumerate(weights, 1):
+        target = made / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _halve(files[path], target, path)
+        files[path] = target
+        yield events.Progress(number)
+
+
+def _halve(source: Path, target: Path, name: str) -> None:
+    """Copy a safetensors file with its 32- and 64-bit floats in 16 bits, one tensor in memory at a time.
+
+    Source of the layout: https://github.com/huggingface/safetensors#format. Raises `ModelError` where a weight is too
+    large for 16 bits, or the file is damaged.
+    """
+    wide = {"F32": torch.float32, "F64": torch.float64}
+    try:
+        with source.open("rb") as read, target.open("wb") as write:
+            header = json.loads(read.read(int.from_bytes(read.read(8), "little")))
+            start = read.tell()
+            new = {"__metadata__": header.pop("__metadata__")} if "__metadata__" in header else {}
+            entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+            end = 0
+            for key, entry in entries:
+                begin, size = end, entry["data_offsets"][1] - entry["data_offsets"][0]
+                if entry["dtype"] in wide:
+                    size = size * 2 // wide[entry["dtype"]].itemsize
+                end = begin + size
+                dtype = "F16" if entry["dtype"] in wide else entry["dtype"]
+                new[key] = {"dtype": dtype, "shape": entry["shape"], "data_offsets": [begin, end]}
+            text = json.dumps(new, separators=(",", ":")).encode()
+            text += b" " * (-len(text) % 8)
+            write.write(len(text).to_bytes(8, "little") + text)
+            for key, entry in entries:
+                begin, stop = entry["data_offsets"]
+                read.seek(start + begin)
+                raw = bytearray(read.read(stop - begin))
+                if raw and entry["dtype"] in wide:
+                    half = torch.frombuffer(raw, dtype=wide[entry["dtype"]]).to(torch.float16)
+                    if not torch.isfinite(half).all():
+                        raise ModelError(f"{name}: {key} is too large for 16 bits.", "Publish it in 32 bits.")
+                    raw = half.numpy().tobytes()
+                write.write(raw)
+    except (ValueError, LookupError, TypeError) as error:
+        raise ModelError(f"{name} can't be read ({first_line(error)}).", "Train or save it again.") from None
+
+
+# ------------------------------------------------------------------------------------------------------- the Hub
+
+
+def _existing(api: HfApi, repo_id: str, token: str) -> ModelInfo | None:
+    """The repo as it is; None where there is none. Raises `ConfigError` for one that was not made here."""
+    with plain_failures(f"look at {repo_id}", token):
+        try:
+            info = api.model_info(repo_id)
+        except RepositoryNotFoundError as error:
+            if error.response.status_code == 404:
+                return None
+            raise
+    if _names(info) - {".gitattributes"} and TAG not in (info.tags or ()):
+        raise ConfigError(
+            f"{repo_id} is there already and was not made with {TAG}.", "Choose another name, so that nothing is lost."
+        )
+    return info
+
+
+def _names(info: ModelInfo) -> set[str]:
+    return {file.rfilename for file in info.siblings or ()}
+
+
+def _create(api: HfApi, repo_id: str, token: str) -> None:
+    with plain_failures(f"make {repo_id}", token):
+        try:
+            api.create_repo(repo_id, private=True)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409:
+                raise
+            raise ConfigError(
+                f"{repo_id} is there already, and this login may not see it.", "Choose another name."
+            ) from None
+
+
+def _set_private(api: HfApi, repo_id: str, private: bool, token: str) -> None:
+    """Change who sees the repo; raises `HubError` that says where a person can."""
+    try:
+        with plain_failures(f"make {repo_id} {'private' if private else 'public'}", token):
+            api.update_repo_settings(repo_id, private=private)
+    except HubError as error:
+        where = f"{api.endpoint}/{repo_id}/settings"
+        told = "Nothing was sent." if private else "The model is there, but private."
+        raise HubError(f"{error.message} {told}", f"Try again, or change it yourself: {where}") from None
+
+
+def _upload(api: HfApi, repo_id: str, additions: list[CommitOperationAdd]) -> Iterator[int]:
+    """Send the files that go before the commit, the large ones one after the other; yields bytes so far, in all."""
+    large = [addition for addition in additions if addition.upload_info.size > _LARGE]
+    small = [addition for addition in additions if addition.upload_info.size <= _LARGE]
+    before = 0
+    for group in filter(None, [small, *([addition] for addition in large)]):
+        watched = group[0].path_or_fileobj if group[0] in large else None
+        for position in _while_reading(
+            watched, lambda group=group: api.preupload_lfs_files(repo_id, group, free_memory=False)
+        ):
+            yield before + position
+        before += sum(addition.upload_info.size for addition in group)
+        yield before
+
+
+def _while_reading(file: str | None, work: Callable[[], None]) -> Iterator[int]:
+    """Do `work` in a thread, and yield how far `file` is read meanwhile, in bytes; the client tells it nobody.
+
+    Where the system does not tell it either, nothing is yielded.
+    """
+    outcome: Future[None] = Future()
+
+    def carry_out() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=carry_out, name="dreambooth-upload", daemon=True).start()
+    furthest = 0
+    try:
+        while not wait([outcome], timeout=_LOOK).done:
+            if file is not None and (position := _position(file)) > furthest:
+                yield (furthest := position)
+    except GeneratorExit:
+        wait([outcome])  # the next attempt must not meet it under way
+        raise
+    outcome.result()
+
+
+def _position(file: str) -> int:
+    """How far this process has read the file, in bytes; 0 where it does not, or the system does not tell."""
+    furthest = 0
+    for number in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # closed meanwhile
+            if os.readlink(number) == os.path.realpath(file):
+                about = Path(f"/proc/self/fdinfo/{number.name}").read_text().split()
+                furthest = max(furthest, int(about[1]))
+    return furthest
+
+
+def _commit(
+    api: HfApi, repo_id: str, additions: list[CommitOperationAdd], existing: ModelInfo | None, token: str
+) -> str:
+    """Put everything in place at once, take away what was published before and is no more, and look whether it is so.
+
+    Returns the commit's hash.
+    """
+    ours = {addition.path_in_repo: addition.upload_info.size for addition in additions}
+    gone = [CommitOperationDelete(path) for path in _outdated(_names(existing), set(ours))] if existing else []
+    with plain_failures(f"put {repo_id} in place", token):
+        made = api.create_commit(
+            repo_id, [*additions, *gone], commit_message=_MESSAGE, parent_commit=existing.sha if existing else None
+        )
+        there = list(api.list_repo_tree(repo_id, recursive=True, revision=made.oid))
+    sizes = {file.path: file.size for file in there if isinstance(file, RepoFile)}
+    if wrong := [path for path, size in ours.items() if sizes.get(path) != size]:
+        raise HubError(f"{repo_id} does not hold what was sent: {wrong[0]}.", "Publish it again.")
+    return made.oid
+
+
+def _outdated(there: Iterable[str], ours: set[str]) -> list[str]:
+    """What lies where publishing puts its files, and is not published any more; anything else is the owner's."""
+    parts = {part for family in FAMILIES for part in inspect.signature(family.pipeline.__init__).parameters}
+    folders = parts.union(_OWN_FOLDERS)
+    owned = (path for path in there if path in _OWN_FILES or ("/" in path and path.split("/")[0] in folders))
+    return sorted(path for path in owned if path not in ours)
