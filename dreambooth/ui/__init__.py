@@ -1,10 +1,11 @@
-"""The studio: one page with four tabs; `build` makes it and `launch` serves it."""
+"""The studio: one page, a tab for each step; `build` makes it and `launch` serves it."""
 
 from __future__ import annotations
 
 import gradio as gr
 
-from dreambooth.ui import compare, generate, login, theme, train, upload
+from dreambooth.hub import sign_in
+from dreambooth.ui import compare, gallery, generate, login, publish, theme, train, upload
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner, new_owner
 
 HEADER = """
@@ -26,33 +27,49 @@ def build(studio: Studio | None = None) -> gr.Blocks:
         browser = gr.BrowserState("", storage_key="dreambooth-owner", secret="dreambooth-studio")
         # Who is here now; not kept by the browser, so that an account's runs are gone from it after logging out.
         owner = gr.Textbox("", label="owner", visible=False)
-        gr.HTML(HEADER)
-        if login.offered():
-            gr.LoginButton("Log in to find your runs on every device", size="sm")
+        account = gr.Textbox("", label="account", visible=False)  # its name, for the page's words alone
+        with gr.Row(elem_classes="head"):
+            gr.HTML(HEADER)
+            if login.offered():  # to publish, and to find one's runs on every device
+                gr.LoginButton(
+                    "Log in with Hugging Face", "Log out ({})", variant="secondary", size="sm", scale=0, min_width=230
+                )
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("1 · Photos", id="upload"):
                 subject = upload.build(studio)
             with gr.Tab("2 · Train", id="train") as train_tab:
                 live, list_runs = train.build(studio, owner, subject)
             with gr.Tab("3 · Generate", id="generate") as generate_tab:
-                list_models = generate.build(studio, owner)
+                form, list_models = generate.build(studio, owner)
             with gr.Tab("4 · Compare", id="compare") as compare_tab:
                 list_comparable = compare.build(studio, owner)
+            with gr.Tab("5 · Publish", id="publish") as publish_tab:
+                publishing = publish.build(studio, owner, account)
+            with gr.Tab("Gallery", id="gallery") as gallery_tab:
+                list_published = gallery.build(studio, form, tabs)
         subject.to_training.click(lambda: gr.Tabs(selected="train"), outputs=tabs, **QUIET)
         live.to_pictures.click(lambda: gr.Tabs(selected="generate"), outputs=tabs, **QUIET)
 
         @in_plain_words
-        def greet(browser: str, token: gr.OAuthToken | None) -> tuple[str, str]:
-            """The browser's id, new on the first visit, and whose runs are shown: after logging in the account's."""
+        def greet(browser: str, token: gr.OAuthToken | None) -> tuple[str, str, str]:
+            """The browser's id, new on the first visit, whose runs are shown, after logging in the account's, and the
+            account's name."""
             browser = browser if is_owner(browser) else new_owner()
-            return browser, login.owner_of(login.account(token), studio.root) if token else browser
+            name = sign_in(token.token).name if token else ""
+            return browser, login.owner_of(name, studio.root) if name else browser, name
 
         greeted = page.load(
-            greet, browser, [browser, owner], concurrency_limit=None, show_progress="hidden", api_visibility="private"
-        )  # queued: Gradio 6.31 shows no errors of other events, and the Hub may not confirm a login
-        for tab, listing in ((train_tab, list_runs), (generate_tab, list_models), (compare_tab, list_comparable)):
+            greet, browser, [browser, owner, account], concurrency_limit=None, show_progress="hidden",
+            api_visibility="private",
+        )  # queued: Gradio 6.31 shows no errors of other events, and the Hub may not confirm a login  # fmt: skip
+        for tab, listing in (
+            (train_tab, list_runs), (generate_tab, list_models), (compare_tab, list_comparable),
+            (publish_tab, publishing.list_runs),
+        ):  # fmt: skip
             greeted.then(**listing)
-            tab.select(**listing)
+            selected = tab.select(**listing)
+        selected.then(**publishing.sign_in)  # the Hub is asked when a tab that is about it is opened, not before
+        gallery_tab.select(**list_published)
     return page.queue(max_size=MAX_WAITING)
 
 

@@ -14,7 +14,7 @@ from dreambooth.config import SamplingConfig
 from dreambooth.errors import DreamBoothError, PhotoError
 from dreambooth.generate import MAX_BATCH, Picture, Which, check_request, save_picture
 from dreambooth.prompts import suggestions
-from dreambooth.ui import drawing, models
+from dreambooth.ui import drawing, login, models
 from dreambooth.ui.drawing import Progress
 from dreambooth.ui.models import Model
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner
@@ -22,7 +22,10 @@ from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner
 NOTHING_YET = """<div class="empty"><strong>No pictures yet.</strong> Say what you would like to see and press Generate.
 Your own subjects are in the list of models once their training is finished.</div>"""
 GUIDANCE_HELP = "7 leaves the model freedom, 11 keeps it close to your words; the toybox draws best at 2.5 to 3."
-MODEL_HELP = "Your finished trainings, the base models, or any Stable Diffusion model of the Hub: type OWNER/NAME."
+MODEL_HELP = (
+    "Your finished trainings, the base models, or any Stable Diffusion model of the Hub: type OWNER/NAME, or "
+    "OWNER/NAME@REVISION."
+)
 WHICH_HELP = "The best step showed the subject best while it kept its class and followed its prompts; see Train."
 CLASS_NOUN = "dog"
 """What the prompts for models without a subject are about."""
@@ -46,8 +49,8 @@ class Form:
     which: gr.Radio
 
 
-def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
-    """Lay the tab out and wire it; returns the arguments of the event that lists the visitor's models anew."""
+def build(studio: Studio, owner: gr.Component) -> tuple[Form, dict[str, Any]]:
+    """Lay the tab out and wire it; also returns the arguments of the event that lists the visitor's models anew."""
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=2, min_width=300):
             form, ideas, new_seed, upload = _form(studio)
@@ -71,8 +74,9 @@ def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
         button, stop, status, fn=actions.generate, inputs=[owner, *inputs], outputs=[pictures, status],
         api_name="generate", api_description=(
             "Draw pictures with one of your finished runs, by its id, a base model, by its name, or a Hub repo, by "
-            "OWNER/NAME; `which` says which, where a run keeps its best model beside the last. They come batch by "
-            "batch as PNG files that carry their settings; cancelling the job stops it."
+            "OWNER/NAME or OWNER/NAME@REVISION, that the token's account may read; `which` says which, where a run "
+            "keeps its best model beside the last. They come batch by batch as PNG files that carry their settings; "
+            "cancelling the job stops it."
         ),
     )  # fmt: skip
     form.model.input(actions.prefill, [owner, form.model], own_settings, **QUIET)
@@ -94,7 +98,7 @@ def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
         "`steps` are the best and the last of a run that keeps both models.",
     )  # fmt: skip
     listed = [form.model, newest, *own_settings]
-    return {"fn": actions.list_models, "inputs": [owner, form.model, newest], "outputs": listed, **QUIET}
+    return form, {"fn": actions.list_models, "inputs": [owner, form.model, newest], "outputs": listed, **QUIET}
 
 
 def _form(studio: Studio) -> tuple[Form, gr.Dataset, gr.Button, gr.UploadButton]:
@@ -154,8 +158,7 @@ class Actions:
     def list_models(self, owner: str, chosen: str, newest: str | None) -> tuple:
         """The visitor's finished runs and the base models; a run that finished since the last look is chosen."""
         runs = models.finished_runs(self.studio, owner)
-        partner = self.studio.partner(runs[0]) if runs else None
-        best = partner if partner in runs and partner.config.prior.active else runs[0] if runs else None
+        best = models.first_choice(self.studio, runs)
         latest = best.id if best else None
         known = {run.id for run in runs} | set(self.studio.base_models)
         kept = chosen if chosen in known or "/" in (chosen or "") else self.studio.default_model
@@ -211,13 +214,14 @@ class Actions:
     @in_plain_words
     def generate(
         self, owner: str, model: str, prompt: str, negative_prompt: str, steps: int, guidance_scale: float, seed: int,
-        count: int, safety_checker: bool = True, which: Which = "last",
+        count: int, safety_checker: bool = True, which: Which = "last", token: gr.OAuthToken | None = None,
     ) -> Iterator[tuple[Any, str]]:  # fmt: skip
         """Draw pictures as PNG files that carry prompt, seed and settings; yields all there are, and how it goes."""
         seed, count = int(seed or 0), int(count)
         check_request([prompt or ""], count, seed)
-        source = None
-        for opened in drawing.as_it_happens(lambda tell: tell(models.open_model(self.studio, owner, model, which))):
+        source, eyes = None, login.reading_token(token, public=self.studio.public)
+        opening = drawing.as_it_happens(lambda tell: tell(models.open_model(self.studio, owner, model, which, eyes)))
+        for opened in opening:
             source = opened or source
             if source is None:
                 yield gr.skip(), drawing.bar_html("Getting the model", 0)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreambooth.config import TOYBOX, Config
 from dreambooth.errors import ConfigError
+from dreambooth.ui import login
 
 PUBLIC_CAPS = {
     "train.keep_checkpoints": 2, "train.batch_size": 8, "train.gradient_accumulation": 8, "prior.steps": 100,
@@ -18,6 +19,8 @@ PUBLIC_CAPS = {
 }  # fmt: skip
 """The most of each setting on a public Space, where one step or one batch must not keep everybody waiting: no less than
 any recipe takes. Of checkpoints only the newest is ever resumed."""
+FOR_ONESELF = ("prior.pack",)
+"""Settings that name a download, which is made with the machine's token: nothing that a visitor chooses."""
 MAX_SAMPLED_PROMPTS = 4
 """The most further prompts that are sampled while a run trains on a public Space."""
 PUBLIC_ENCODERS = ("auto", TOYBOX)
@@ -121,6 +124,10 @@ def refuse_too_much(config: Config, settings: StudioSettings) -> None:
         if most is not None and value > most:
             raise ConfigError(f"{name} is {value}, and this studio takes {most} at most.", "Lower it, or run the "
                               "studio on a computer of your own.")  # fmt: skip
+    for name in () if login.for_oneself(public=settings.public) else FOR_ONESELF:
+        section, key = name.split(".")
+        if getattr(getattr(config, section), key) is not None:
+            raise ConfigError(f"{name} can't be chosen on a studio of somebody else's.", "Leave it out.")
     for name in ("dino", "clip"):
         value = getattr(config.evaluation, name)
         if settings.public and value not in PUBLIC_ENCODERS:  # a folder of the server, or a download

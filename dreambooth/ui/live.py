@@ -42,7 +42,7 @@ def headline(report: Report, waiting: str = "", twin: str = "") -> str:
 <div class="bar {report.status}" role="progressbar" aria-label="Progress of this stage" aria-valuemin="0"
  aria-valuemax="100" aria-valuenow="{share:.0f}"><span style="width:{share:.1f}%"></span></div>
 <p class="now">{html.escape(waiting or report.text)}</p>
-<span class="unseen" role="status">{report.status}{f": {STAGES.get(report.stage)}" if row else ""}</span>
+<span class="unseen" role="status">{report.status}{f": {STAGES.get(report.stage, report.stage)}" if row else ""}</span>
 {f"<p class='twin'>{twin}</p>" if twin else ""}{f"<ul class='findings'>{notes}</ul>" if notes else ""}</section>"""
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import gradio as gr
 from filelock import FileLock
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
-from dreambooth.errors import HubError, first_line
+from dreambooth.errors import HubError
 from dreambooth.files import atomic_file
+from dreambooth.hub import Token, local_token
 
 
 def offered() -> bool:
@@ -23,16 +22,30 @@ def offered() -> bool:
     return bool(os.environ.get("SPACE_ID") and os.environ.get("OAUTH_CLIENT_ID"))
 
 
-def account(token: gr.OAuthToken) -> str:
-    """The account's name, asked from the Hub with the token: what a page says of itself could be made up.
+def for_oneself(*, public: bool) -> bool:
+    """Whether who uses the studio is who runs it, whose token is the machine's: it is not public, nobody logs in."""
+    return not (public or offered())
 
-    Raises `HubError` if the Hub can't be reached or refuses the token.
+
+def acting_token(token: gr.OAuthToken | None, *, public: bool) -> str:
+    """The token with which something is made on the Hub: the visitor's, and the machine's only `for_oneself`.
+
+    Raises `HubError` where there is none.
     """
-    try:
-        return HfApi().whoami(token=token.token)["name"]
-    except (HfHubHTTPError, OSError) as error:
-        reason = first_line(error).replace(token.token, "…")
-        raise HubError(f"The Hub does not confirm your login ({reason}).", "Log out and in again.") from None
+    if token and token.token:
+        return token.token
+    if for_oneself(public=public):
+        return local_token()
+    if offered():
+        raise HubError("You are not logged in.", "Log in with the button at the top of the page.")
+    raise HubError("Nobody can log in to this studio.", "API callers give a token: Client(…, oauth_token=…).")
+
+
+def reading_token(token: gr.OAuthToken | None, *, public: bool) -> Token:
+    """The token with which something is fetched from the Hub: as `acting_token`, but a visitor may be nobody."""
+    if token and token.token:
+        return token.token
+    return None if for_oneself(public=public) else False
 
 
 def owner_of(name: str, root: Path) -> str:

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -17,8 +18,9 @@ from pydantic import ValidationError
 from dreambooth import generate
 from dreambooth.config import TOYBOX, Config, SamplingConfig, load_preset
 from dreambooth.errors import ConfigError, ModelError, RunError
-from dreambooth.families import fetch_from_hub, fetch_model
+from dreambooth.families import TOYBOX_FOLDER, fetch_from_hub, fetch_model
 from dreambooth.generate import Which
+from dreambooth.hub import Token
 from dreambooth.monitor import Measures, read_measures
 from dreambooth.runs import Run
 from dreambooth.ui.studio import Studio, is_owner, title
@@ -28,6 +30,12 @@ MOST_STEPS, MOST_GUIDANCE = 100, 20
 
 ROOM_FOR_A_MODEL = 15e9
 """Bytes that must be free before a stranger's model is fetched: twice a large one's size, since runs need some too."""
+
+BUILD = (
+    "sample_size", "in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block",
+    "cross_attention_dim", "hidden_size", "num_hidden_layers", "vocab_size",
+)  # fmt: skip
+"""What a part's configuration says of how large it is, and its pictures."""
 
 _FETCHING = threading.Semaphore()
 
@@ -45,11 +53,12 @@ class Model:
     """Of a run's two models."""
 
 
-def open_model(studio: Studio, owner: str, name: str, which: Which = "last") -> Model:
+def open_model(studio: Studio, owner: str, name: str, which: Which = "last", token: Token = False) -> Model:
     """The model that a visitor names: a base model on offer, a run of theirs, or a Hub repo, downloaded if need be.
 
-    `which` is heeded where a run has two. A path of the server is none of these. Raises `ConfigError`, `RunError`,
-    `ModelError` or `HubError`.
+    `which` is heeded where a run has two. A repo is OWNER/NAME or OWNER/NAME@REVISION; the Hub is asked each time
+    whether `token` may read it. A path of the server is none of these. Raises `ConfigError`, `RunError`, `ModelError`
+    or `HubError`.
     """
     name = name.strip() if isinstance(name, str) else ""
     if not name:
@@ -58,19 +67,22 @@ def open_model(studio: Studio, owner: str, name: str, which: Which = "last") -> 
         wanted = studio.model(name)
         return Model(name, str(fetch_model(wanted)), base_sampling(wanted))
     if "/" in name:
-        folder = _fetch_for_stranger(name) if studio.public else fetch_from_hub(name)
-        if studio.public and not brings_safety_checker(folder):
+        repo_id, _, revision = name.partition("@")
+        fetch = _fetch_for_stranger if studio.public else fetch_from_hub
+        folder = fetch(repo_id, revision or None, token=token)
+        if studio.public and not (brings_safety_checker(folder) or is_built_as_toybox(folder)):
             raise ModelError(
                 f"{name} has no safety checker, without which a public studio draws with no stranger's model.",
                 "Choose one that has, or run the studio on a computer of your own.",
             )
-        return Model(name, str(folder), SamplingConfig())
+        settings = generate.published_settings(folder)
+        return Model(name, str(folder), settings.sampling if settings else SamplingConfig())
     run = studio.own_run(owner, name)
     folder = finished_model(run, which)
     return Model(run.id, folder, run.config.sampling, "best" if Path(folder).name == "best" else "last")
 
 
-def _fetch_for_stranger(name: str) -> Path:
+def _fetch_for_stranger(repo_id: str, revision: str | None, token: Token) -> Path:
     """A Hub model for a visitor of a public studio: one download at a time, while the disk has room."""
     if not _FETCHING.acquire(blocking=False):
         raise RunError("Another model is being fetched for a visitor.", "Try again in a few minutes.")
@@ -79,7 +91,7 @@ def _fetch_for_stranger(name: str) -> Path:
         room = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
         if room < ROOM_FOR_A_MODEL:
             raise RunError("The studio's disk has no room for another model.", "Take one from the list.")
-        return fetch_from_hub(name, public=True)
+        return fetch_from_hub(repo_id, revision, token=token)
     finally:
         _FETCHING.release()
 
@@ -88,6 +100,19 @@ def brings_safety_checker(folder: Path) -> bool:
     """Whether a pipeline's folder has one, as its `model_index.json` says."""
     index = json.loads((folder / "model_index.json").read_text())
     return all(index.get("safety_checker") or [None])
+
+
+def is_built_as_toybox(folder: Path) -> bool:
+    """Whether a pipeline is the toybox with other weights: such small pictures are drawn unchecked with runs, too."""
+    return all(_build(folder / part) == _build(TOYBOX_FOLDER / part) for part in ("unet", "vae", "text_encoder"))
+
+
+def _build(part: Path) -> list[object]:
+    try:
+        facts = json.loads((part / "config.json").read_text())
+        return [facts.get(name) for name in BUILD]
+    except (OSError, ValueError, AttributeError):
+        return []
 
 
 def finished_model(run: Run, which: Which = "last") -> str:
@@ -124,6 +149,14 @@ def base_folder(config: Config) -> str:
 def finished_runs(studio: Studio, owner: str) -> list[Run]:
     """This visitor's runs that have a model, newest first; none for who is no visitor yet."""
     return [run for run in studio.own_runs(owner) if run.status == "finished"] if is_owner(owner) else []
+
+
+def first_choice(studio: Studio, runs: Sequence[Run]) -> Run | None:
+    """Of a visitor's finished runs the newest; of a pair that was trained both ways, the one with PPL."""
+    if not runs:
+        return None
+    partner = studio.partner(runs[0])
+    return partner if partner in runs and partner.config.prior.active else runs[0]
 
 
 def base_sampling(base_model: str) -> SamplingConfig:

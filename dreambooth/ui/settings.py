@@ -15,6 +15,8 @@ from pydantic.fields import FieldInfo
 
 from dreambooth.config import TOYBOX, Config, load_preset
 from dreambooth.errors import ConfigError
+from dreambooth.ui import login
+from dreambooth.ui.limits import FOR_ONESELF
 from dreambooth.ui.studio import QUIET, Studio
 
 # On top stand the settings that decide most often whether a training succeeds. Steps and learning rate together say how
@@ -332,14 +334,14 @@ def build(studio: Studio) -> Form:
             info="Two runs with the same seed, one with and one without PPL, to see what it does.",
         )  # fmt: skip
     text = on_top("train.text_encoder", "More faithful to the subject; more memory.", label="Train the text encoder")
-    more |= _accordion(config, known=more)
+    more |= _accordion(config, known=more, hidden=() if login.for_oneself(public=studio.public) else FOR_ONESELF)
     form = Form(Choices(recipes, models, steps, rate, prior, images, text, seed, both), more)
     _wire(studio, form)
     return form
 
 
-def _accordion(config: Config, known: Iterable[Setting]) -> dict[Setting, Component]:
-    """A field for every further setting, under what its section is about."""
+def _accordion(config: Config, known: Iterable[Setting], hidden: Sequence[str]) -> dict[Setting, Component]:
+    """A field for every further setting, under what its section is about; those that are `hidden` are not seen."""
     components = {}
     with gr.Accordion("All other settings", open=False, elem_id="more-settings"):
         for section in dict.fromkeys(setting.key.rpartition(".")[0] for setting in further_settings()):
@@ -348,7 +350,8 @@ def _accordion(config: Config, known: Iterable[Setting]) -> dict[Setting, Compon
             with gr.Row(elem_classes="fields"):
                 for setting in further_settings():
                     if setting.key.rpartition(".")[0] == section and setting not in known:
-                        components[setting] = setting.component(value_of(config, setting.key))
+                        value, visible = value_of(config, setting.key), setting.key not in hidden
+                        components[setting] = setting.component(value, visible=visible)
     return components
 
 

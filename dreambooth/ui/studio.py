@@ -27,10 +27,13 @@ from dreambooth.config import TOYBOX, Config, load_preset
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.families import family_of, fetch_model
 from dreambooth.files import atomic_folder
+from dreambooth.hub import Account
 from dreambooth.machine import resolve_device
 from dreambooth.photos import MIN_SIDE, Crop, checked_crop, join_names, open_photo
+from dreambooth.publish import Publication, read_state
 from dreambooth.runs import Run, Worker, list_runs
 from dreambooth.ui.limits import StudioSettings, is_person, refuse_too_much
+from dreambooth.ui.publishing import Publisher
 
 RECIPES = {
     TOYBOX: "Toybox: a minute on any computer",
@@ -100,6 +103,7 @@ class Studio:
     """By the name that the page shows; a visitor never sends or sees a path."""
     worker: Worker
     settings: StudioSettings = field(default_factory=StudioSettings)
+    publisher: Publisher = field(default_factory=Publisher, repr=False, compare=False)
     _deciding: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Held while limits are looked at and what follows is done, so that 20 visitors at once can't pass them."""
 
@@ -273,10 +277,45 @@ class Studio:
             self.worker.submit(run, _seconds_to_go(run))
 
     def delete(self, owner: str, run_id: str) -> None:
-        """Remove a run with its photos and its model; raises `RunError` while it waits or trains."""
+        """Remove a run with its photos and its model; raises `RunError` while it waits, trains or is uploaded."""
         run = self.own_run(owner, run_id)
         with self._deciding:
+            if self._is_uploaded(run):
+                raise RunError("This run is being published.", "Wait for its end before you delete it.")
             run.delete()
+
+    def publish(
+        self, owner: str, run_id: str, wanted: Publication, account: Account, *, consent: bool = False
+    ) -> None:  # fmt: skip
+        """Give a finished run to the Hub as `account`, in a thread; `read_state` tells how it goes.
+
+        Raises `RunError` where it is not finished or on its way already, `ConfigError` where consent is missing.
+        """
+        run = self.own_run(owner, run_id)
+        if run.status != "finished":
+            raise RunError(f"This run is {run.status}.", "Wait for its end, or resume it.")
+        if self.asks_consent(run.config) and consent is not True:
+            raise ConfigError("A model of a person needs consent.", "Tick the box that says that everybody on the "
+                              "photos agrees to its publication.")  # fmt: skip
+        partner = self.partner(run)
+        with self._deciding:
+            if not run.path.is_dir():
+                raise RunError("You have no such run.", "It was deleted meanwhile.")
+            self.publisher.submit(run, wanted, account, partner if partner and partner.status == "finished" else None)
+
+    def asks_consent(self, config: Config) -> bool:
+        """Whether people may be on the photos, and strangers use this studio."""
+        return self.public and (is_person(config.subject.class_noun) or config.preset == "sd15-person")
+
+    def _is_uploaded(self, run: Run) -> bool:
+        """Whether it is on its way to the Hub, from here or from the command line."""
+        if run in self.publisher:
+            return True
+        try:
+            state = read_state(run.path)
+        except RunError:  # damaged: nobody publishes it
+            return False
+        return bool(state) and state.state == "uploading"
 
     def _checked_config(self, settings: dict, consent: bool) -> Config:
         """The settings of one run, its photos aside; raises `ConfigError` for what this studio does not take."""
@@ -289,8 +328,7 @@ class Studio:
         if config.base_model not in self.base_models.values():
             raise ConfigError("This base model is not on offer.", f"Choose {', '.join(self.base_models)}.")
         refuse_too_much(config, self.settings)
-        person = is_person(config.subject.class_noun) or config.preset == "sd15-person"
-        if self.public and person and consent is not True:
+        if self.asks_consent(config) and consent is not True:
             raise ConfigError("Photos of people need consent.", "Tick the box that says that everybody on them agrees.")
         return config
 
@@ -316,7 +354,7 @@ class Studio:
         Raises `RunError`, and removes none, where what must be kept leaves no room.
         """
         runs = list_runs(self.root)[::-1]
-        removable = [run for run in runs if _is_removable(run) and run not in needed]
+        removable = [run for run in runs if self._is_removable(run) and run not in needed]
         doomed: list[Run] = []
         if self.settings.max_runs is not None:
             own = [run for run in runs if self._is_owned(run.path, owner)]
@@ -351,8 +389,12 @@ class Studio:
             if ended.status == "finished":
                 shutil.rmtree(ended.path / "checkpoints", ignore_errors=True)  # three times its model, never resumed
             runs = [run for run in list_runs(self.root)[::-1] if run != ended]
-            for run in self._too_big(runs, [ended], [run for run in runs if _is_removable(run)])[1]:
+            for run in self._too_big(runs, [ended], [run for run in runs if self._is_removable(run)])[1]:
                 run.delete()
+
+    def _is_removable(self, run: Run) -> bool:
+        """Whether clean-up may take it: made here, not published or on its way there, neither waiting nor training."""
+        return bool(_mark_of(run.path)) and not (run.published or run.moving or self._is_uploaded(run))
 
 
 def refuse_too_many(photos: Sequence[str]) -> None:
@@ -378,11 +420,6 @@ def _is_readable(run: Run) -> bool:
         return bool(run.config)
     except (ConfigError, RunError):
         return False
-
-
-def _is_removable(run: Run) -> bool:
-    """Whether clean-up may take it: made here, not published, and neither waiting nor training."""
-    return bool(_mark_of(run.path)) and not run.published and not run.moving
 
 
 def _partner_of(run: Run) -> str:

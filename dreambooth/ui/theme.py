@@ -60,6 +60,8 @@ footer .divider { display: none !important; }
 .masthead h1 em { font-style: italic; color: var(--primary-600); }
 .dark .masthead h1 em { color: var(--primary-400); }
 .masthead p { margin: 0; color: var(--body-text-color-subdued); }
+.head, .gallery-head { flex-wrap: wrap; align-items: center; gap: 6px 16px; }
+.head > :first-child, .gallery-head > :first-child { flex: 1 1 300px !important; }
 .columns { gap: 24px; }
 .empty { padding: 14px 16px; border: 1px dashed var(--input-border-color); border-radius: 10px;
   color: var(--body-text-color-subdued); line-height: 1.5; }
@@ -273,4 +275,30 @@ body:has(#compare-status .bar) .comparison .pending { animation: pending 1.6s ea
   border: 1px dashed var(--input-border-color); color: var(--body-text-color-subdued); font-size: .85rem; }
 @keyframes pending { to { opacity: .45; } }
 @media (prefers-reduced-motion: reduce) { .comparison .pending { animation: none !important; } }
+
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(190px, 44%), 1fr)); gap: 14px;
+  list-style: none; margin: 8px 0 0; padding: 0; }
+.cards li { display: flex; flex-direction: column; margin: 0; padding: 10px; border-radius: 12px; min-width: 0;
+  border: 1px solid var(--block-border-color); background: var(--block-background-fill);
+  color: var(--body-text-color); }
+.cards .picture { display: block; }
+.cards img, .cards .picture span { display: block; width: 100%; aspect-ratio: 1; margin: 0; border-radius: 8px;
+  object-fit: cover; background: var(--neutral-200); }
+.dark .cards .picture span { background: var(--neutral-800); }
+.cards h4 { margin: 10px 0 0; font: 600 1.05rem/1.3 var(--serif); overflow-wrap: anywhere; }
+.cards h4 a { color: var(--body-text-color); text-decoration: none; } .cards h4 a:hover { text-decoration: underline; }
+.cards q { margin: 6px 0; font: italic .95rem/1.35 var(--serif); overflow-wrap: anywhere; }
+.cards small { font-size: .82rem; line-height: 1.4; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+.cards small span { display: inline-block; }
+.cards li > :nth-last-child(2) { margin-bottom: 10px; }
+.cards button { margin-top: auto; padding: 7px 10px; border-radius: 8px; border: 1px solid var(--input-border-color);
+  font-weight: 600; color: var(--primary-600); cursor: pointer; }
+.dark .cards button { color: var(--primary-400); }
+.cards button:hover { background: var(--primary-50); } .dark .cards button:hover { background: var(--neutral-800); }
+.cards a:focus-visible, .cards button:focus-visible { outline: 2px solid var(--primary-500); }
+#publish-status:not(:has(div)), #publish-contents:not(:has(ul)), #publisher:not(:has(p, div)) { display: none; }
+.strip { display: grid; grid-template-columns: repeat(4, 1fr); gap: 8px; max-width: 560px; margin: 8px 0 10px; }
+.strip img { width: 100%; aspect-ratio: 1; margin: 0; border-radius: 8px; object-fit: contain; }
+#publish-status h3 { overflow-wrap: anywhere; }
+#publish-status h3 a { color: var(--primary-600); } .dark #publish-status h3 a { color: var(--primary-400); }
 """

@@ -33,8 +33,13 @@ class Served:
 
 
 @contextmanager
-def serve(folder: Path, model: Path, photos: Path, **settings: str) -> Iterator[Served]:
-    """`python app.py` on a free port, with runs and caches in `folder`; DREAMBOOTH_<NAME> from `settings`."""
+def serve(
+    folder: Path, model: Path, photos: Path, *, around: dict[str, str] | None = None, **settings: str
+) -> Iterator[Served]:  # fmt: skip
+    """`python app.py` on a free port, with runs and caches in `folder`; DREAMBOOTH_<NAME> from `settings`.
+
+    `around` is its environment; by default this process's.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,13 +51,13 @@ def serve(folder: Path, model: Path, photos: Path, **settings: str) -> Iterator[
     errors = folder / "stderr"
     with errors.open("ab") as stderr:
         server = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=stderr,
-            text=True,
+            [sys.executable, "app.py"], cwd=ROOT, env=(around or os.environ) | environment, stdout=subprocess.PIPE,
+            stderr=stderr, text=True,
         )  # fmt: skip
     giving_up = threading.Timer(2 * SECONDS, server.kill)
     giving_up.start()
     try:
-        line = server.stdout.readline()
+        line = next((line for line in server.stdout if "http" in line), "")  # on a Space Gradio says more
         assert f"http://127.0.0.1:{port}" in line, f"the studio did not start: {line}{errors.read_text()}"
         giving_up.cancel()
         yield Served(f"http://127.0.0.1:{port}/", sorted(photos.iterdir()), folder / "runs", errors, server)

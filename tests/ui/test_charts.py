@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from dreambooth.config import EvaluationConfig
 from dreambooth.monitor import Measure, Measures, best_of
 from dreambooth.ui import charts
 from dreambooth.ui.charts import Level, Line
@@ -16,10 +17,15 @@ STEPS = (
     Measure(100, dino=0.6, clip_i=0.6, clip_t=0.29, pres=0.35, div=0.5),
     Measure(200, dino=0.7, clip_i=0.7, clip_t=0.20, pres=0.60, div=0.4),
 )
+CEILING = 0.7
+USUAL = EvaluationConfig()
+MOST = STEPS[0].pres + USUAL.max_drift * (CEILING - STEPS[0].pres)
+"""PRES of the best step, by the usual bound."""
 
 
-def measures(*steps: Measure, ceiling: float = 0.7) -> Measures:
-    return Measures(ceiling, ENCODERS, best_of(steps, ceiling, 0.25, 0.1).step, steps)
+def measures(*steps: Measure, ceiling: float = CEILING) -> Measures:
+    best = best_of(steps, ceiling, USUAL.max_drift, USUAL.max_prompt_loss)
+    return Measures(ceiling, ENCODERS, best.step, steps)
 
 
 def drawn(chart: str, look: str = "instance") -> list[tuple[float, float]]:
@@ -76,18 +82,18 @@ def test_progress_says_which_step_is_the_best_and_by_which_rule():
     assert shown.count("<figure") == 4
     assert re.findall(r"<figcaption>([\w-]+)", shown) == ["DINO", "CLIP-T", "PRES", "DIV"]
     assert "toybox &lt;ViT&gt;" in shown
-    assert "<strong>Step 100 is the best so far</strong>: of the steps with PRES at most 0.400 and CLIP-T at least " \
-           "0.270 it has the highest DINO, 0.600." in shown  # fmt: skip
-    assert "most for the best <b>0.400</b>" in shown
+    assert f"<strong>Step 100 is the best so far</strong>: of the steps with PRES at most {MOST:.3f} and CLIP-T at " \
+           "least 0.270 it has the highest DINO, 0.600." in shown  # fmt: skip
+    assert f"most for the best <b>{MOST:.3f}</b>" in shown
     over = charts.progress(report(measures=measures(*STEPS), status="finished"))
     assert "Step 100 is the best</strong>" in over
     assert "It is kept beside the last, 200; Generate offers both." in over
 
 
 def test_progress_tells_when_no_step_kept_within_the_bounds():
-    far = replace(STEPS[1], pres=0.45)
+    far = replace(STEPS[1], pres=MOST + 0.05)
     shown = charts.progress(report(measures=measures(STEPS[0], far, STEPS[2]), status="finished"))
-    assert "none has PRES at most 0.400 and CLIP-T at least 0.270, and it came nearest" in shown
+    assert f"none has PRES at most {MOST:.3f} and CLIP-T at least 0.270, and it came nearest" in shown
     last = charts.progress(report(measures=measures(*STEPS[:2]), status="finished"))
     assert "it has the highest DINO, 0.600. It is the last." in last
 

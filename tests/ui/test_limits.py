@@ -8,6 +8,7 @@ from dreambooth.config import Config
 from dreambooth.errors import ConfigError
 from dreambooth.ui.limits import PUBLIC_CAPS, StudioSettings, is_person, refuse_too_much
 from dreambooth.ui.studio import RECIPES
+from tests.ui.test_login import on_a_space
 
 
 def test_settings_are_read_from_the_environment(tmp_path: Path):
@@ -73,12 +74,20 @@ def test_the_readme_lists_every_setting_of_the_studio():
     ({"sampling": {"prompts": ["a dog"] * 5}}, "The number of sampling.prompts is 5"),
     ({"evaluation": {"dino": "facebook/dino-vits8"}}, "evaluation.dino can't be chosen on a public studio"),
     ({"evaluation": {"clip": "/etc"}}, "evaluation.clip can't be chosen on a public studio. Leave it out"),
+    ({"prior": {"pack": "somebody/dogs"}}, "prior.pack can't be chosen on a studio of somebody else's"),
 ])  # fmt: skip
 def test_no_stranger_keeps_a_public_studio_waiting_or_names_what_it_fetches(more: dict, said: str):
     asked = Config.from_dict({"preset": "toybox", "subject": {"photos": ".", "class_noun": "dog"}} | more)
     with pytest.raises(ConfigError, match=said):
         refuse_too_much(asked, StudioSettings(public=True))
     refuse_too_much(asked, StudioSettings())
+
+
+def test_nobody_who_logs_in_names_what_the_hosts_token_fetches(monkeypatch: pytest.MonkeyPatch):
+    on_a_space(monkeypatch)
+    settings = {"preset": "toybox", "subject": {"photos": ".", "class_noun": "dog"}, "prior": {"pack": "host/secret"}}
+    with pytest.raises(ConfigError, match="can't be chosen on a studio of somebody else's"):
+        refuse_too_much(Config.from_dict(settings), StudioSettings())
 
 
 @pytest.mark.parametrize(("noun", "person"), [

@@ -1,9 +1,6 @@
 """Whose runs a logged-in visitor sees: the Hub is asked, and ids can't be guessed."""
 
-import json
 import stat
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import gradio as gr
@@ -12,48 +9,43 @@ import pytest
 from dreambooth.errors import HubError
 from dreambooth.ui import login
 from dreambooth.ui.studio import is_owner
+from tests.hub import LoopbackHub
 
 TOKEN = "hf_" + "a" * 34
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch):
-    """A loopback Hub that knows one token."""
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_GET(self):
-            known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
-            answer = json.dumps({"name": "anna", "type": "user"} if known else {"error": "Invalid token"}).encode()
-            self.send_response(200 if known else 401)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 def token(word: str) -> gr.OAuthToken:
     return gr.OAuthToken(token=word, scope="openid profile", expires_at=2**31)
 
 
-def test_the_hub_says_whose_token_it_is(hub):
-    assert login.account(token(TOKEN)) == "anna"
+def on_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPACE_ID", "user/studio")
+    monkeypatch.setenv("OAUTH_CLIENT_ID", "x")
 
 
-def test_a_refused_token_is_an_error_that_does_not_show_it(hub):
-    wrong = "hf_" + "b" * 34
-    with pytest.raises(HubError, match="does not confirm your login") as caught:
-        login.account(token(wrong))
-    assert wrong not in str(caught.value)
+def test_a_visitor_acts_and_reads_with_their_own_token(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", hub.add_user("host"))
+    for public in (False, True):
+        assert login.acting_token(token(TOKEN), public=public) == TOKEN
+        assert login.reading_token(token(TOKEN), public=public) == TOKEN
+    on_a_space(monkeypatch)
+    assert login.acting_token(token(TOKEN), public=False) == TOKEN
+
+
+def test_the_machines_token_is_for_a_studio_of_ones_own_alone(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(HubError, match="no Hugging Face token on this machine"):
+        login.acting_token(None, public=False)
+    monkeypatch.setenv("HF_TOKEN", hub.add_user("host", TOKEN))
+    assert login.acting_token(None, public=False) == TOKEN
+    assert login.reading_token(None, public=False) is None, "which is the machine's, where there is one"
+    with pytest.raises(HubError, match="Nobody can log in to this studio"):
+        login.acting_token(None, public=True)
+    assert login.reading_token(None, public=True) is False
+    on_a_space(monkeypatch)
+    for public in (False, True):
+        with pytest.raises(HubError, match="You are not logged in"):
+            login.acting_token(None, public=public)
+        assert login.reading_token(None, public=public) is False
 
 
 def test_an_account_keeps_its_owner_id_and_another_studio_gives_another(tmp_path: Path):

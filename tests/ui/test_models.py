@@ -1,17 +1,19 @@
 """Which models a visitor may name, and what is said of the others."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from dreambooth.config import SamplingConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, RunError
+from dreambooth.families import TOYBOX_FOLDER
 from dreambooth.runs import Run
 from dreambooth.ui import models
 from dreambooth.ui.models import open_model
 from dreambooth.ui.studio import Studio
-from tests.test_families import COMMIT, loopback_hub
+from tests.hub import LoopbackHub
 from tests.ui import studios
 from tests.ui.studios import ANNA, BERT
 
@@ -66,25 +68,63 @@ def test_no_model_is_asked_for(studio: Studio, name: object):
         open_model(studio, ANNA, name)
 
 
-def test_any_model_of_the_hub_can_be_named(studio: Studio, tiny_model: Path, tmp_path: Path, monkeypatch):
-    with loopback_hub(tiny_model, tmp_path / "hub", monkeypatch) as hub:
-        model = open_model(studio, ANNA, "owner/tiny")
-        assert (model.name, Path(model.folder).name) == ("owner/tiny", COMMIT)
-        with pytest.raises(ModelError, match="owner/none is not on the Hub, or is private"):
-            open_model(studio, ANNA, "owner/none")
-        hub.gated = True
-        strangers = studios.studio(tmp_path / "public", tiny_model, public=True)
-        with pytest.raises(HubError, match=r"owner/tiny is gated\. This studio opens only"):
-            open_model(strangers, ANNA, "owner/tiny")
+def test_any_model_of_the_hub_can_be_named(studio: Studio, tiny_model: Path, hub: LoopbackHub):
+    repo = hub.add_repo("owner/tiny", tiny_model)
+    model = open_model(studio, ANNA, "owner/tiny")
+    assert (model.name, Path(model.folder).name) == ("owner/tiny", repo.commits[-1].oid)
+    repo.refs["v1"] = repo.commits[-1].oid
+    repo.commit("the same again", repo.files, "owner")
+    model = open_model(studio, ANNA, "owner/tiny@v1")
+    assert (model.name, Path(model.folder).name) == ("owner/tiny@v1", repo.refs["v1"])
+    with pytest.raises(ModelError, match="owner/tiny has no revision 'v2'"):
+        open_model(studio, ANNA, "owner/tiny@v2")
+    with pytest.raises(ModelError, match="owner/none is not on the Hub, or is private"):
+        open_model(studio, ANNA, "owner/none")
+    repo.gated = "manual"
+    with pytest.raises(HubError, match=r"owner/tiny is gated\. Choose a model that everybody may read"):
+        open_model(studio, ANNA, "owner/tiny")
+
+
+def test_a_private_model_is_for_who_may_read_it_also_once_it_was_fetched(
+    tiny_model: Path, tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+):
+    anna, bert = hub.add_user("anna", scopes=("read",)), hub.add_user("bert", scopes=("read",))
+    monkeypatch.setenv("HF_TOKEN", hub.add_user("anna", scopes=("read",)))  # the host is anna, too
+    hub.add_repo("anna/mug", tiny_model, private=True)
+    for public in (False, True):
+        studio = studios.studio(tmp_path / f"runs-{public}", tiny_model, public=public)
+        monkeypatch.setattr(models, "is_built_as_toybox", lambda folder: True)
+        monkeypatch.setattr(models, "ROOM_FOR_A_MODEL", 0)
+        assert open_model(studio, ANNA, "anna/mug", token=anna).name == "anna/mug"
+        for other in (bert, False, "hf_" + "x" * 34):
+            with pytest.raises((ModelError, HubError), match=r"is private|does not accept the login"):
+                open_model(studio, BERT, "anna/mug", token=other)
 
 
 def test_a_public_studio_draws_with_no_strangers_model_without_a_safety_checker(
-    tmp_path: Path, tiny_model: Path, monkeypatch
+    tmp_path: Path, tiny_model: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(models, "ROOM_FOR_A_MODEL", 0)
+    hub.add_repo("owner/tiny", tiny_model)
     public = studios.studio(tmp_path / "runs", tiny_model, public=True)
-    hub = loopback_hub(tiny_model, tmp_path / "hub", monkeypatch)
-    with hub, pytest.raises(ModelError, match="has no safety checker"):
+    with pytest.raises(ModelError, match="has no safety checker"):
         open_model(public, ANNA, "owner/tiny")
+
+
+def test_the_toybox_with_other_weights_is_drawn_with_unchecked_and_nothing_that_is_larger(tmp_path: Path, tiny_model):
+    assert models.is_built_as_toybox(TOYBOX_FOLDER)
+    assert not models.is_built_as_toybox(tiny_model)
+    for name, value in (("sample_size", 64), ("block_out_channels", None), ("cross_attention_dim", 768)):
+        shutil.rmtree(tmp_path / "toybox", ignore_errors=True)
+        for part in ("unet", "vae", "text_encoder"):
+            (tmp_path / "toybox" / part).mkdir(parents=True)
+            shutil.copy(TOYBOX_FOLDER / part / "config.json", tmp_path / "toybox" / part)
+        assert models.is_built_as_toybox(tmp_path / "toybox")
+        unet = tmp_path / "toybox" / "unet" / "config.json"
+        unet.write_text(json.dumps(json.loads(unet.read_text()) | {name: value}))
+        assert not models.is_built_as_toybox(tmp_path / "toybox")
+        unet.write_text("[]")
+        assert not models.is_built_as_toybox(tmp_path / "toybox")
 
 
 @pytest.mark.parametrize(("index", "brings"), [
@@ -98,7 +138,9 @@ def test_a_safety_checker_is_seen_in_the_models_index(tmp_path: Path, index: dic
 
 def test_a_hub_out_of_reach_is_told(studio: Studio):
     with pytest.raises(HubError, match="owner/tiny is not downloaded and the Hub can't be reached"):
-        open_model(studio, ANNA, "owner/tiny")
+        open_model(studio, ANNA, "owner/tiny", token=None)
+    with pytest.raises(HubError):  # that a visitor may read it can't be known
+        open_model(studio, ANNA, "owner/tiny", token="hf_" + "a" * 34)
 
 
 def test_a_base_model_that_is_gone_is_told_without_its_path(make_config, tmp_path: Path):

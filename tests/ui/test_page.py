@@ -132,7 +132,10 @@ def test_a_visitor_without_photos_is_told_what_to_do(served: Served, browser: Br
     page.goto(served.url)
     start_training(page, 6)
     expect(page.get_by_test_id("toast-body")).to_contain_text("There are no photos yet. Add 3 to 5 in the Photos tab")
-    hints = {"Train": "Nothing trains yet", "Generate": "No pictures yet", "Compare": "Nothing to compare"}
+    hints = {
+        "Train": "Nothing trains yet", "Generate": "No pictures yet", "Compare": "Nothing to compare",
+        "Publish": "Nothing to publish yet", "Gallery": "HF_HUB_OFFLINE is set on this machine",
+    }  # fmt: skip
     for tab, hint in hints.items():
         open_tab(page, tab)
         expect(page.get_by_text(hint)).to_be_visible()

@@ -8,9 +8,13 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from playwright.sync_api import Browser, expect
 
 from dreambooth.ui.studio import new_owner
-from tests.ui.conftest import ROOT, SECONDS, Served
+from tests.hub import LoopbackHub
+from tests.ui.conftest import ROOT, SECONDS, Served, serve
+from tests.ui.test_page import open_tab
+from tests.ui.test_sharing import log_in
 
 ANNA, BERT = new_owner(), new_owner()
 DRAWING = ("a photo of a dog", "", 2, 3.0, 7, 1)
@@ -43,7 +47,9 @@ def called(served: Served, name: str, data: list) -> str:
     return httpx.get(f"{served.url}gradio_api/call/{name}/{call.json()['event_id']}", timeout=SECONDS).text
 
 
-@pytest.mark.parametrize("name", ["run_status", "stop_training", "resume_training", "delete_run", "train_other_way"])
+@pytest.mark.parametrize(
+    "name", ["run_status", "stop_training", "resume_training", "delete_run", "train_other_way", "publishing"]
+)
 def test_another_visitors_run_does_not_exist(client: Client, annas: str, name: str):
     with pytest.raises(AppError, match="You have no such run"):
         client.predict(BERT, annas, api_name=f"/{name}")
@@ -54,6 +60,11 @@ def test_another_visitors_model_draws_nothing(client: Client, annas: str):
         client.predict(BERT, annas, *DRAWING, api_name="/generate")
     with pytest.raises(AppError, match="You have no such run"):
         client.predict(BERT, annas, "a photo of a dog", 2, 3.0, 7, 1, api_name="/compare")
+
+
+def test_another_visitors_run_is_not_published(client: Client, annas: str):
+    with pytest.raises(AppError, match="You have no such run"):
+        client.predict(BERT, annas, "stolen", api_name="/publish")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../runs", "/etc", "a/../b", "owner", "%2e%2e", "\x00"])
@@ -151,3 +162,46 @@ def test_no_answer_tells_a_path_or_an_id_of_the_owner(served: Served, client: Cl
     assert str(served.runs) not in told
     assert ANNA not in told
     assert ANNA not in (served.runs / annas / "owner").read_text()
+
+
+def test_a_private_model_of_one_visitor_is_refused_to_the_next(
+    tiny_model: Path, photo_folder: Path, tmp_path: Path, hub: LoopbackHub, browser: Browser
+):
+    """Through the API, the cache that the first visitor filled, the gallery and the page."""
+    hub.add_repo("anna/mug", {
+        **{path.relative_to(tiny_model).as_posix(): path.read_bytes() for path in tiny_model.rglob("*.*")},
+        "README.md": "---\ntags: [dreambooth-studio]\ninstance_prompt: a photo of sks mug\n---",
+    }, private=True)  # fmt: skip
+    anna, bert = (hub.add_user(name, scopes=("read",)) for name in ("anna", "bert"))
+    around = hub.oauth_environment() | {"HF_TOKEN": hub.add_user("anna", scopes=("write",))}  # the host is anna, too
+    with serve(tmp_path, tiny_model, photo_folder, around=around, public="false") as served:
+
+        def visitor(token: str | None) -> Client:
+            return Client(served.url, verbose=False, download_files=tmp_path / "downloads", oauth_token=token)
+
+        assert "1 picture in" in visitor(anna).predict(ANNA, "anna/mug", *DRAWING, api_name="/generate")[1]
+        assert [model["repo_id"] for model in visitor(anna).predict(api_name="/gallery")] == ["anna/mug"]
+        assert any(Path(around["HF_HOME"]).rglob("unet/*.safetensors")), "it is on the server now"
+        [commit] = [path.name for path in Path(around["HF_HOME"]).rglob("snapshots/*")]
+        for client in (visitor(bert), visitor(None)):
+            for name in ("anna/mug", f"anna/mug@{commit}"):
+                with pytest.raises(AppError, match="anna/mug is not on the Hub, or is private"):
+                    client.predict(ANNA, name, *DRAWING, api_name="/generate")
+            assert client.predict(api_name="/gallery") == []
+        with pytest.raises(AppError, match="does not accept the login"):
+            visitor("hf_" + "x" * 34).predict(BERT, "anna/mug", *DRAWING, api_name="/generate")
+
+        page = browser.new_page()
+        page.goto(served.url)
+        log_in(page, "bert")
+        open_tab(page, "Gallery")
+        expect(page.locator("#gallery")).to_contain_text("No models yet")
+        open_tab(page, "Generate")
+        page.locator("#model input").fill("anna/mug")
+        page.locator("#model input").press("Enter")
+        page.get_by_role("button", name="Generate", exact=True).click()
+        expect(page.get_by_test_id("toast-body")).to_contain_text("anna/mug is not on the Hub, or is private")
+        page.close()
+        said = served.errors.read_text()
+        assert not any(secret in said for secret in hub.tokens)
+        assert around["HF_TOKEN"] not in {request.token for request in hub.requests}

@@ -44,6 +44,13 @@ def test_every_setting_of_a_run_is_in_the_form_or_left_out_for_a_reason(form: se
     assert all(ELSEWHERE.values())
 
 
+def test_what_strangers_may_not_choose_is_not_in_their_form(form: settings.Form, tmp_path: Path, tiny_model: Path):
+    with gr.Blocks():
+        public = settings.build(make_studio(tmp_path / "public", tiny_model, public=True))
+    seen = [{setting.key for setting, field in one.more.items() if field.visible} for one in (form, public)]
+    assert seen[0] - seen[1] == {"prior.pack"}
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_a_recipe_fills_in_gives_its_settings_again(studio: Studio, form: settings.Form, recipe: str):
     values = settings.recipe_values(studio, form, recipe)
