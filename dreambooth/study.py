@@ -46,6 +46,7 @@ from dreambooth.preflight import check as preflight
 from dreambooth.reports import write_csvs, write_report
 from dreambooth.runs import Run, explain
 from dreambooth.subjects import CLASSES_FILE, PAPER, PAPER_REPO, fetch_paper_subjects, list_subjects
+from dreambooth.train import caption_of
 
 PPL: dict[str, dict[str, Any]] = {
     "without PPL": {"prior": {"enabled": False}},
@@ -320,7 +321,10 @@ def _check_folder(cell: Cell) -> None:
 
 def _check_photos(cell: Cell) -> None:
     try:
-        prepare_photos(find_photos(cell.config.subject.photos), MIN_SIDE, cell.config.subject.crops)
+        photos = find_photos(cell.config.subject.photos)
+        prepare_photos(photos, MIN_SIDE, cell.config.subject.crops)
+        for photo in photos:
+            caption_of(cell.config, photo)
     except PhotoError as error:
         raise PhotoError(f"{cell.subject}: {error.message}", error.hint) from None
 

@@ -213,6 +213,13 @@ def test_every_photo_of_every_subject_is_looked_at_first(make_study, subjects, t
     assert "holds no photos." in refusal(study, tmp_path / "out")
 
 
+def test_captions_of_every_subject_are_looked_at_first(make_study, tmp_path):
+    tiny.photos(tmp_path / "all" / "tim")
+    (tmp_path / "all" / "tim" / "photo1.txt").write_text("a dog on grass")
+    study = make_study(subjects=str(tmp_path / "all"), config={"subject": {"class_noun": "dog", "captions": True}})
+    assert "tim: photo1.txt: does not hold the identifier." in refusal(study, tmp_path / "out")
+
+
 def test_the_examples_are_studies(subjects, tmp_path):
     cells = cells_of(StudyConfig.load(CONFIGS / "toybox-study.yaml"), tmp_path)
     assert Counter(cell.condition for cell in cells) == {"base model": 6, "without PPL": 12, "with PPL": 12}

@@ -19,8 +19,10 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from dreambooth import metrics
 from dreambooth.cli import quiet_third_parties
-from dreambooth.config import TOYBOX, Config, SamplingConfig
+from dreambooth.config import TOYBOX, Config, EvaluationConfig, SamplingConfig
+from dreambooth.encoders import load_encoders
 from dreambooth.errors import DreamBoothError, ModelError
 from dreambooth.files import atomic_file
 from dreambooth.generate import Source, generate, open_source
@@ -139,6 +141,8 @@ def variety(folders: Folders, each: int = 24) -> str:
     source, kinds = open_source(TOYBOX), looks(folders)
     measures = {f"1 - cosine, {name}": lambda x, look=look: spread(look(x)) for name, look in kinds.items()}
     measures["RMS of pixels at 32 px"] = pixel_spread
+    if "ViT" in kinds:
+        measures = {"DIV as `evaluate` measures it": _div} | measures
     found = {name: [] for name in measures}
     for noun in CLASSES:
         drawn, real = _draw(source, [f"a photo of a {noun}"], each), _other_things(noun, each)
@@ -151,6 +155,13 @@ def variety(folders: Folders, each: int = 24) -> str:
         low = int(np.argmin(parts))
         rows.append((name, f"{drawn:.3g}", f"{real:.3g}", f"{drawn / real:.0%}", f"{CLASSES[low]} {parts[low]:.0%}"))
     return _table((f"DIV, {each} pictures a class", "drawn", "real", "drawn / real", "lowest class"), rows)
+
+
+def _div(pictures: np.ndarray) -> float:
+    """Mean distance of all pairs by what measures DIV for the toybox."""
+    perceptual = load_encoders(EvaluationConfig(), TOYBOX, "cpu").perceptual
+    images = [Image.fromarray(picture) for picture in pictures]
+    return float(perceptual.distances([(images[i], images[j]) for i, j in metrics.pairs(len(images))]).mean())
 
 
 def _other_things(noun: str, count: int) -> np.ndarray:

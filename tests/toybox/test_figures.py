@@ -69,7 +69,8 @@ def test_the_judges_own_accuracy_stands_beside_the_models(folders):
 def test_variety_is_told_by_every_look_there_is(folders, exported):
     rows = cells(figures.variety(replace(folders, encoders=exported / "encoders"), each=3))
     assert [row[0] for row in rows[1:]] == [
-        "1 - cosine, judge", "1 - cosine, CLIP", "1 - cosine, ViT", "RMS of pixels at 32 px",
+        "DIV as `evaluate` measures it", "1 - cosine, judge", "1 - cosine, CLIP", "1 - cosine, ViT",
+        "RMS of pixels at 32 px",
     ]  # fmt: skip
     for row in rows[1:]:
         drawn, real = float(row[1]), float(row[2])
