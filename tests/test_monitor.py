@@ -29,31 +29,46 @@ def best(*measures, max_drift=0.25, max_prompt_loss=0.1):
 
 
 def test_the_likest_within_both_bounds_is_the_best():
-    assert best(measure(1, 0.6), measure(2, 0.7), measure(3, 0.65)) == 2
+    assert best(measure(1, 0.6), measure(2, 0.75), measure(3, 0.65)) == 2
+
+
+def test_the_last_is_the_best_unless_another_is_better_by_more_than_chance():
+    """From 0.4 to the ceiling of 0.8 a fifth of the way is 0.08 of DINO, and half of it, past the bound of 0.5, a PRES
+    of 0.7; a twentieth of 0.6, past the bound of 0.54, is a CLIP-T of 0.51."""
+    assert best(measure(1, 0.679), measure(2, 0.6)) == 2
+    assert best(measure(1, 0.681), measure(2, 0.6)) == 1
+    assert best(measure(1, 0.6), measure(2, 0.6, pres=0.699)) == 2
+    assert best(measure(1, 0.6), measure(2, 0.6, pres=0.701)) == 1
+    assert best(measure(1, 0.6), measure(2, 0.6, clip_t=0.511)) == 2
+    assert best(measure(1, 0.6), measure(2, 0.6, clip_t=0.509)) == 1
+    assert best(measure(1, 0.3), measure(2, 0.3)) == 2
 
 
 def test_drift_is_bounded_by_the_way_to_the_photos():
     """From 0.4 to the ceiling of 0.8 a quarter of the way is 0.5."""
-    assert best(measure(1, 0.6, pres=0.499), measure(2, 0.7, pres=0.501)) == 1
-    assert best(measure(1, 0.6, pres=0.499), measure(2, 0.7, pres=0.501), max_drift=0.3) == 2
+    steps = measure(1, 0.6, pres=0.499), measure(2, 0.7, pres=0.501), measure(3, 0.5, pres=0.8)
+    assert best(*steps) == 1
+    assert best(*steps, max_drift=0.3) == 2
 
 
 def test_a_tenth_of_the_prompt_fidelity_may_be_lost():
-    assert best(measure(1, 0.6, clip_t=0.541), measure(2, 0.7, clip_t=0.539)) == 1
-    assert best(measure(1, 0.6, clip_t=0.541), measure(2, 0.7, clip_t=0.539), max_prompt_loss=0.2) == 2
+    steps = measure(1, 0.6, clip_t=0.541), measure(2, 0.7, clip_t=0.539), measure(3, 0.5, clip_t=0.2)
+    assert best(*steps) == 1
+    assert best(*steps, max_prompt_loss=0.2) == 2
 
 
 def test_with_none_within_the_bounds_the_least_excess_wins():
-    assert best(measure(1, 0.6, pres=0.55), measure(2, 0.9, pres=0.7)) == 1
+    assert best(measure(1, 0.6, pres=0.55), measure(2, 0.9, pres=0.8)) == 1
 
 
-def test_of_equals_the_earlier_wins_and_the_base_only_alone():
-    assert best(measure(1, 0.3), measure(2, 0.3)) == 1
+def test_the_base_is_picked_only_alone():
+    assert best(measure(1, 0.2)) == 1
     assert best() == 0
 
 
 def test_class_pictures_nearer_than_the_photos_leave_no_way_to_drift():
-    assert best_of([BASE, measure(1, 0.5, pres=0.41), measure(2, 0.45)], 0.3, 0.25, 0.1).step == 2
+    steps = [BASE, measure(1, 0.45), measure(2, 0.5, pres=0.41)]
+    assert best_of(steps, 0.3, 0.25, 0.1).step == 1
 
 
 @pytest.fixture

@@ -155,15 +155,17 @@ def _verdict(report: Report) -> str:
     measures = report.measures
     if not measures.best:
         return "<p class='verdict'>So far the base model alone was measured; each sampling step adds a point.</p>"
-    best = next(m for m in measures.measures if m.step == measures.best)
+    best, last = next(m for m in measures.measures if m.step == measures.best), measures.measures[-1].step
     highest, lowest = _bounds(report)
     bounds = f"PRES at most {highest:.3f} and CLIP-T at least {lowest:.3f}"
-    if best.pres <= highest and best.clip_t >= lowest:
-        rule = f"of the steps with {bounds} it has the highest DINO, {best.dino:.3f}"
+    if best.step == last:
+        rule, ended = f"the last, and none before it was clearly better ({bounds}, then the highest DINO)", ""
+    elif best.pres <= highest and best.clip_t >= lowest:
+        rule = f"of the steps with {bounds} it has the highest DINO, {best.dino:.3f}; the last is clearly worse"
     else:
-        rule = f"none has {bounds}, and it came nearest"
-    last = measures.measures[-1].step
-    ended = " It is the last." if best.step == last else f" It is kept beside the last, {last}; Generate offers both."
+        rule = f"none has {bounds}, and it came clearly nearer than the last"
+    if best.step != last:
+        ended = f" It is kept beside the last, {last}; Generate offers both."
     so_far, kept = (" so far", "") if report.moving else ("", ended)
     return f"<p class='verdict'><strong>Step {best.step} is the best{so_far}</strong>: {rule}.{kept}</p>"
 

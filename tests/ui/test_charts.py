@@ -83,7 +83,7 @@ def test_progress_says_which_step_is_the_best_and_by_which_rule():
     assert re.findall(r"<figcaption>([\w-]+)", shown) == ["DINO", "CLIP-T", "PRES", "DIV"]
     assert "toybox &lt;ViT&gt;" in shown
     assert f"<strong>Step 100 is the best so far</strong>: of the steps with PRES at most {MOST:.3f} and CLIP-T at " \
-           "least 0.270 it has the highest DINO, 0.600." in shown  # fmt: skip
+           "least 0.270 it has the highest DINO, 0.600; the last is clearly worse." in shown  # fmt: skip
     assert f"most for the best <b>{MOST:.3f}</b>" in shown
     over = charts.progress(report(measures=measures(*STEPS), status="finished"))
     assert "Step 100 is the best</strong>" in over
@@ -93,9 +93,10 @@ def test_progress_says_which_step_is_the_best_and_by_which_rule():
 def test_progress_tells_when_no_step_kept_within_the_bounds():
     far = replace(STEPS[1], pres=MOST + 0.05)
     shown = charts.progress(report(measures=measures(STEPS[0], far, STEPS[2]), status="finished"))
-    assert f"none has PRES at most {MOST:.3f} and CLIP-T at least 0.270, and it came nearest" in shown
+    bounds = f"PRES at most {MOST:.3f} and CLIP-T at least 0.270"
+    assert f"none has {bounds}, and it came clearly nearer than the last" in shown
     last = charts.progress(report(measures=measures(*STEPS[:2]), status="finished"))
-    assert "it has the highest DINO, 0.600. It is the last." in last
+    assert "Step 100 is the best</strong>: the last, and none before it was clearly better" in last
 
 
 def test_the_base_model_alone_is_no_best_step():
