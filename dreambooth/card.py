@@ -21,9 +21,9 @@ from PIL import Image
 from dreambooth import events
 from dreambooth.config import TOYBOX, Config
 from dreambooth.errors import ConfigError, RunError
-from dreambooth.evaluate import BASE, FILE, Evaluation, name_of, run_photos, trained_model
+from dreambooth.evaluate import BASE, FILE, Evaluation, run_photos, trained_model
 from dreambooth.generate import Which, save_picture
-from dreambooth.hub import Token, plain_failures
+from dreambooth.hub import Token, name_of, plain_failures
 from dreambooth.monitor import FILE as MEASURES
 from dreambooth.monitor import Measures, bounds_of, read_measures
 from dreambooth.reports import Cell, Line, draw_sheet, drift_plot, gallery, loss_plot, progress_plot

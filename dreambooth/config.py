@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,8 +21,10 @@ from dreambooth.errors import ConfigError
 TOYBOX = "toybox"
 """The base model that is built in; any other `base_model` is a Hub id or a local pipeline folder."""
 
-MAX_FOREIGN_YAML = 2**18
-"""Bytes of the settings that are read of a repo; a complete config has about 2,000."""
+MAX_FOREIGN_YAML = 2**16
+"""Bytes of a repo's settings or card that are read; a complete config has about 2,000."""
+MAX_BRACKETS = 32
+"""Brackets in brackets of a repo's YAML; settings have two. The time to read them grows with the square."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
@@ -38,7 +41,11 @@ def _fields_of(template: str) -> set[str]:
     except ValueError as error:
         raise ValueError(f"{template!r} has an unmatched brace ({error})") from None
     # `{identifier:>9999999}` would be taken by str.format; a prompt needs names alone.
-    return {name + (conversion or "") + (spec or "") for _, name, spec, conversion in parsed if name is not None}
+    return {
+        name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+        for _, name, spec, conversion in parsed
+        if name is not None
+    }
 
 
 class SubjectConfig(_Settings):
@@ -398,15 +405,34 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_foreign_yaml(path: Path, source: str) -> dict[str, Any]:
-    """`read_yaml` of a file that somebody else wrote and messages call `source`: refused where its size, or aliases
-    that may stand for gigabytes, could keep this machine busy."""
-    if path.stat().st_size > MAX_FOREIGN_YAML:
-        raise ConfigError(f"{source}: has {path.stat().st_size:,} bytes, too many for settings.")
-    text = _read_text(path, source)
-    settings = _mapping(text, source)
-    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-        raise ConfigError(f"{source}: uses YAML aliases, which settings have no need of.")
-    return settings
+    """`read_yaml` of a file that somebody else wrote and messages call `source`: refused where its size, depth, or
+    aliases that may stand for gigabytes, could keep this machine busy."""
+    return _foreign_mapping(_read_foreign_text(path, source), source)
+
+
+def read_card_data(path: Path, source: str) -> dict[str, Any]:
+    """What the front matter of somebody else's model card says, read as `read_foreign_yaml` reads; empty without."""
+    front = re.match(r"\s*---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", _read_foreign_text(path, source), re.DOTALL)
+    return _foreign_mapping(front[1], source) if front else {}
+
+
+def _read_foreign_text(path: Path, source: str) -> str:
+    if path.is_file() and (size := path.stat().st_size) > MAX_FOREIGN_YAML:
+        raise ConfigError(f"{source}: has {size:,} bytes, too many for settings.")
+    return _read_text(path, source)
+
+
+def _foreign_mapping(text: str, source: str) -> dict[str, Any]:
+    with _yaml_told(source):  # before anything is made of it
+        depth = 0
+        for token in yaml.scan(text):
+            if isinstance(token, yaml.AliasToken):
+                raise ConfigError(f"{source}: uses YAML aliases, which settings have no need of.")
+            depth += isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken)
+            depth -= isinstance(token, yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken)
+            if depth > MAX_BRACKETS:
+                raise ConfigError(f"{source}: nests more than {MAX_BRACKETS} brackets, which settings never do.")
+    return _mapping(text, source)
 
 
 def _read_text(path: Path, source: str) -> str:
@@ -431,8 +457,14 @@ def to_yaml(settings: dict[str, Any]) -> str:
 
 
 def _parse_yaml(text: str, source: str) -> Any:
-    try:
+    with _yaml_told(source):
         return yaml.load(text, Loader=_Loader)
+
+
+@contextmanager
+def _yaml_told(source: str) -> Iterator[None]:
+    try:
+        yield
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

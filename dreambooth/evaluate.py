@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,13 +22,14 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from dreambooth import events, metrics
-from dreambooth.config import TOYBOX, Config, SamplingConfig
+from dreambooth.config import Config, SamplingConfig
 from dreambooth.encoders import Encoders, PerceptualDistance, embed_files, load_encoders
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.events import Event
 from dreambooth.families import fetch_model
 from dreambooth.files import atomic_file
 from dreambooth.generate import Source, Which, draw_jobs, finished_model, open_source, save_picture
+from dreambooth.hub import name_of
 from dreambooth.machine import resolve_device
 from dreambooth.metrics import Estimate
 from dreambooth.monitor import read_measures
@@ -237,13 +237,6 @@ def run_photos(run: Path) -> list[Path]:
     if not photos:
         raise RunError(f"{run} has no prepared photos.", "Train it first.")
     return photos
-
-
-def name_of(model: str) -> str:
-    """What others may read of a base model or an encoder: of a folder, even one that is gone, its last part alone."""
-    path = Path(os.path.expanduser(model))
-    hub_id = model.count("/") < 2 and "\\" not in model and not model.startswith((".", "/", "~"))
-    return model if model == TOYBOX or (hub_id and not path.exists()) else path.resolve().name
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluating

@@ -6,22 +6,27 @@ Training and methods read a family's fields and never ask for its name.
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 import transformers
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from huggingface_hub import HfApi, auth_check, constants, get_cached_repo_tree, hf_hub_download
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from huggingface_hub import HfApi, auth_check, constants, get_cached_repo_tree, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
-    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -31,24 +36,39 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoFile
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from dreambooth.config import TOYBOX
+from dreambooth.config import MAX_FOREIGN_YAML, TOYBOX
 from dreambooth.errors import DreamBoothError, HubError, ModelError, first_line
 from dreambooth.hub import Token, redact
-from dreambooth.machine import one_model_at_a_time
+from dreambooth.machine import available_memory, one_model_at_a_time
 from dreambooth.objectives import Diffusion
 
 PLAIN_ATTENTION_TOKENS = 256
 """Up to so many latent positions a CPU multiplies attention's matrices faster than it runs the fused kernel: a toybox
 training step in bf16 takes 78 ms so, 190 ms else (2 cores, `benchmarks/step_speed.py`)."""
 
+MAX_SMALL_FILE = 2**24
+"""Bytes of a model's file that holds no weights; the largest, CLIP's vocabulary in `tokenizer.json`, has 4 MB."""
+
+MAX_NUMBER = 10_000
+"""The largest number, and the longest list, in a part's configuration: channels, layers, and the scheduler's steps, of
+which there are 1,000 in every published Stable Diffusion. A larger one takes gigabytes before any weight is read."""
+
+MAX_VOCABULARY = 100_000
+"""The largest vocabulary and token id there; CLIP has 49,408 words."""
+
 MAX_FILES = 20_000
 """Of a repo so many files are looked at: twice as many as there are class images at most (`prior.num_images`)."""
 
 DOWNLOADS = 8
 """Small files fetched at a time. Source: the Hub client's own default."""
+
+SAFETY_CHECKER = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+"""What `model_index.json` says of a safety checker; there is no other for these families."""
+
+_SMALL = re.compile(r"[\w.+-]+\.(json|txt|model)")
+_WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
 
 TOYBOX_FOLDER = Path(__file__).parent / "toybox" / "model"
 
@@ -78,6 +98,16 @@ class Family:
     lora_targets: tuple[str, ...]
     cross_attention: tuple[str, ...]
     """Key and value projections of cross-attention; () where Custom Diffusion can't be used."""
+
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        """The pipeline's attributes that split prompts into tokens, one for each text encoder."""
+        return tuple(name.replace("text_encoder", "tokenizer") for name in self.text_encoders)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The folders that every pipeline of this family has."""
+        return (self.denoiser, *self.text_encoders, *self.tokenizers, "vae", "scheduler")
 
 
 def _sd_resolution(folder: Path) -> int:
@@ -141,40 +171,81 @@ def fetch_model(base_model: str, revision: str | None = None, *, token: Token = 
     return fetch_from_hub(base_model, revision, token=token)
 
 
-def fetch_from_hub(repo_id: str, revision: str | None = None, *, token: Token = None) -> Path:
+def fetch_from_hub(
+    repo_id: str, revision: str | None = None, *, token: Token = None, max_bytes: float = math.inf
+) -> Path:
     """The local folder of a Hub repo's pipeline, downloaded if need be; never a folder of this machine.
 
-    Its model card and `config.yaml` come with it, where it has them. Kinds that are not supported are refused before
-    their weights are downloaded. With a visitor's token, or nobody's, the Hub is asked first whether they may read it:
-    that it was downloaded here before, for somebody else, is not enough. Raises as `fetch_model` does.
+    Of the repo come the files that loading reads, its model card and its `config.yaml`, where they are no larger than
+    such files are. Kinds that are not supported, and models of more than `max_bytes`, are refused before their weights
+    are downloaded. With a visitor's token, or nobody's, the Hub is asked first whether they may read it, and this
+    revision of it: that it was downloaded here before, for somebody else, is not enough. Raises as `fetch_model` does.
     """
     with download_told(repo_id, revision, token):
-        cache = _cache_for(repo_id, token)
-        index = hf_hub_download(repo_id, "model_index.json", revision=revision, token=token, cache_dir=cache)
-        family_of(Path(index).parent)
-        folder = Path(DiffusionPipeline.download(repo_id, revision=revision, token=token, cache_dir=cache))
-        with suppress(CachedRepoTreeNotFoundError, EntryNotFoundError):  # without the Hub, what is here is enough
-            there = {file.path for file in get_cached_repo_tree(repo_id, revision=folder.name, cache_dir=cache)}
-            for name in there & {"README.md", "config.yaml"}:
-                if not (folder / name).is_file():
-                    hf_hub_download(repo_id, name, revision=folder.name, token=token, cache_dir=cache)
-        return folder
+        cache = None
+        if token is not None:
+            auth_check(repo_id, token=token)
+            revision = HfApi().model_info(repo_id, revision=revision, token=token).sha
+            cache = visitors_cache()
+        get_index = partial(hf_hub_download, repo_id, "model_index.json", revision=revision, token=token)
+        _check_small(repo_id, {"model_index.json": get_index(cache_dir=cache, dry_run=True).file_size or 0})
+        index = Path(get_index(cache_dir=cache))
+        commit, family = index.parent.name, family_of(index.parent)
+        get = partial(snapshot_download, repo_id, revision=commit, token=token, cache_dir=cache)
+        get(allow_patterns=index.name)  # the list of files comes with it
+        try:
+            tree = get_cached_repo_tree(repo_id, revision=commit, cache_dir=cache)
+        except CachedRepoTreeNotFoundError:
+            if token is not None:
+                raise
+            return index.parent  # without the Hub, what is here is enough
+        files = {file.path: file.size for file in tree}
+        wanted = loaded_files(family, files)
+        _check_small(repo_id, {path: files[path] for path in wanted if not _WEIGHTS.fullmatch(Path(path).name)})
+        if (size := sum(files[path] for path in wanted)) > max_bytes:
+            raise ModelError(
+                f"{repo_id} has {size / 1e9:.1f} GB, more than the {max_bytes / 1e9:.1f} GB that are fetched here.",
+                "Choose a smaller one.",
+            )
+        get(allow_patterns=[index.name, *wanted])
+        if about := [name for name in ("README.md", "config.yaml") if files.get(name, math.inf) <= MAX_FOREIGN_YAML]:
+            with suppress(LocalEntryNotFoundError):  # out of the Hub's reach a model is one without them, too
+                get(allow_patterns=about)
+        return index.parent
 
 
-def _cache_for(repo_id: str, token: Token) -> Path | None:
-    """Where what `token` may read of a repo is kept; None for the cache that all programs of this machine share.
+def visitors_cache() -> Path:
+    """Where models are kept that were fetched for a visitor, with their token or nobody's.
 
-    What a visitor reads, and not everybody may, is kept apart: who acts in the machine's own name finds what is in the
-    shared cache without asking the Hub. Raises the Hub client's own errors where the repo may not be read.
+    They lie apart since who acts in the machine's own name finds what is in the shared cache without asking the Hub,
+    and since nothing but such models may be removed to make room for others.
     """
-    if token is None:
-        return None
-    try:
-        auth_check(repo_id, token=False)
-        return None
-    except RepositoryNotFoundError:  # a gated repo, too
-        auth_check(repo_id, token=token)
-        return Path(constants.HF_HUB_CACHE).with_name("hub-of-visitors")
+    return Path(constants.HF_HUB_CACHE).with_name("hub-of-visitors")
+
+
+def loaded_files(family: Family, paths: Iterable[str]) -> list[str]:
+    """Those of a pipeline's files, by their paths in it, that loading it reads; safetensors before older weights.
+
+    None has a name that could stand for others as a pattern.
+    """
+    by_part: dict[str, list[str]] = {part: [] for part in (*family.parts, "safety_checker", "feature_extractor")}
+    for path in paths:
+        part, _, name = path.partition("/")
+        if part in by_part and (_SMALL.fullmatch(name) or _WEIGHTS.fullmatch(name)):
+            by_part[part].append(path)
+    wanted = []
+    for found in by_part.values():
+        newer = any(path.endswith(".safetensors") for path in found)
+        wanted += [path for path in found if not (newer and path.endswith(".bin"))]
+    return sorted(wanted)
+
+
+def _check_small(repo_id: str, sizes: dict[str, int]) -> None:
+    for path, size in sizes.items():
+        if size > MAX_SMALL_FILE:
+            raise ModelError(
+                f"{repo_id}: {path} has {size:,} bytes, too many for such a file.", "Choose another model."
+            )
 
 
 def list_files(
@@ -251,7 +322,8 @@ def download_failure(
         return HubError("The Hub does not accept the login.", "Log in again.")
     if status == 429:
         return HubError(f"The Hub asks for fewer requests than {repo_id} takes.", "Wait a few minutes, then try again.")
-    reason = redact(first_line(error), token)
+    full = isinstance(error, OSError) and error.errno and error.strerror  # its text names the file
+    reason = redact(full or first_line(error), token)
     return HubError(f"{repo_id} could not be downloaded: {reason}.", "Try again; files that arrived whole are kept.")
 
 
@@ -261,7 +333,7 @@ def family_of(folder: Path) -> Family:
         name = json.loads((folder / "model_index.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{shown_name(folder)}: model_index.json can't be read ({first_line(error)}).", "Download it again."
+            f"{shown_name(folder)}: model_index.json can't be read ({_plain(error, folder)}).", "Download it again."
         ) from None
     for family in FAMILIES:
         if family.pipeline.__name__ == name:
@@ -283,19 +355,22 @@ def load_pipeline(
 ) -> tuple[DiffusionPipeline, Family]:
     """Load the pipeline in `folder` on the CPU; with its safety checker, where it has one, only if asked.
 
-    Raises `ModelError` where files are missing or damaged.
+    It may be anybody's: nothing outside the folder is read, and no more memory taken than its weights need. Raises
+    `ModelError` where files are missing or damaged, and where the memory is too small.
     """
     family = family_of(folder)
-    _check_parts(folder, family)
-    dropped = (
-        {} if safety_checker else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    )
+    dropped: dict[str, Any] = {"image_encoder": None}  # of IP-Adapters alone
+    if not (safety_checker and _brings_safety_checker(folder)):
+        dropped |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    _check_parts(folder, family, () if "safety_checker" in dropped else ("safety_checker", "feature_extractor"))
     try:
+        if "safety_checker" not in dropped:
+            _check_described(folder / "safety_checker", StableDiffusionSafetyChecker)
         encoders = {name: _load_text_encoder(folder, name, dtype) for name in family.text_encoders}
         pipe = family.pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **encoders, **dropped)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # damaged files make the libraries raise whatever their code stumbles over
         raise ModelError(
-            f"{shown_name(folder)} can't be loaded: {first_line(error)}.", "Download or save it again."
+            f"{shown_name(folder)} can't be loaded: {_plain(error, folder)}.", "Download or save it again."
         ) from None
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and (lacking := [key for key, p in part.named_parameters() if p.is_meta]):
@@ -304,23 +379,101 @@ def load_pipeline(
     return pipe, family
 
 
-def _check_parts(folder: Path, family: Family) -> None:
-    """Raise `ModelError` for a missing part; transformers, for one, would make up an empty tokenizer."""
-    tokenizers = [name.replace("text_encoder", "tokenizer") for name in family.text_encoders]
-    for name in (family.denoiser, *family.text_encoders, *tokenizers, "vae", "scheduler"):
-        if not (folder / name).is_dir():
-            raise ModelError(f"{shown_name(folder)}: no {name} folder in it.", "Download or save it again.")
-    for name in tokenizers:
-        if not any((folder / name / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-            raise ModelError(f"{shown_name(folder)}: no vocabulary in its {name} folder.", "Download or save it again.")
-    for name in (family.denoiser, *family.text_encoders, "vae"):
-        if not any(file.suffix in (".safetensors", ".bin") for file in (folder / name).iterdir()):
-            raise ModelError(f"{shown_name(folder)}: no weights in its {name} folder.", "Download or save it again.")
+def _plain(error: Exception, folder: Path) -> str:
+    """The first line of what a library says, without where on this machine the model lies."""
+    said = first_line(error)
+    for path in {folder.absolute(), folder.resolve()}:
+        said = said.replace(str(path), shown_name(folder))
+    for root in (constants.HF_HUB_CACHE, visitors_cache()):
+        said = said.replace(str(root), "the cache")
+    return said
+
+
+def _brings_safety_checker(folder: Path) -> bool:
+    kind = json.loads((folder / "model_index.json").read_text()).get("safety_checker")
+    if kind not in (None, [None, None], SAFETY_CHECKER):
+        raise ModelError(f"{shown_name(folder)}: its safety checker is {kind!r:.100}.", "Choose another model.")
+    return kind == SAFETY_CHECKER
+
+
+def _check_parts(folder: Path, family: Family, more: tuple[str, ...] = ()) -> None:
+    """Raise `ModelError` for a missing part (transformers, for one, would make up an empty tokenizer), for one that
+    would be loaded from elsewhere, and for one that would take gigabytes whatever its weights are."""
+    name, again = shown_name(folder), "Download or save it again."
+    parts = (*family.parts, *more)
+    weighty = [part for part in parts if not part.startswith(("tokenizer", "scheduler", "feature_extractor"))]
+    for part in parts:
+        if not (folder / part).is_dir():
+            raise ModelError(f"{name}: no {part} folder in it.", again)
+        if (folder / part / "adapter_config.json").exists():  # transformers would load what it names, from anywhere
+            raise ModelError(f"{name}: its {part} is an adapter of another model.", "Merge it into the model first.")
+    for part in family.tokenizers:
+        if not any((folder / part / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+            raise ModelError(f"{name}: no vocabulary in its {part} folder.", again)
+    for part in weighty:
+        if not any(file.suffix in (".safetensors", ".bin") for file in (folder / part).iterdir()):
+            raise ModelError(f"{name}: no weights in its {part} folder.", again)
+        if not (folder / part / "config.json").is_file():
+            raise ModelError(f"{name}: no config.json in its {part} folder.", again)
+    for part in parts:
+        for file in (folder / part).glob("*.json"):
+            _check_facts(f"{name}: {part}/{file.name}", file)
+    paths = [f"{part}/{file.name}" for part in weighty for file in (folder / part).iterdir()]
+    held = sum((folder / path).stat().st_size for path in loaded_files(family, paths))
+    if held > (free := available_memory(torch.device("cpu")) + psutil.swap_memory().free):
+        raise ModelError(
+            f"{name} has {held / 1e9:.1f} GB of weights; {free / 1e9:.1f} GB of memory are free.",
+            "Free some, or choose a smaller model.",
+        )
+
+
+def _check_facts(source: str, file: Path) -> None:
+    """Raise `ModelError` for a configuration that asks for too much, or an index that names files of elsewhere."""
+    if not file.name.endswith(("config.json", ".index.json")):
+        return
+    try:
+        facts = json.loads(file.read_text())
+        large = _too_large(facts)
+    except (OSError, ValueError, RecursionError):
+        raise ModelError(f"{source} is not a valid JSON file.", "Download or save it again.") from None
+    if file.name.endswith(".index.json"):
+        shards = facts.get("weight_map") if isinstance(facts, dict) else None
+        if not (isinstance(shards, dict) and all(_WEIGHTS.fullmatch(str(shard)) for shard in shards.values())):
+            raise ModelError(f"{source} names files that are no weights of this model.", "Save it again.")
+    elif large:
+        raise ModelError(f"{source}: {large}, more than any such model has.", "Choose another model.")
+
+
+def _too_large(facts: Any, key: str = "") -> str:
+    """What is beyond the bounds in a configuration, in words; else empty."""
+    most = MAX_VOCABULARY if key == "vocab_size" or key.endswith("_token_id") else MAX_NUMBER
+    if isinstance(facts, int | float):
+        return f"{key[:60]} is above {most:,}" if facts > most else ""
+    if not isinstance(facts, dict | list):
+        return ""
+    if len(facts) > most:
+        return f"{key[:60]} has {len(facts):,} entries"
+    inner = facts.items() if isinstance(facts, dict) else ((key, fact) for fact in facts)
+    return next((found for name, fact in inner if (found := _too_large(fact, name))), "")
+
+
+def _check_described(folder: Path, kind: type[nn.Module]) -> None:
+    """Raise `ValueError` where a part's configuration describes more weights than its files hold, 16 bits each.
+
+    transformers makes up what a file lacks, however large.
+    """
+    with torch.device("meta"):
+        part = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+    described = sum(weight.numel() for weight in part.parameters())
+    held = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    if 2 * described > held:
+        raise ValueError(f"the {folder.name} has {described:,} weights by its config.json and {held:,} bytes of them")
 
 
 def _load_text_encoder(folder: Path, name: str, dtype: torch.dtype) -> nn.Module:
     """Load it by itself, since a pipeline does not say which weights it made up because the file lacks them."""
     kind = getattr(transformers, json.loads((folder / "model_index.json").read_text())[name][1])
+    _check_described(folder / name, kind)
     encoder, found = kind.from_pretrained(folder / name, dtype=dtype, local_files_only=True, output_loading_info=True)
     if found["missing_keys"]:
         raise ValueError(f"the {name} lacks {min(found['missing_keys'])}")

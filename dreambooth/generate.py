@@ -11,19 +11,17 @@ from typing import Literal
 
 import diffusers
 import torch
-import yaml
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from huggingface_hub import metadata_load
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dreambooth.config import (
-    MAX_FOREIGN_YAML,
     TOYBOX,
     Config,
     SamplingConfig,
     load_preset,
+    read_card_data,
     read_foreign_yaml,
     read_yaml,
 )
@@ -121,10 +119,9 @@ def published_settings(model: Path) -> Config | None:
 
     Raises `ConfigError` where they are damaged, or of another version.
     """
-    card = model / "README.md"
     try:
-        tags = (metadata_load(card) or {}).get("tags") if card.stat().st_size <= MAX_FOREIGN_YAML else None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # somebody else's card, or none
+        tags = read_card_data(model / "README.md", "README.md").get("tags")
+    except ConfigError:  # somebody else's card, or none
         return None
     if not (isinstance(tags, list) and TAG in tags and (model / "config.yaml").is_file()):
         return None

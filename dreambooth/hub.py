@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import HfApi, get_token, set_client_factory
@@ -14,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils._http import default_client_factory
 
+from dreambooth.config import TOYBOX
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, first_line
 
 TAG = "dreambooth-studio"
@@ -106,6 +108,13 @@ def check_repo_id(text: str, account: Account) -> str:
             f"Choose one of {', '.join(owners.values())}.",
         )
     return f"{owners[owner.casefold()] if owner else account.name}/{name}"
+
+
+def name_of(model: str) -> str:
+    """What others may read of a base model or an encoder: of a folder, even one that is gone, its last part alone."""
+    path = Path(os.path.expanduser(model))
+    hub_id = model.count("/") < 2 and "\\" not in model and not model.startswith((".", "/", "~"))
+    return model if model == TOYBOX or (hub_id and not path.exists()) else path.resolve().name
 
 
 @contextmanager

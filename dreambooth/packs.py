@@ -7,6 +7,7 @@ A pack holds `key.json` (what its pictures were drawn with), `images/00000.png` 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from dreambooth.config import TOYBOX, Config
 from dreambooth.errors import ConfigError
 from dreambooth.families import family_of, fetch_files, fetch_model, list_files
 from dreambooth.generate import save_picture
-from dreambooth.hub import TAG, Account, Token, plain_failures
+from dreambooth.hub import TAG, Account, Token, name_of, plain_failures
 from dreambooth.machine import resolve_device, resolve_precision
 
 PACK_TAG = "class-images"
@@ -48,8 +49,9 @@ def pack_key(config: Config) -> dict[str, object]:
 def publish_pack(config: Config, repo_id: str, account: Account, *, private: bool = True) -> str:
     """Publish the class images of a run with these settings as the dataset `repo_id`, in one commit; returns its URL.
 
-    A pack that is there is replaced. Raises `ConfigError` where class images are still to be drawn, or the repo is
-    something else, and `HubError` where the Hub refuses or can't be reached.
+    A pack that is there is replaced; where that is asked, it turns public once all is there. Raises `ConfigError` where
+    class images are still to be drawn, or the repo is something else, and `HubError` where the Hub refuses or can't be
+    reached.
     """
     key, count = pack_key(config), config.prior.num_images
     folder = prior.cache_folder(key)
@@ -69,18 +71,22 @@ def publish_pack(config: Config, repo_id: str, account: Account, *, private: boo
         }
         old = [sibling.rfilename for sibling in pack.siblings or ()] if pack else []
         if pack is None:
-            api.create_repo(repo_id, repo_type="dataset", private=private)
-        elif pack.private != private:
-            api.update_repo_settings(repo_id, repo_type="dataset", private=private)
+            api.create_repo(repo_id, repo_type="dataset", private=True)
+            pack = api.dataset_info(repo_id)
+        elif private and not pack.private:
+            api.update_repo_settings(repo_id, repo_type="dataset", private=True)
         commit = api.create_commit(
-            repo_id, repo_type="dataset", commit_message=f"{count} class images",
+            repo_id, repo_type="dataset", commit_message=f"{count} class images", parent_commit=pack.sha,
             operations=[
                 *(CommitOperationAdd(name, text.encode()) for name, text in texts.items()),
                 *(CommitOperationAdd(name, path) for name, path in images.items()),
-                *(CommitOperationDelete(name) for name in old if name.startswith("images/") and name not in images),
+                *(CommitOperationDelete(n) for n in old if re.fullmatch(r"images/\d+\.png", n) and n not in images),
             ],
         )  # fmt: skip
-        return str(commit.repo_url)
+    with plain_failures(f"make {repo_id} {'private' if private else 'public'}, which is there", account.token):
+        if api.dataset_info(repo_id).private != private:
+            api.update_repo_settings(repo_id, repo_type="dataset", private=private)
+    return str(commit.repo_url)
 
 
 def _own_pack(api: HfApi, repo_id: str) -> DatasetInfo | None:
@@ -100,7 +106,7 @@ def _licence(api: HfApi, base_model: str) -> str | None:
     """The licence that the base model's own card names; None for a folder, or where it names none."""
     if base_model == TOYBOX:
         return "apache-2.0"
-    if Path(base_model).expanduser().exists():
+    if "/" not in name_of(base_model):
         return None
     card = api.model_info(base_model).card_data
     licence = (card.to_dict() if card else {}).get("license")
@@ -111,8 +117,8 @@ def _card(config: Config, repo_id: str, key: dict[str, object], count: int, lice
     data = DatasetCardData(
         license=licence, task_categories=["text-to-image"], tags=[TAG, PACK_TAG], pretty_name="Class images",
     )  # fmt: skip
-    hub_id = config.base_model if "/" in config.base_model and not Path(config.base_model).exists() else ""
-    base = f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else "the base model"
+    name = name_of(config.base_model)
+    base = f"[{name}](https://huggingface.co/{name})" if "/" in name else "the base model"
     return f"""---
 {data.to_yaml()}
 ---

@@ -7,14 +7,14 @@ after it failed, in `published.json` once the model is there.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -22,7 +22,7 @@ from typing import Literal
 
 import torch
 from filelock import FileLock, Timeout
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelInfo
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,15 +30,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from dreambooth import card, events
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError, RunError, first_line
 from dreambooth.events import Event
-from dreambooth.families import FAMILIES
 from dreambooth.files import atomic_file
 from dreambooth.generate import Which, finished_model
 from dreambooth.hub import TAG, Account, check_repo_id, plain_failures, redact
 from dreambooth.runs import Run, explain
 
 _TRYING, _DONE, _LOCK = "publishing.json", "published.json", ".publishing.lock"
-_OWN_FILES = ("config.yaml", "metrics.json", "measures.json")
-_OWN_FOLDERS = ("images", "photos")
+_OURS = re.compile(
+    r"(?:metrics|measures)\.json|photos/\d\d+\.(?:png|txt)|images/(?:\d\d|loss|drift|progress|comparison)\.png"
+)
+"""Names that publishing gives, by which it knows what another run, or another machine, has put there."""
+_FOLDERS = re.compile(r"(?<![\w/:.])(?:~|\.\.?|[A-Za-z]:)?[/\\](?:[^/\\:'\"]*[/\\])*")
+"""The folders of a path, in an error's text; neither an address nor a repo's id has any."""
 _MESSAGE = f"Publish with {TAG}"
 _LARGE = 10_000_000  # bytes; the Hub keeps larger files as large files alone, and they are sent one by one
 _LOOK = 0.5  # seconds between two looks at how far a file is
@@ -105,7 +108,7 @@ def publish(run: Run, wanted: Publication, account: Account, *, partner: Run | N
     It is there as a whole or not at all: large files are sent first, then everything in one commit. After a failure the
     run can be published again, and files that the Hub has are not sent again. `partner` is the run that differs in PPL
     alone, for the card. Raises `RunError` for a run that has not finished, or is being published elsewhere, `HubError`
-    where the Hub refuses or can't be reached, `ConfigError` for a repo that is not to be written.
+    where the Hub refuses or can't be reached, `ConfigError` for a repo that is not to be written, or not to be seen.
     """
     if run.status != "finished":
         raise RunError(f"{run.id} has not finished.", "Train it to the end first, then publish it.")
@@ -117,8 +120,9 @@ def publish(run: Run, wanted: Publication, account: Account, *, partner: Run | N
             attempt.note()
             yield from _publish(run, model, wanted, account, partner, attempt)
         except Exception as error:
-            failure = error if isinstance(error, DreamBoothError) else _failure_here(run, error)
-            attempt.fail(redact(str(failure or f"{type(error).__name__}: {error}"), account.token))
+            failure = _failure_here(error)
+            said = str(failure or _FOLDERS.sub("", f"{type(error).__name__}: {error}"))
+            attempt.fail(redact(said, account.token))
             if failure is None:  # a bug
                 raise
             raise failure from None
@@ -134,6 +138,11 @@ def _publish(
     for leftover in run.path.glob(".publish-*.partial"):  # of a killed process
         shutil.rmtree(leftover, ignore_errors=True)
     existing = _existing(api, repo_id, token)
+    if existing and existing.private and not (wanted.private or wanted.photos) and "photos" in _tops(existing):
+        raise ConfigError(
+            f"{repo_id} holds the photos, and its history would show them to everybody.",
+            "Publish under another name, or delete the repo on the Hub first.",
+        )
     licence = card.base_licence(run.config, token)
     with tempfile.TemporaryDirectory(prefix=".publish-", suffix=".partial", dir=run.path) as folder:
         beside, made = Path(folder, "beside"), Path(folder, "made")
@@ -141,6 +150,7 @@ def _publish(
         card.assemble(
             run, beside, repo_id=repo_id, licence=licence, which=wanted.which, photos=wanted.photos, partner=partner
         )
+        _check_card(beside / card.CARD, token)
         files = _model_files(model, made)
         if wanted.half:
             yield from _halve_all(files, made)
@@ -148,12 +158,10 @@ def _publish(
         additions = [CommitOperationAdd(path, file) for path, file in sorted(files.items())]
         total = sum(addition.upload_info.size for addition in additions)
 
-        seen_by_all = existing is not None and not existing.private
         if existing is None:
-            _create(api, repo_id, token)
-        elif seen_by_all and wanted.private:  # before anything arrives that is not for everybody
+            existing = _create(api, repo_id, token)
+        elif wanted.private and not existing.private:  # before anything arrives that is not for everybody
             _set_private(api, repo_id, True, token)
-            seen_by_all = False
 
         yield events.Stage("upload", total)
         attempt.note(0, total)
@@ -163,12 +171,16 @@ def _publish(
                 yield events.Progress(done)
 
         yield events.Stage("commit")
-        commit = _commit(api, repo_id, additions, existing, token)
+        private = _look(api, repo_id, token).private
+        if wanted.private and not private:  # somebody made it public meanwhile
+            _set_private(api, repo_id, True, token)
+            private = True
+        commit = _commit(api, repo_id, additions, existing, _published_before(run, repo_id), token)
     url = f"{api.endpoint}/{repo_id}"
-    attempt.keep(url, commit, private=not seen_by_all)
-    if seen_by_all == wanted.private:
-        _set_private(api, repo_id, wanted.private, token)
-        attempt.keep(url, commit, private=wanted.private)
+    attempt.keep(url, commit, files, private=private)
+    if private != wanted.private:
+        _set_private(api, repo_id, False, token)
+        attempt.keep(url, commit, files, private=False)
     attempt.end()
     yield events.Published(url, commit)
 
@@ -194,9 +206,10 @@ class _Attempt:
         with contextlib.suppress(OSError, RunError):  # a full or lost disk is the failure being raised
             self._write(_TRYING, self._facts)
 
-    def keep(self, url: str, commit: str, private: bool) -> None:
-        """The model is there."""
+    def keep(self, url: str, commit: str, files: Collection[str], private: bool) -> None:
+        """The model is there, in these files."""
         done = {"repo_id": self._facts["repo_id"], "url": url, "private": private, "commit": commit}
+        done["files"] = sorted(files)
         self._write(_DONE, done | _asked(self._facts))
 
     def end(self) -> None:
@@ -248,11 +261,15 @@ def _is_locked(run_path: Path) -> bool:
     return False
 
 
-def _failure_here(run: Run, error: Exception) -> RunError | None:
-    """What this machine lacked; None for a failure that is not the machine's. No path of it is told."""
+def _failure_here(error: Exception) -> DreamBoothError | None:
+    """What to tell of `error`; None for a bug. Files are told by their names: everybody may read it on a page."""
+    if isinstance(error, DreamBoothError):
+        return type(error)(_FOLDERS.sub("", error.message), error.hint)
+    if isinstance(error, OSError) and error.filename:
+        error = OSError(error.errno, f"{error.strerror}: {Path(str(error.filename)).name}")
     known = explain(error)
-    said = known and known.message.replace(f"{run.path}{os.sep}", "").replace(f"{run.path.resolve()}{os.sep}", "")
-    return known and RunError(said, "Put that right and publish again; what the Hub has is not sent again.")
+    hint = "Put that right and publish again; what the Hub has is not sent again."
+    return known and RunError(_FOLDERS.sub("", known.message), hint)
 
 
 # ---------------------------------------------------------------------------------------------------- what is sent
@@ -341,6 +358,22 @@ def _halve(source: Path, target: Path, name: str) -> None:
 # ------------------------------------------------------------------------------------------------------- the Hub
 
 
+def _check_card(file: Path, token: str) -> None:
+    """Raise `HubError` where the Hub would not take the card, before gigabytes are sent for nothing."""
+    with plain_failures("have the model card checked", token):
+        try:
+            ModelCard.load(file).validate()
+        except ValueError as error:
+            said = "; ".join(re.findall(r'"message": ?"(.+?)"[,}]', str(error))) or first_line(error)
+            said = redact(said, token)[:300]
+            raise HubError(f"The Hub does not take the model card: {said}.", "Change what it quotes.") from None
+
+
+def _look(api: HfApi, repo_id: str, token: str) -> ModelInfo:
+    with plain_failures(f"look at {repo_id}", token):
+        return api.model_info(repo_id)
+
+
 def _existing(api: HfApi, repo_id: str, token: str) -> ModelInfo | None:
     """The repo as it is; None where there is none. Raises `ConfigError` for one that was not made here."""
     with plain_failures(f"look at {repo_id}", token):
@@ -361,7 +394,13 @@ def _names(info: ModelInfo) -> set[str]:
     return {file.rfilename for file in info.siblings or ()}
 
 
-def _create(api: HfApi, repo_id: str, token: str) -> None:
+def _tops(info: ModelInfo) -> set[str]:
+    """The repo's files and folders of the first level."""
+    return {name.split("/")[0] for name in _names(info)}
+
+
+def _create(api: HfApi, repo_id: str, token: str) -> ModelInfo:
+    """Make the repo, private; returns it as it is then, so that nobody else's commit is overwritten."""
     with plain_failures(f"make {repo_id}", token):
         try:
             api.create_repo(repo_id, private=True)
@@ -371,6 +410,10 @@ def _create(api: HfApi, repo_id: str, token: str) -> None:
             raise ConfigError(
                 f"{repo_id} is there already, and this login may not see it.", "Choose another name."
             ) from None
+    made = _look(api, repo_id, token)
+    if _names(made) - {".gitattributes"}:
+        raise HubError(f"Something else was published as {repo_id} at the same time.", "Look at it, and try again.")
+    return made
 
 
 def _set_private(api: HfApi, repo_id: str, private: bool, token: str) -> None:
@@ -380,7 +423,7 @@ def _set_private(api: HfApi, repo_id: str, private: bool, token: str) -> None:
             api.update_repo_settings(repo_id, private=private)
     except HubError as error:
         where = f"{api.endpoint}/{repo_id}/settings"
-        told = "Nothing was sent." if private else "The model is there, but private."
+        told = "Nothing was published." if private else "The model is there, but private."
         raise HubError(f"{error.message} {told}", f"Try again, or change it yourself: {where}") from None
 
 
@@ -436,18 +479,16 @@ def _position(file: str) -> int:
 
 
 def _commit(
-    api: HfApi, repo_id: str, additions: list[CommitOperationAdd], existing: ModelInfo | None, token: str
+    api: HfApi, repo_id: str, additions: list[CommitOperationAdd], existing: ModelInfo, before: list[str], token: str
 ) -> str:
     """Put everything in place at once, take away what was published before and is no more, and look whether it is so.
 
-    Returns the commit's hash.
+    Raises `HubError` where `existing` is not the newest any more. Returns the commit's hash.
     """
     ours = {addition.path_in_repo: addition.upload_info.size for addition in additions}
-    gone = [CommitOperationDelete(path) for path in _outdated(_names(existing), set(ours))] if existing else []
+    gone = [CommitOperationDelete(path) for path in _outdated(_names(existing), ours, before)]
     with plain_failures(f"put {repo_id} in place", token):
-        made = api.create_commit(
-            repo_id, [*additions, *gone], commit_message=_MESSAGE, parent_commit=existing.sha if existing else None
-        )
+        made = api.create_commit(repo_id, [*additions, *gone], commit_message=_MESSAGE, parent_commit=existing.sha)
         there = list(api.list_repo_tree(repo_id, recursive=True, revision=made.oid))
     sizes = {file.path: file.size for file in there if isinstance(file, RepoFile)}
     if wrong := [path for path, size in ours.items() if sizes.get(path) != size]:
@@ -455,9 +496,12 @@ def _commit(
     return made.oid
 
 
-def _outdated(there: Iterable[str], ours: set[str]) -> list[str]:
-    """What lies where publishing puts its files, and is not published any more; anything else is the owner's."""
-    parts = {part for family in FAMILIES for part in inspect.signature(family.pipeline.__init__).parameters}
-    folders = parts.union(_OWN_FOLDERS)
-    owned = (path for path in there if path in _OWN_FILES or ("/" in path and path.split("/")[0] in folders))
-    return sorted(path for path in owned if path not in ours)
+def _published_before(run: Run, repo_id: str) -> list[str]:
+    """The files that the run's last publication there wrote."""
+    done = _read(run.path / _DONE)
+    return done.get("files", []) if done and done["repo_id"] == repo_id else []
+
+
+def _outdated(there: Collection[str], ours: Collection[str], before: Collection[str]) -> list[str]:
+    """What publishing wrote, by what it kept or by its name, and does not any more; anything else is the owner's."""
+    return sorted(path for path in there if path not in ours and (path in before or _OURS.fullmatch(path)))

@@ -1,5 +1,6 @@
 """Settings: where each comes from, what is refused and in which words, and YAML out and in again."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreambooth.config import MAX_FOREIGN_YAML, Config, load_preset, preset_names, read_foreign_yaml, read_yaml
+from dreambooth.config import (
+    MAX_FOREIGN_YAML,
+    Config,
+    load_preset,
+    preset_names,
+    read_card_data,
+    read_foreign_yaml,
+    read_yaml,
+)
 from dreambooth.errors import ConfigError
+from tests import tiny
 
 SUBJECT = {"photos": "/photos/dog", "class_noun": "dog"}
 
@@ -403,11 +413,41 @@ def test_settings_that_somebody_else_wrote_can_not_keep_the_machine_busy(tmp_pat
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)) + "seed: *a39\n"
     for text, words in (
         (bomb, "anna/dog: config.yaml: uses YAML aliases"),
-        ("#" * (MAX_FOREIGN_YAML + 1), "anna/dog: config.yaml: has 262,145 bytes"),
+        ("a: &a {k: 1}\nb: {<<: [*a, *a]}\n", "anna/dog: config.yaml: uses YAML aliases"),
+        ("[" * 60_000, "anna/dog: config.yaml: nests more than 32 brackets"),
+        ("#" * (MAX_FOREIGN_YAML + 1), "anna/dog: config.yaml: has 65,537 bytes"),
         ("seed: [", "anna/dog: config.yaml, line 1, column 8: not valid YAML"),
     ):
         with pytest.raises(ConfigError, match=words):
             read_foreign_yaml(written(tmp_path, text), "anna/dog: config.yaml")
+
+
+def test_nothing_is_made_of_aliases_before_they_are_refused(tmp_path):
+    begun = time.perf_counter()
+    with pytest.raises(ConfigError, match="uses YAML aliases"):
+        read_foreign_yaml(written(tmp_path, tiny.yaml_bomb()), "anna/dog: config.yaml")
+    with pytest.raises(ConfigError, match="uses YAML aliases"):
+        read_card_data(written(tmp_path, f"---\n{tiny.yaml_bomb()}\n---\n# A dog\n"), "README.md")
+    assert time.perf_counter() - begun < 1
+
+
+@pytest.mark.parametrize(
+    ("card", "data"),
+    [
+        ("---\ntags: [a, b]\nn: 5e-6\n---\n# A dog\n---\n", {"tags": ["a", "b"], "n": 5e-6}),
+        ("\n---\r\ntags: [a]\r\n---", {"tags": ["a"]}),
+        ("# A dog\n---\ntags: [a]\n---\n", {}),
+        ("", {}),
+    ],
+)
+def test_the_front_matter_of_a_card_is_read(tmp_path, card, data):
+    assert read_card_data(written(tmp_path, card), "README.md") == data
+
+
+@pytest.mark.parametrize("field", ["{identi:fier}", "{identi!r:fier}", "{identifier!r}", "{identifier:>9}"])
+def test_a_prompt_has_names_alone_in_its_braces(field):
+    said = refusal({"subject": SUBJECT | {"instance_prompt": f"a {field}"}})
+    assert f"uses {field}; only" in said
 
 
 def test_files_that_can_not_be_read_are_named(tmp_path):

@@ -6,6 +6,7 @@ The Hub is a server on this machine that answers as huggingface.co does; its cli
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 import socket
@@ -18,12 +19,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants, hf_api
-from safetensors.torch import load_file, save_file
+from huggingface_hub import constants, hf_api, snapshot_download
+from safetensors.torch import load, load_file, save, save_file
 
+from dreambooth.config import MAX_FOREIGN_YAML
 from dreambooth.errors import DreamBoothError, HubError, ModelError
 from dreambooth.families import (
     STABLE_DIFFUSION,
+    download_failure,
     family_of,
     fetch_files,
     fetch_from_hub,
@@ -31,6 +34,7 @@ from dreambooth.families import (
     list_files,
     load_pipeline,
     use_fastest_attention,
+    visitors_cache,
 )
 from tests import tiny
 from tests.hub import LoopbackHub
@@ -293,6 +297,108 @@ def test_a_private_model_is_its_owners_alone_also_once_it_is_here(hub: LoopbackH
         fetch_from_hub("anna/dog", token=bert)
 
 
+@pytest.mark.parametrize("private", [False, True])
+def test_a_commit_that_the_hub_has_no_more_is_not_served_from_here(hub: LoopbackHub, tiny_model, private):
+    """Its history was rewritten, or its name passed on to somebody else."""
+    anna, heir = hub.add_user("anna", scopes=("read",)), hub.add_user("anna", scopes=("read",))
+    hub.add_repo("anna/dog", tiny_model, private=private)
+    commit = fetch_from_hub("anna/dog", token=anna).name
+    hub.repos.pop(("model", "anna/dog"))
+    hub.add_repo("anna/dog", {"README.md": "# Another dog"}, private=private)
+    with pytest.raises(ModelError, match=f"anna/dog has no revision '{commit}'"):
+        fetch_from_hub("anna/dog", commit, token=heir)
+    with pytest.raises(ModelError, match="anna/dog lacks a file"):
+        fetch_from_hub("anna/dog", token=heir)
+
+
+def test_what_a_visitor_fetched_lies_apart(hub, tiny_model):
+    hub.add_repo("anna/dog", tiny_model)
+    assert fetch_from_hub("anna/dog", token=False).is_relative_to(visitors_cache())
+    assert fetch_from_hub("anna/dog").is_relative_to(constants.HF_HUB_CACHE)
+
+
+def repo_files(model: Path) -> dict[str, bytes]:
+    return {path.relative_to(model).as_posix(): path.read_bytes() for path in model.rglob("*") if path.is_file()}
+
+
+def test_of_a_repo_comes_what_loading_reads_and_nothing_else(hub, tiny_model):
+    files = repo_files(tiny_model)
+    index = json.loads(files["model_index.json"])
+    index |= {name: ["diffusers", "x"] for name in ("*", "text_encode?", "movies")}
+    more = (
+        "movies/a.mp4", "stuff.safetensors", "unet/more.safetensors", "unet/diffusion_pytorch_model.bin", "unet/x.py",
+        "unet/diffusion_pytorch_model.fp16.safetensors", "unet/[a].json", "unet/deep/config.json",
+    )  # fmt: skip
+    hub.add_repo("mona/junk", files | dict.fromkeys(more, b"x") | {
+        "model_index.json": json.dumps(index), "README.md": bytes(MAX_FOREIGN_YAML + 1), "config.yaml": bytes(300_000),
+    })  # fmt: skip
+    for token in (None, False):
+        folder = fetch_from_hub("mona/junk", token=token)
+        assert set(repo_files(folder)) == set(files)
+        assert load_pipeline(folder)
+
+
+def test_a_model_that_is_too_large_is_refused_before_its_weights_come(hub, tiny_model):
+    size = sum(map(len, repo_files(tiny_model).values()))
+    hub.add_repo("anna/dog", tiny_model)
+    with pytest.raises(ModelError, match=r"anna/dog has 0\.0 GB, more than the 0\.0 GB that are fetched here\."):
+        fetch_from_hub("anna/dog", token=False, max_bytes=size / 2)
+    assert not any("unet/diff" in request.path for request in hub.requests)
+    assert load_pipeline(fetch_from_hub("anna/dog", token=False, max_bytes=size))
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "tokenizer/tokenizer.json"])
+def test_a_file_that_would_fill_the_memory_is_not_fetched(hub, tiny_model, monkeypatch, name):
+    monkeypatch.setattr("dreambooth.families.MAX_SMALL_FILE", 50_000)
+    files = repo_files(tiny_model)
+    hub.add_repo("mona/dog", files | {name: files[name] + b" " * 50_000})
+    with pytest.raises(ModelError, match=rf"mona/dog: {name} has [0-9,]+ bytes, too many for such a file"):
+        fetch_from_hub("mona/dog", token=False)
+
+
+def test_an_older_repo_with_weights_in_bin_files_works(hub, tiny_model):
+    """As Stable Diffusion's first repos are: no safetensors, and a safety checker's entries, here null."""
+    files = repo_files(tiny_model)
+    for path in [path for path in files if path.endswith(".safetensors")]:
+        name = "pytorch_model.bin" if path.startswith("text") else "diffusion_pytorch_model.bin"
+        weights = io.BytesIO()
+        torch.save(load(files.pop(path)), weights)
+        files[f"{path.split('/')[0]}/{name}"] = weights.getvalue()
+    hub.add_repo("anna/old", files)
+    new, old = (load_pipeline(folder)[0] for folder in (tiny_model, fetch_from_hub("anna/old")))
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = getattr(new, part).parameters(), getattr(old, part).parameters()
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("named", ["{owners}", "owner/secret"])
+def test_a_strangers_model_loads_no_weights_of_elsewhere(hub, tiny_model, tmp_path, monkeypatch, named):
+    """transformers would take an adapter's base from any folder, or from a repo that the machine's owner may read."""
+    monkeypatch.setenv("HF_TOKEN", hub.add_user("owner", scopes=("read",)))
+    owners = tmp_path / "owners"
+    shutil.copytree(tiny_model / "text_encoder", owners)
+    hub.add_repo("owner/secret", owners, private=True)
+    snapshot_download("owner/secret")
+    files = repo_files(tiny_model)
+    files["text_encoder/adapter_model.safetensors"] = save({"x": torch.ones(1)})
+    files["text_encoder/adapter_config.json"] = json.dumps({
+        "peft_type": "LORA", "base_model_name_or_path": named.format(owners=owners), "target_modules": ["q_proj"],
+    })  # fmt: skip
+    del files["text_encoder/config.json"]
+    hub.add_repo("mona/trap", files)
+    hub.requests.clear()
+    with pytest.raises(ModelError, match="mona/trap: its text_encoder is an adapter of another model"):
+        load_pipeline(fetch_from_hub("mona/trap", token=False))
+    assert not any("owner/secret" in request.path for request in hub.requests)
+
+
+def test_a_full_disk_is_told_without_its_paths(hub, tiny_model, tmp_path):
+    full = OSError(28, "No space left on device", str(tmp_path / "somewhere"))
+    said = str(download_failure("anna/dog", None, full, False))
+    assert said.startswith("anna/dog could not be downloaded: No space left on device.")
+    assert str(tmp_path) not in said
+
+
 def test_a_model_that_is_here_is_no_strangers_while_the_hub_can_not_be_asked(hub, tiny_model):
     anna = hub.add_user("anna", scopes=("read",))
     hub.add_repo("anna/dog", tiny_model, private=True)
@@ -310,7 +416,7 @@ def test_a_visitors_request_bears_their_token_alone(hub, tiny_model, monkeypatch
     monkeypatch.setenv("HF_TOKEN", owner)
     hub.add_repo("anna/dog", tiny_model, private=True)
     fetch_from_hub("anna/dog", token=anna)
-    assert {request.user for request in hub.requests if "anna/dog" in request.path} == {"anna", None}
+    assert {request.user for request in hub.requests if "anna/dog" in request.path} == {"anna"}
     hub.requests.clear()
     with pytest.raises(ModelError):
         fetch_from_hub("owner/secret", token=False)
@@ -419,6 +525,27 @@ def with_index(**changes):
     return damage
 
 
+def with_fact(name, **changes):
+    def damage(folder):
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes))
+
+    return damage
+
+
+def pickled(folder):
+    (folder / TEXT).unlink()
+    nothing_that_weights_need = {"x": torch.zeros(100_000), "y": Path("x")}
+    torch.save(nothing_that_weights_need, folder / "text_encoder" / "pytorch_model.bin")
+
+
+def shards_of_elsewhere(folder):
+    """Weights in several files are named by an index: here in the folder of another model."""
+    shutil.move(folder / UNET, folder.parent / "diffusion_pytorch_model.safetensors")
+    index = {"metadata": {}, "weight_map": {"conv_in.weight": "../../diffusion_pytorch_model.safetensors"}}
+    (folder / f"{UNET}.index.json").write_text(json.dumps(index))
+    (folder / "unet" / "x.bin").write_bytes(b"x")
+
+
 UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 
 
@@ -450,6 +577,24 @@ def half(data: bytes) -> bytes:
         (with_index(unet=["nosuchlibrary", "Model"]), "nosuchlibrary"),
         (with_index(unet="x"), "can't be loaded"),
         (with_index(text_encoder=["transformers", "NoSuchModel"]), "NoSuchModel"),
+        (with_index(image_encoder="x", safety_checker=True), "its safety checker is True"),
+        (with_index(safety_checker=["diffusers", "DDIMScheduler"]), "its safety checker is ['diffusers', 'DDIM"),
+        (with_index(safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"]), "no safety_checker folder"),
+        (with_fact("scheduler/scheduler_config.json", num_train_timesteps=3e8), "num_train_timesteps is above 10,000"),
+        (with_fact("scheduler/scheduler_config.json", trained_betas=[0.1] * 10_001), "has 10,001 entries"),
+        (with_fact("text_encoder/config.json", vocab_size=10**7), "vocab_size is above 100,000"),
+        (with_fact("text_encoder/config.json", vocab_size=99_999), "the text_encoder has 1,6"),
+        (with_fact("text_encoder/config.json", hidden_size=9_000, num_attention_heads=9), "the text_encoder has "),
+        (with_fact("unet/config.json", block_out_channels=[8, 10**6]), "block_out_channels is above 10,000"),
+        (with_fact("tokenizer/tokenizer_config.json", model_max_length=10**9), "model_max_length is above 10,000"),
+        (with_bytes("vae/config.json", lambda _: b"[" * 10**5), "vae/config.json is not a valid JSON file"),
+        (with_bytes("vae/config.json", lambda _: b"[" * 900 + b"]" * 900), "damaged"),
+        (pickled, "can't be loaded: Weights only load failed"),
+        (shards_of_elsewhere, "names files that are no weights of this model"),
+        (lambda f: (f / "text_encoder" / "adapter_config.json").write_text("{}"), "is an adapter of another model"),
+        (without("text_encoder/config.json"), "no config.json in its text_encoder folder"),
+        (without("vae/config.json"), "no config.json in its vae folder"),
+        (with_index(scheduler=["evil", "Evil"]), "can't be loaded"),
         (without_weight(UNET, "conv_in.weight"), "the unet lacks conv_in.weight"),
         (without_weight(TEXT, "final_layer_norm.weight"), "the text_encoder lacks"),
     ],
@@ -458,11 +603,42 @@ def test_a_damaged_model_is_told_in_one_line_and_never_half_random(tiny_model, t
     shutil.copytree(tiny_model, tmp_path / "damaged")
     damage(tmp_path / "damaged")
     with pytest.raises(ModelError) as caught:
-        load_pipeline(tmp_path / "damaged")
+        load_pipeline(tmp_path / "damaged", safety_checker=True)
     said = str(caught.value)
     assert said.startswith("damaged")
+    assert str(tmp_path) not in said
     assert words in said
     assert len(said.splitlines()) == 1
+
+
+def test_a_code_file_is_told_without_where_the_model_lies(hub, tiny_model):
+    """The libraries name the folder, on the server, in what they say."""
+    files = repo_files(tiny_model)
+    index = json.loads(files["model_index.json"]) | {"scheduler": ["evil", "Evil"]}
+    hub.add_repo("mona/evil", files | {"scheduler/evil.py": "x = 1", "model_index.json": json.dumps(index)})
+    folder = fetch_from_hub("mona/evil", token=False)
+    (folder / "scheduler" / "evil.py").write_text("x = 1")
+    with pytest.raises(ModelError, match="mona/evil can't be loaded: ") as caught:
+        load_pipeline(folder)
+    assert str(hub.folder) not in str(caught.value)
+
+
+def test_weights_that_the_memory_does_not_hold_are_not_loaded(tiny_model, monkeypatch):
+    monkeypatch.setattr("dreambooth.families.available_memory", lambda device: -1e12)
+    with pytest.raises(ModelError, match=r"tiny-sd has 0\.0 GB of weights; .* of memory are free"):
+        load_pipeline(tiny_model)
+
+
+def test_a_model_whose_weights_lie_in_several_files_loads(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "shards")
+    pipe, _ = load_pipeline(tiny_model)
+    for path in (UNET, TEXT):
+        (tmp_path / "shards" / path).unlink()
+        part = path.split("/")[0]
+        getattr(pipe, part).save_pretrained(tmp_path / "shards" / part, max_shard_size="10KB")
+        assert len(list((tmp_path / "shards" / part).glob("*-of-*.safetensors"))) > 1
+    ours, theirs = (load_pipeline(folder)[0].unet for folder in (tmp_path / "shards", tiny_model))
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
 def test_a_pipeline_is_loaded_for_the_cpu_in_the_asked_dtype(tiny_model):

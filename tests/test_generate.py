@@ -313,6 +313,7 @@ def test_a_published_model_draws_from_where_it_was_downloaded_to(make_config, ti
     [
         "# no front matter", "---\ntags: [other]\n---\n", "---\ntags: 5\n---\n", "---\ntags: [\n---\n",
         "---\n- a list\n---\n", b"\xff\xfe", f"---\ntags: [{TAG}]\n---\n" + "x" * 300_000,
+        f"---\ntags: [{TAG}]\n{tiny.yaml_bomb()}\n---\n",
     ],
 )  # fmt: skip
 def test_settings_of_another_products_repo_are_not_ours(tiny_model, tmp_path, card):
@@ -327,7 +328,7 @@ def test_settings_of_another_products_repo_are_not_ours(tiny_model, tmp_path, ca
     [
         ("seed: [1", "not valid YAML"), ("5", "holds int, not settings"), (b"\xff\xfe\x00", "can't be read"),
         ("nonsense: 1\nsubject: {photos: p, class_noun: dog}", "unknown key 'nonsense'"),
-        ("a: &a [1]\nseed: *a\n", "uses YAML aliases"), ("#" * 300_000, "too many for settings"),
+        ("a: &a [1]\nseed: *a\n", "uses YAML aliases"),
     ],
 )  # fmt: skip
 def test_damaged_settings_of_a_published_model_are_told(hub, tiny_model, text, words):
@@ -338,6 +339,12 @@ def test_damaged_settings_of_a_published_model_are_told(hub, tiny_model, text, w
     assert words in str(caught.value)
     assert "another revision of the model" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_that_is_too_large_for_settings_is_not_even_fetched(hub, tiny_model):
+    hub.add_repo("mona/dog", published("#" * 300_000, tiny_model))
+    assert open_source("mona/dog").config is None
+    assert not any("config.yaml" in request.path for request in hub.requests)
 
 
 def test_a_private_model_draws_for_its_owner_alone(hub, make_config, tiny_model):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -140,6 +142,54 @@ def test_a_pack_is_replaced_in_one_commit(hub, drawn, make_config):
     assert len(repo.commits) == before + 1
     assert sorted(path for path in repo.files if path.endswith(".png")) == ["images/00000.png", "images/00001.png"]
     assert repo.private, "as asked this time"
+
+
+def test_a_pack_turns_public_only_when_all_is_there(hub, drawn, make_config):
+    account = sign_in(hub.add_user("anna"))
+    for config in (drawn, make_config(prior={"num_images": 2})):  # a new pack, and one that is there
+        spoilt = hub.fail("POST .*/commit/", 503, times=9)
+        with pytest.raises(HubError):
+            publish_pack(config, "anna/dogs", account, private=False)
+        assert hub.repos["dataset", "anna/dogs"].private
+        spoilt.times = 0
+        publish_pack(config, "anna/dogs", account)
+    publish_pack(drawn, "anna/dogs", account, private=False)
+    assert not hub.repos["dataset", "anna/dogs"].private
+
+
+def test_a_pack_that_somebody_changes_meanwhile_is_not_overwritten(hub, drawn, make_config):
+    account = sign_in(hub.add_user("anna"))
+    publish_pack(drawn, "anna/dogs", account)
+    repo, slow = hub.repos["dataset", "anna/dogs"], hub.fail("POST .*/commit/", "slow")
+    with ThreadPoolExecutor(1) as pool:
+        fewer = make_config(prior={"num_images": 2})
+        pending = pool.submit(publish_pack, fewer, "anna/dogs", account, private=False)
+        assert slow.arrived.wait(60)
+        repo.commit("notes", repo.files | {"images/mine.png": repo.files["README.md"]}, "anna")
+        slow.released.set()
+        with pytest.raises(HubError, match="Something else changed it at the same time"):
+            pending.result()
+    assert repo.private
+    publish_pack(fewer, "anna/dogs", account)
+    assert "images/00003.png" not in repo.files
+    assert "images/mine.png" in repo.files, "what its owner added stays"
+
+
+@pytest.mark.parametrize("base", ["~/anna-smith/sd", "../anna-smith/sd", "anna-smith/sd"])
+def test_a_base_models_folder_is_not_told(hub, make_config, tiny_model, tmp_path, monkeypatch, base):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path if base.startswith("anna") else tmp_path / "here")
+    shutil.copytree(tiny_model, tmp_path / "anna-smith" / "sd")
+    config = make_config(base_model=base, prior={"num_images": 1})
+    folder = prior.cache_folder(pack_key(config))
+    prior.write_key(folder, pack_key(config))
+    (folder / "00000.png").write_bytes(noise())
+    publish_pack(config, "anna/pack", sign_in(hub.add_user("anna")))
+    repo = hub.repos["dataset", "anna/pack"]
+    assert b"anna-smith" not in b"".join(repo.read(path) for path in repo.files)
+    assert "The base model drew these pictures" in repo.card
+    assert not any("anna-smith" in request.path for request in hub.requests)
 
 
 def test_pictures_that_are_not_drawn_are_told_before_the_hub_is_asked(hub, make_config):

@@ -203,6 +203,25 @@ def test_again_replaces_what_was_there_in_one_commit(hub, anna, run):
     assert "NOTES.md" in there.files  # what publishing did not put there stays
 
 
+def test_what_the_owner_added_stays_and_what_another_run_put_there_goes(hub, anna, run, tmp_path):
+    (run.path / "model" / "extra").mkdir()
+    (run.path / "model" / "extra" / "more.json").write_text("{}")
+    carry_out(run, anna, photos=True)
+    there, hers = repo_of(hub), {"images/mine.png", "photos/holiday.png", "unet/other.fp16.safetensors", "self/x"}
+    there.commit("pictures of her own", there.files | dict.fromkeys(hers, there.files["README.md"]), "anna")
+    shutil.rmtree(run.path / "model" / "extra")
+    carry_out(run, anna)
+    assert hers <= set(there.files)
+    assert "extra/more.json" not in there.files
+    carry_out(run, anna, photos=True)
+
+    other = Run(Path(shutil.copytree(run.path, tmp_path / "another machine")))
+    (other.path / "published.json").unlink()
+    carry_out(other, anna)
+    assert hers <= set(there.files)
+    assert {name for name in there.files if name.startswith("photos/")} == {"photos/holiday.png"}
+
+
 def test_again_sends_no_large_file_that_is_there(hub, anna, run):
     carry_out(run, anna)
     sent = hub.bytes_received("PUT")
@@ -252,6 +271,61 @@ def test_a_public_repo_becomes_private_before_anything_arrives(hub, anna, run):
     with pytest.raises(HubError):
         carry_out(run, anna, photos=True)
     assert repo_of(hub).private
+
+
+def test_photos_in_a_private_repo_are_not_made_public_by_its_history(hub, anna, run):
+    carry_out(run, anna, photos=True)
+    with pytest.raises(ConfigError, match="its history would show them to everybody"):
+        carry_out(run, anna, private=False)
+    assert repo_of(hub).private
+    assert read_state(run.path).state == "failed"
+    carry_out(run, anna, private=False, photos=True)
+    assert not repo_of(hub).private
+
+
+def until_upload(attempt) -> None:
+    while not (isinstance(event := next(attempt), events.Stage) and event.name == "upload"):
+        pass
+
+
+def test_of_two_who_publish_under_one_new_name_the_later_is_refused(hub, anna, run, tmp_path):
+    other = Run(Path(shutil.copytree(run.path, tmp_path / "other")))
+    public = publish(run, Publication(repo_id=REPO, private=False), anna)
+    until_upload(public)
+    carry_out(other, anna, photos=True)
+    with pytest.raises(HubError, match="Something else changed it at the same time"):
+        list(public)
+    assert repo_of(hub).private
+    assert len(repo_of(hub).commits) == 2
+    assert (read_state(run.path).state, read_state(other.path).state) == ("failed", "published")
+
+
+def test_a_repo_that_is_filled_as_soon_as_it_is_made_is_left_alone(hub, anna, run, monkeypatch):
+    make = hub.add_repo
+    monkeypatch.setattr(hub, "add_repo", lambda repo_id, *_, **how: make(repo_id, {"README.md": "Mine."}, **how))
+    with pytest.raises(HubError, match="Something else was published as anna/dog"):
+        carry_out(run, anna)
+    assert repo_of(hub).card == "Mine."
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_repo_that_turns_public_meanwhile_is_private_again_before_anything_is_seen(hub, anna, run, again):
+    if again:
+        carry_out(run, anna)
+    attempt = publish(run, Publication(repo_id=REPO, photos=True), anna)
+    until_upload(attempt)
+    repo_of(hub).private = False
+    refused = hub.fail("PUT .*/settings", 403)
+    with pytest.raises(HubError, match=r"Could not make anna/dog private.*Nothing was published"):
+        list(attempt)
+    assert not any(path.startswith("photos/") for path in repo_of(hub).files)
+    assert refused.times == 0
+    attempt = publish(run, Publication(repo_id=REPO, photos=True), anna)
+    until_upload(attempt)
+    repo_of(hub).private = False
+    list(attempt)
+    assert repo_of(hub).private
+    assert read_state(run.path).private
 
 
 def test_a_model_that_can_not_be_made_public_is_told_to_be_private(hub, anna, run):
@@ -420,6 +494,54 @@ def test_a_model_file_that_has_gone_is_told_without_a_path(hub, anna, run, monke
         list(attempt)
     assert str(run.path.parent) not in str(caught.value)
     assert not run.published
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda photos: [photo.unlink() for photo in photos.iterdir()], "partner has no prepared photos"),
+        (lambda photos: [photos.joinpath("00.png").unlink(), photos.joinpath("00.png").symlink_to("/no where/x")],
+         "No such file or directory: 00.png."),
+    ],
+)  # fmt: skip
+def test_no_folder_of_the_partner_is_told(hub, anna, run, tmp_path, spoil, said):
+    partner = Run(Path(shutil.copytree(run.path, tmp_path / "else where" / "partner")))
+    config = partner.path / "config.yaml"
+    config.write_text(config.read_text().replace("enabled: false", "enabled: true", 1))
+    spoil(partner.path / "photos")
+    with pytest.raises(RunError, match=re.escape(said)) as caught:
+        list(publish(run, Publication(repo_id=REPO), anna, partner=partner))
+    for text in (str(caught.value), (run.path / "publishing.json").read_text()):
+        assert not any(word in text for word in (str(tmp_path), "else where", "no where"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("Provided path: '/srv/my runs/dogs/x.bin' is no file"), "Provided path: 'x.bin' is no file"),
+        (ValueError("see https://h.co/a/b for anna/dog"), "see https://h.co/a/b for anna/dog"),
+    ],
+)
+def test_a_bug_is_kept_without_folders(hub, anna, run, monkeypatch, error, told):
+    def fail(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr("dreambooth.card.save_picture", fail)
+    with pytest.raises(ValueError, match=re.escape(str(error))):
+        carry_out(run, anna)
+    assert read_state(run.path).reason == f"ValueError: {told}"
+
+
+def test_a_card_that_the_hub_does_not_take_is_told_before_anything_is_sent(hub, anna, run, monkeypatch):
+    def refuse(_request):
+        return 400, json.dumps({"errors": [{"message": '"license" is none'}], "warnings": []}).encode(), {}
+
+    monkeypatch.setattr(hub_wire, "ROUTES", [("POST", re.compile("/api/validate-yaml"), refuse), *hub_wire.ROUTES])
+    with pytest.raises(HubError, match=r"The Hub does not take the model card: .*license.* is none"):
+        carry_out(run, anna)
+    assert not hub.bytes_received("PUT")
+    assert ("model", REPO) not in hub.repos
+    assert read_state(run.path).state == "failed"
 
 
 # ---- One at a time

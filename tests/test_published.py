@@ -17,6 +17,7 @@ from dreambooth.hub import TAG, sign_in
 from dreambooth.publish import Publication, publish
 from dreambooth.published import MAX_PICTURE, PublishedModel, list_published, published_config, thumbnail
 from dreambooth.runs import Run
+from tests import tiny
 from tests.hub import LoopbackHub
 
 
@@ -263,6 +264,9 @@ def test_a_strangers_settings_start_no_download_of_a_pack(hub, tmp_path):
         ("subject: 5\n", "'subject.class_noun' is missing"),
         ("seed: many\nsubject: {class_noun: dog, photos: photos}\n", "seed = 'many'"),
         ("a: &a [1,1]\nb: &b [*a,*a]\nseed: [*b,*b]\n", "uses YAML aliases"),
+        (tiny.yaml_bomb(), "uses YAML aliases"),
+        ("[" * 60_000, "nests more than 32 brackets"),
+        ("subject: {class_noun: dog, photos: photos, instance_prompt: '{identi:fier}'}", "uses {identi:fier}"),
         ("#" * 300_000, "too many for settings"),
     ],
 )  # fmt: skip

@@ -205,6 +205,13 @@ def photos(folder: Path, n: int = 3, size: tuple[int, int] = (80, 64)) -> Path:
     return folder
 
 
+def yaml_bomb() -> str:
+    """500 bytes of YAML that stand for ten to the eighth keys, which its reader makes one by one."""
+    lines = [f"a0: &a0 {{{', '.join(f'k{i}: 1' for i in range(10))}}}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 8)]
+    return "\n".join(lines)
+
+
 def events(run: Path) -> list[dict]:
     """The lines of a run's `events.jsonl`."""
     return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]

@@ -23,8 +23,13 @@ def offered() -> bool:
 
 
 def for_oneself(*, public: bool) -> bool:
-    """Whether who uses the studio is who runs it, whose token is the machine's: it is not public, nobody logs in."""
-    return not (public or offered())
+    """Whether who uses the studio is who runs it, whose token is the machine's: not public, and for this machine alone.
+
+    Gradio's own variables say whether others reach it: `GRADIO_SERVER_NAME` and `GRADIO_SHARE`.
+    """
+    host, shared = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), os.environ.get("GRADIO_SHARE", "")
+    within = (host in ("localhost", "::1") or host.startswith("127.")) and shared.lower() != "true"
+    return within and not (public or os.environ.get("SPACE_ID"))
 
 
 def acting_token(token: gr.OAuthToken | None, *, public: bool) -> str:
@@ -38,7 +43,10 @@ def acting_token(token: gr.OAuthToken | None, *, public: bool) -> str:
         return local_token()
     if offered():
         raise HubError("You are not logged in.", "Log in with the button at the top of the page.")
-    raise HubError("Nobody can log in to this studio.", "API callers give a token: Client(…, oauth_token=…).")
+    raise HubError(
+        "Nobody can log in to this studio.",
+        "API callers give a token: Client(…, oauth_token=…); who runs it can publish with `python -m dreambooth push`.",
+    )
 
 
 def reading_token(token: gr.OAuthToken | None, *, public: bool) -> Token:

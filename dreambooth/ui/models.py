@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -12,13 +13,12 @@ from pathlib import Path
 from typing import get_args
 
 import gradio as gr
-from huggingface_hub.constants import HF_HUB_CACHE
 from pydantic import ValidationError
 
 from dreambooth import generate
 from dreambooth.config import TOYBOX, Config, SamplingConfig, load_preset
 from dreambooth.errors import ConfigError, ModelError, RunError
-from dreambooth.families import TOYBOX_FOLDER, fetch_from_hub, fetch_model
+from dreambooth.families import SAFETY_CHECKER, TOYBOX_FOLDER, fetch_from_hub, fetch_model, visitors_cache
 from dreambooth.generate import Which
 from dreambooth.hub import Token
 from dreambooth.monitor import Measures, read_measures
@@ -28,8 +28,11 @@ from dreambooth.ui.studio import Studio, is_owner, title
 MOST_STEPS, MOST_GUIDANCE = 100, 20
 """The ends of the sliders: above, pictures take longer and get no better."""
 
+MAX_MODEL = 7.5e9
+"""Bytes of a stranger's model at most; in 32 bits and with its safety checker Stable Diffusion 1.5 has 5.5 GB."""
+
 ROOM_FOR_A_MODEL = 15e9
-"""Bytes that must be free before a stranger's model is fetched: twice a large one's size, since runs need some too."""
+"""Bytes that must be free before a stranger's model is fetched: twice the largest one's size, since runs need some."""
 
 BUILD = (
     "sample_size", "in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block",
@@ -83,23 +86,34 @@ def open_model(studio: Studio, owner: str, name: str, which: Which = "last", tok
 
 
 def _fetch_for_stranger(repo_id: str, revision: str | None, token: Token) -> Path:
-    """A Hub model for a visitor of a public studio: one download at a time, while the disk has room."""
+    """A Hub model for a visitor of a public studio: one download at a time, and not above `MAX_MODEL`.
+
+    Where the disk has too little room, those that visitors asked for longest ago are removed.
+    """
     if not _FETCHING.acquire(blocking=False):
         raise RunError("Another model is being fetched for a visitor.", "Try again in a few minutes.")
     try:
-        cache = Path(HF_HUB_CACHE)
-        room = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
-        if room < ROOM_FOR_A_MODEL:
-            raise RunError("The studio's disk has no room for another model.", "Take one from the list.")
-        return fetch_from_hub(repo_id, revision, token=token)
+        cache = visitors_cache()
+        old = sorted(cache.glob("models--*"), key=lambda repo: repo.stat().st_mtime)
+        while _free(cache) < ROOM_FOR_A_MODEL:
+            if not old:
+                raise RunError("The studio's disk has no room for another model.", "Take one from the list.")
+            shutil.rmtree(old.pop(0), ignore_errors=True)
+        folder = fetch_from_hub(repo_id, revision, token=token, max_bytes=MAX_MODEL)
+        os.utime(folder.parents[1])
+        return folder
     finally:
         _FETCHING.release()
 
 
+def _free(folder: Path) -> int:
+    """Bytes free on the disk that `folder` is on, or will be."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+
+
 def brings_safety_checker(folder: Path) -> bool:
-    """Whether a pipeline's folder has one, as its `model_index.json` says."""
-    index = json.loads((folder / "model_index.json").read_text())
-    return all(index.get("safety_checker") or [None])
+    """Whether a pipeline has the one that this program knows, as its `model_index.json` says."""
+    return json.loads((folder / "model_index.json").read_text()).get("safety_checker") == SAFETY_CHECKER
 
 
 def is_built_as_toybox(folder: Path) -> bool:

@@ -277,11 +277,12 @@ class Studio:
             self.worker.submit(run, _seconds_to_go(run))
 
     def delete(self, owner: str, run_id: str) -> None:
-        """Remove a run with its photos and its model; raises `RunError` while it waits, trains or is uploaded."""
+        """Remove a run with its photos and its model; raises `RunError` while it waits, trains or is uploaded, or is
+        shown beside one that is."""
         run = self.own_run(owner, run_id)
         with self._deciding:
             if self._is_uploaded(run):
-                raise RunError("This run is being published.", "Wait for its end before you delete it.")
+                raise RunError("This run is being published, or its pair.", "Wait for its end before you delete it.")
             run.delete()
 
     def publish(
@@ -297,10 +298,10 @@ class Studio:
         if self.asks_consent(run.config) and consent is not True:
             raise ConfigError("A model of a person needs consent.", "Tick the box that says that everybody on the "
                               "photos agrees to its publication.")  # fmt: skip
-        partner = self.partner(run)
         with self._deciding:
             if not run.path.is_dir():
                 raise RunError("You have no such run.", "It was deleted meanwhile.")
+            partner = self.partner(run)
             self.publisher.submit(run, wanted, account, partner if partner and partner.status == "finished" else None)
 
     def asks_consent(self, config: Config) -> bool:
@@ -308,14 +309,8 @@ class Studio:
         return self.public and (is_person(config.subject.class_noun) or config.preset == "sd15-person")
 
     def _is_uploaded(self, run: Run) -> bool:
-        """Whether it is on its way to the Hub, from here or from the command line."""
-        if run in self.publisher:
-            return True
-        try:
-            state = read_state(run.path)
-        except RunError:  # damaged: nobody publishes it
-            return False
-        return bool(state) and state.state == "uploading"
+        """Whether it, or the run whose card shows it, is on its way to the Hub, from here or from the command line."""
+        return any(one in self.publisher or _is_uploading(one) for one in (run, self.partner(run)) if one)
 
     def _checked_config(self, settings: dict, consent: bool) -> Config:
         """The settings of one run, its photos aside; raises `ConfigError` for what this studio does not take."""
@@ -420,6 +415,14 @@ def _is_readable(run: Run) -> bool:
         return bool(run.config)
     except (ConfigError, RunError):
         return False
+
+
+def _is_uploading(run: Run) -> bool:
+    try:
+        state = read_state(run.path)
+    except RunError:  # damaged: nobody publishes it
+        return False
+    return bool(state) and state.state == "uploading"
 
 
 def _partner_of(run: Run) -> str:

@@ -48,6 +48,33 @@ def test_the_machines_token_is_for_a_studio_of_ones_own_alone(hub: LoopbackHub, 
         assert login.reading_token(None, public=public) is False
 
 
+@pytest.mark.parametrize(("name", "value", "own"), [
+    ("SPACE_ID", "user/studio", False),  # without login, and not public
+    ("GRADIO_SERVER_NAME", "0.0.0.0", False),
+    ("GRADIO_SERVER_NAME", "192.168.1.7", False),
+    ("GRADIO_SERVER_NAME", "", False),
+    ("GRADIO_SERVER_NAME", "::", False),
+    ("GRADIO_SERVER_NAME", "localhost", True),
+    ("GRADIO_SERVER_NAME", "127.0.0.1", True),
+    ("GRADIO_SERVER_NAME", "::1", True),
+    ("GRADIO_SHARE", "True", False),
+    ("GRADIO_SHARE", "false", True),
+])  # fmt: skip
+def test_the_machines_token_serves_nobody_where_others_reach_the_studio(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, name: str, value: str, own: bool
+):
+    monkeypatch.setenv("HF_TOKEN", hub.add_user("host", TOKEN))
+    monkeypatch.setenv(name, value)
+    assert login.for_oneself(public=False) is own
+    assert login.reading_token(None, public=False) is (None if own else False)
+    if own:
+        assert login.acting_token(None, public=False) == TOKEN
+        return
+    with pytest.raises(HubError, match="Nobody can log in to this studio"):
+        login.acting_token(None, public=False)
+    assert login.acting_token(token("hf_visitor"), public=False) == "hf_visitor"
+
+
 def test_an_account_keeps_its_owner_id_and_another_studio_gives_another(tmp_path: Path):
     one = login.owner_of("anna", tmp_path / "runs")
     assert is_owner(one)

@@ -1,14 +1,16 @@
 """Which models a visitor may name, and what is said of the others."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from dreambooth.config import SamplingConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, RunError
-from dreambooth.families import TOYBOX_FOLDER
+from dreambooth.families import TOYBOX_FOLDER, fetch_from_hub
 from dreambooth.runs import Run
 from dreambooth.ui import models
 from dreambooth.ui.models import open_model
@@ -111,6 +113,40 @@ def test_a_public_studio_draws_with_no_strangers_model_without_a_safety_checker(
         open_model(public, ANNA, "owner/tiny")
 
 
+def test_a_public_studio_fetches_no_model_that_is_larger_than_such_models_are(
+    tmp_path: Path, tiny_model: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+):
+    hub.add_repo("owner/tiny", tiny_model)
+    monkeypatch.setattr(models, "MAX_MODEL", 100_000)
+    monkeypatch.setattr(models, "ROOM_FOR_A_MODEL", 0)
+    with pytest.raises(ModelError, match=r"owner/tiny has .* GB, more than the"):
+        open_model(studios.studio(tmp_path / "runs", tiny_model, public=True), ANNA, "owner/tiny")
+    assert open_model(studios.studio(tmp_path / "runs", tiny_model), ANNA, "owner/tiny", token=None)
+
+
+def test_where_the_disk_is_full_the_models_go_that_visitors_asked_for_longest_ago(
+    tmp_path: Path, tiny_model: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+):
+    public = studios.studio(tmp_path / "runs", tiny_model, public=True)
+    monkeypatch.setattr(models, "is_built_as_toybox", lambda folder: True)
+    monkeypatch.setattr(models, "ROOM_FOR_A_MODEL", 0)
+    for name in "abcd":
+        hub.add_repo(f"owner/{name}", tiny_model)
+    owners = fetch_from_hub("owner/a")  # who runs the studio, for themselves
+    folders = {name: Path(open_model(public, ANNA, f"owner/{name}").folder) for name in "abc"}
+    for age, name in ((1, "b"), (2, "a"), (3, "c")):
+        os.utime(folders[name].parents[1], (time.time() - 1000 * age,) * 2)
+    open_model(public, ANNA, "owner/c")  # asked for again
+    monkeypatch.setattr(models, "ROOM_FOR_A_MODEL", 2)
+    monkeypatch.setattr(models, "_free", lambda cache: 3 - len(list(cache.glob("models--*"))))
+    open_model(public, ANNA, "owner/d")
+    assert {name: folder.exists() for name, folder in folders.items()} == {"a": False, "b": False, "c": True}
+    monkeypatch.setattr(models, "_free", lambda cache: 0)
+    with pytest.raises(RunError, match="The studio's disk has no room for another model"):
+        open_model(public, ANNA, "owner/d")
+    assert (owners / "model_index.json").is_file()
+
+
 def test_the_toybox_with_other_weights_is_drawn_with_unchecked_and_nothing_that_is_larger(tmp_path: Path, tiny_model):
     assert models.is_built_as_toybox(TOYBOX_FOLDER)
     assert not models.is_built_as_toybox(tiny_model)
@@ -128,7 +164,9 @@ def test_the_toybox_with_other_weights_is_drawn_with_unchecked_and_nothing_that_
 
 
 @pytest.mark.parametrize(("index", "brings"), [
-    ({}, False), ({"safety_checker": [None, None]}, False),
+    ({}, False), ({"safety_checker": [None, None]}, False), ({"safety_checker": None}, False),
+    ({"safety_checker": True}, False), ({"safety_checker": 5}, False), ({"safety_checker": {"a": 1}}, False),
+    ({"safety_checker": ["diffusers", "DDIMScheduler"]}, False),
     ({"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}, True),
 ])  # fmt: skip
 def test_a_safety_checker_is_seen_in_the_models_index(tmp_path: Path, index: dict, brings: bool):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageStat
@@ -358,6 +359,21 @@ def test_the_oldest_runs_make_room_for_a_visitors_new_one(make_studio, photos: l
     with pytest.raises(RunError, match=r"You have 4 runs, the most that are kept here.*Delete one first"):
         studio.start(ANNA, settings(), photos, both_ways=True)  # one of the two would find a place
     assert list_runs(studio.root) == before, "nothing is removed for what is refused"
+
+
+def test_a_run_is_kept_while_the_card_that_shows_it_is_published(make_studio, photos: list[str]):
+    studio = make_studio(max_runs=2)
+    one, other = (ended(run) for run in studio.start(ANNA, settings(), photos, both_ways=True))
+    trying = {"state": "uploading", "repo_id": "anna/dog", "private": True, "reason": "", "done": 1, "total": 2}
+    (one.path / "publishing.json").write_text(json.dumps(trying))
+    with FileLock(one.path / ".publishing.lock"):
+        for run in (one, other):
+            with pytest.raises(RunError, match="This run is being published, or its pair"):
+                studio.delete(ANNA, run.id)
+        with pytest.raises(RunError, match="You have 2 runs"):
+            studio.start(ANNA, settings(), photos)
+    studio.delete(ANNA, other.id)
+    assert studio.own_runs(ANNA) == [one]
 
 
 def test_the_oldest_runs_of_all_make_room_on_the_disk(make_studio, photos: list[str]):
