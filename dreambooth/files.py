@@ -1,13 +1,21 @@
-"""Files and folders that are whole or not there: written under a temporary name, then renamed."""
+"""Files and folders that are whole or not there: written under a temporary name, then renamed. And locks of theirs."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+PATIENCE = 1.0
+"""Seconds to wait for a file lock that is free: a look at it (`is_held`) is over by then."""
+
+_PROBING = threading.Lock()  # two looks at once would take each other for a holder
 
 
 @contextmanager
@@ -45,3 +53,17 @@ def atomic_file(final: Path) -> Iterator[Path]:
         os.replace(partial, final)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a thread or process holds the file lock `lock`; a dead one holds none."""
+    if not lock.exists():  # to look would make it, and the folder it is in
+        return False
+    probe = FileLock(lock)
+    with _PROBING:
+        try:
+            probe.acquire(timeout=0)
+        except Timeout:
+            return True
+        probe.release()
+    return False

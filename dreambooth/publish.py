@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dreambooth import card, events
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError, RunError, first_line
 from dreambooth.events import Event
-from dreambooth.files import atomic_file
+from dreambooth.files import PATIENCE, atomic_file, is_held
 from dreambooth.generate import Which, finished_model
 from dreambooth.hub import TAG, Account, check_repo_id, plain_failures, redact
 from dreambooth.runs import Run, explain
@@ -45,8 +45,6 @@ _FOLDERS = re.compile(r"(?<![\w/:.])(?:~|\.\.?|[A-Za-z]:)?[/\\](?:[^/\\:'\"]*[/\
 _MESSAGE = f"Publish with {TAG}"
 _LARGE = 10_000_000  # bytes; the Hub keeps larger files as large files alone, and they are sent one by one
 _LOOK = 0.5  # seconds between two looks at how far a file is
-_PATIENCE = 1.0  # seconds: a look at the lock from elsewhere is over by then
-_PROBING = threading.Lock()  # two looks at once would take each other for a publishing
 
 
 class Publication(BaseModel):
@@ -91,7 +89,7 @@ def read_state(run_path: Path) -> PublishState | None:
             return done and PublishState("published", done["repo_id"], done["private"], url=done["url"], **_asked(done))
         url = done["url"] if done and done["repo_id"] == trying["repo_id"] else ""
         facts = {name: trying[name] for name in ("state", "repo_id", "private", "reason", "done", "total")}
-        if facts["state"] == "uploading" and not _is_locked(run_path):
+        if facts["state"] == "uploading" and not is_held(run_path / _LOCK):
             facts["state"] = "interrupted"
         return PublishState(url=url, **facts, **_asked(trying))
     except (KeyError, TypeError) as error:
@@ -232,33 +230,18 @@ def _read(path: Path) -> dict | None:
         raise RunError(f"{path.name} can't be read ({first_line(error)}).", "Remove it and publish again.") from None
 
 
-def _lock(run_path: Path) -> FileLock:
-    return FileLock(run_path / _LOCK, thread_local=False)  # a page may drive a generator from several threads
-
-
 @contextlib.contextmanager
 def _alone(run: Run) -> Iterator[None]:
     """Nobody else publishes this run meanwhile; raises `RunError` where somebody does."""
-    lock = _lock(run.path)
+    lock = FileLock(run.path / _LOCK, thread_local=False)  # a page may drive a generator from several threads
     try:
-        lock.acquire(timeout=_PATIENCE)
+        lock.acquire(timeout=PATIENCE)
     except Timeout:
         raise RunError(f"{run.id} is being published already.", "Wait for it.") from None
     try:
         yield
     finally:
         lock.release()
-
-
-def _is_locked(run_path: Path) -> bool:
-    lock = _lock(run_path)
-    with _PROBING:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        lock.release()
-    return False
 
 
 def _failure_here(error: Exception) -> DreamBoothError | None:

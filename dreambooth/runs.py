@@ -28,12 +28,10 @@ from dreambooth import events
 from dreambooth.config import Config, read_yaml
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.events import Event
-from dreambooth.files import atomic_file
+from dreambooth.files import PATIENCE, atomic_file, is_held
 from dreambooth.train import train
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_PROBING = threading.Lock()  # two looks at once would take each other for a training
-_PATIENCE = 1.0  # seconds: a look at the lock from elsewhere is over by then
 _TAIL = 4096  # bytes: holds the last line of nearly every run's events
 _ABANDONED = 3600.0  # seconds without a change after which a half-made folder is nobody's
 
@@ -141,7 +139,7 @@ class Run:
         ended = {events.Finished: "finished", events.Failed: "failed", events.Cancelled: "cancelled"}
         if type(last) in ended:
             return ended[type(last)]
-        return "running" if self._is_locked() else "interrupted"
+        return "running" if is_held(self._lock) else "interrupted"
 
     @property
     def moving(self) -> bool:
@@ -149,7 +147,7 @@ class Run:
         try:
             return self.status in ("queued", "running")
         except RunError:
-            return self._is_locked()
+            return is_held(self._lock)
 
     @property
     def published(self) -> bool:
@@ -213,9 +211,9 @@ class Run:
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
         """Nobody else trains this run meanwhile; raises `RunError` where somebody does."""
-        lock = self._lock()
+        lock = FileLock(self._lock)  # the system lets go of it when the process dies, however it dies
         try:
-            lock.acquire(timeout=_PATIENCE)
+            lock.acquire(timeout=PATIENCE)
         except Timeout:
             raise RunError(
                 f"{self.id} is being trained by another process.", "Wait for it, or stop it there."
@@ -225,20 +223,9 @@ class Run:
         finally:
             lock.release()
 
-    def _lock(self) -> FileLock:
-        return FileLock(self.path / ".lock")  # the system lets go of it when the process dies, however it dies
-
-    def _is_locked(self) -> bool:
-        if not (self.path / ".lock").exists():  # to look would make it, and the directory of a deleted run
-            return False
-        lock = self._lock()
-        with _PROBING:
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                return True
-            lock.release()
-        return False
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
 
 
 @functools.lru_cache(maxsize=1000)

@@ -5,9 +5,10 @@ import stat
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
-from dreambooth.files import atomic_file, atomic_folder
+from dreambooth.files import atomic_file, atomic_folder, is_held
 
 
 def write_and_fail(place, final: Path, failure: BaseException) -> None:
@@ -138,3 +139,12 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path):
         other.write_text("two")
     assert (tmp_path / "a.txt").read_text() == "one" * 1000, "the one that ended last"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_lock_is_held_while_somebody_has_it_and_a_look_makes_none(tmp_path):
+    assert not is_held(tmp_path / "gone" / ".lock")
+    lock = FileLock(tmp_path / ".lock")
+    with lock:
+        assert is_held(tmp_path / ".lock")
+    assert not is_held(tmp_path / ".lock")
+    assert not (tmp_path / "gone").exists()
