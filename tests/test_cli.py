@@ -474,12 +474,12 @@ def test_evaluate_stops_at_ctrl_c_and_goes_on(finished, prompts_file, tmp_path):
 
 @pytest.fixture
 def batch_file(tiny_model, photo_folder, tmp_path):
-    """A quick study of two subjects under one condition, without the base model; what a caption says may be added."""
+    """A quick study of two subjects under one condition, without the base model."""
     for name in ("ida", "rex"):
         shutil.copytree(photo_folder, tmp_path / name)
     path = tmp_path / "dogs.yaml"
     path.write_text(
-        "subjects:\n- {name: ida, photos: ida, captions: true}\n- {name: rex, photos: rex}\n"
+        "subjects:\n- {name: ida, photos: ida}\n- {name: rex, photos: rex}\n"
         "conditions: {plain: {}}\nevaluate_base: false\nconfig:\n"
         f"  base_model: {tiny_model}\n  device: cpu\n  subject: {{class_noun: dog}}\n  prior: {{enabled: false}}\n"
         "  train: {steps: 3, mixed_precision: no, sample_every: 0}\n  sampling: {steps: 2}\n"
@@ -515,16 +515,18 @@ def test_compare_trains_both_ways_and_tells_where_the_report_is(make_config, tmp
 
 
 def test_batch_goes_on_past_a_failure_and_tells_it_again_at_the_end(batch_file, tmp_path):
-    (tmp_path / "ida" / "photo1.txt").write_text("a dog without a name")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "ida").write_text("a file where a folder must be")
     code, out, err = here("batch", batch_file, "--out", tmp_path / "out")
     assert code == 1
     assert out.splitlines() == [f"Study: {tmp_path / 'out'}, 2 models", f"Report: {tmp_path / 'out' / 'report.html'}"]
-    reason = "ida, plain, seed 1234: photo1.txt: does not hold the identifier. Write {identifier} where the subject is "
+    folder = tmp_path / "out" / "ida" / "plain-1234"
+    reason = f"ida, plain, seed 1234: {folder} can't be written (Not a directory). Choose a folder you may write to."
     lines = err.splitlines()
-    assert lines.index(f"failed: {reason}named.") < lines.index("[2/2] rex, plain, seed 1234")
-    assert lines[-2:] == ["1 of 2 failed; the same command tries them again:", f"{reason}named."]
+    assert lines.index(f"failed: {reason}") < lines.index("[2/2] rex, plain, seed 1234")
+    assert lines[-2:] == ["1 of 2 failed; the same command tries them again:", reason]
     assert Evaluation.load(tmp_path / "out" / "rex" / "plain-1234" / "evaluation").step == 3
-    (tmp_path / "ida" / "photo1.txt").write_text("a {identifier} {class_noun} at home")
+    (tmp_path / "out" / "ida").unlink()
     code, out, err = here("batch", batch_file, "--out", tmp_path / "out")
     assert code == 0, err
     assert "2 models, 1 of them done already" in out
