@@ -158,9 +158,11 @@ def _verdict(report: Report) -> str:
     best, last = next(m for m in measures.measures if m.step == measures.best), measures.measures[-1].step
     highest, lowest = _bounds(report)
     bounds = f"PRES at most {highest:.3f} and CLIP-T at least {lowest:.3f}"
+    within = best.pres <= highest and best.clip_t >= lowest
     if best.step == last:
         rule, ended = f"the last, and none before it was clearly better ({bounds}, then the highest DINO)", ""
-    elif best.pres <= highest and best.clip_t >= lowest:
+        rule += "" if within else ", though it is beyond these bounds itself"
+    elif within:
         rule = f"of the steps with {bounds} it has the highest DINO, {best.dino:.3f}; the last is clearly worse"
     else:
         rule = f"none has {bounds}, and it came clearly nearer than the last"

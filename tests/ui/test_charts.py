@@ -97,6 +97,9 @@ def test_progress_tells_when_no_step_kept_within_the_bounds():
     assert f"none has {bounds}, and it came clearly nearer than the last" in shown
     last = charts.progress(report(measures=measures(*STEPS[:2]), status="finished"))
     assert "Step 100 is the best</strong>: the last, and none before it was clearly better" in last
+    assert "beyond these bounds" not in last
+    beyond = charts.progress(report(measures=measures(STEPS[0], far), status="finished"))
+    assert f"({bounds}, then the highest DINO), though it is beyond these bounds itself." in beyond
 
 
 def test_the_base_model_alone_is_no_best_step():
