@@ -33,6 +33,7 @@ from dreambooth.events import Event
 from dreambooth.files import PATIENCE, atomic_file, is_held
 from dreambooth.generate import Which, finished_model
 from dreambooth.hub import TAG, Account, check_repo_id, plain_failures, redact
+from dreambooth.reports.model_card import PHOTOS
 from dreambooth.runs import Run, explain
 
 _TRYING, _DONE, _LOCK = "publishing.json", "published.json", ".publishing.lock"
@@ -136,7 +137,8 @@ def _publish(
     for leftover in run.path.glob(".publish-*.partial"):  # of a killed process
         shutil.rmtree(leftover, ignore_errors=True)
     existing = _existing(api, repo_id, token)
-    if existing and existing.private and not (wanted.private or wanted.photos) and "photos" in _tops(existing):
+    shown = existing is not None and existing.private and not wanted.private
+    if shown and not wanted.photos and any(name.startswith(f"{PHOTOS}/") for name in _names(existing)):
         raise ConfigError(
             f"{repo_id} holds the photos, and its history would show them to everybody.",
             "Publish under another name, or delete the repo on the Hub first.",
@@ -375,11 +377,6 @@ def _existing(api: HfApi, repo_id: str, token: str) -> ModelInfo | None:
 
 def _names(info: ModelInfo) -> set[str]:
     return {file.rfilename for file in info.siblings or ()}
-
-
-def _tops(info: ModelInfo) -> set[str]:
-    """The repo's files and folders of the first level."""
-    return {name.split("/")[0] for name in _names(info)}
 
 
 def _create(api: HfApi, repo_id: str, token: str) -> ModelInfo:

@@ -27,9 +27,8 @@ from dreambooth.families import fetch_files, list_files
 from dreambooth.files import atomic_folder
 from dreambooth.hub import TAG, Token, plain_failures
 from dreambooth.photos import IMAGE_SUFFIXES
+from dreambooth.reports.model_card import CONFIG, PHOTOS
 
-CONFIG = "config.yaml"
-PHOTOS = "photos"
 WANTED = "a model that was published with this product"
 
 MAX_PICTURE = 5 * 2**20

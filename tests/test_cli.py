@@ -454,16 +454,21 @@ def test_evaluate_says_what_is_wrong_before_it_draws(finished, tmp_path):
     assert not out.exists()
 
 
-def test_evaluate_stops_at_ctrl_c_and_goes_on(finished, prompts_file, tmp_path):
-    run, _, _ = finished
-    arguments = ["evaluate", run, "--prompts", prompts_file, "--images-per-prompt", 79, "--out", "out"]
-    running = process(*arguments, cwd=tmp_path)
-    assert any(line.startswith("draw 16/160") for line in running.stderr), "it ended before it could be stopped"
+def stops_at_ctrl_c(running, begun: str) -> None:
+    """Once it has said a line that begins so, it ends in words when Ctrl-C is pressed."""
+    assert any(line.startswith(begun) for line in running.stderr), "it ended before it could be stopped"
     running.send_signal(signal.SIGINT)
     code, _, err = result(running)
     assert code == 1
     assert err.splitlines()[-1] == "Stopped; the same command goes on."
     assert "Traceback" not in err
+
+
+def test_evaluate_stops_at_ctrl_c_and_goes_on(finished, prompts_file, tmp_path):
+    run, _, _ = finished
+    arguments = ["evaluate", run, "--prompts", prompts_file, "--images-per-prompt", 79, "--out", "out"]
+    running = process(*arguments, cwd=tmp_path)
+    stops_at_ctrl_c(running, "draw 16/160")
     drawn = len(list((tmp_path / "out" / "images").glob("prompt-*.png")))
     assert 16 <= drawn < 158
     assert not (tmp_path / "out" / "metrics.json").exists()
@@ -536,12 +541,7 @@ def test_batch_goes_on_past_a_failure_and_tells_it_again_at_the_end(batch_file, 
 def test_batch_stops_at_ctrl_c_and_the_same_command_goes_on(batch_file, tmp_path):
     arguments = ["batch", batch_file, "--out", "out", "--set", "config.train.steps=100"]
     running = process(*arguments, cwd=tmp_path)
-    assert any(line.startswith("train 10/100 ") for line in running.stderr), "it ended before it could be stopped"
-    running.send_signal(signal.SIGINT)
-    code, _, err = result(running)
-    assert code == 1
-    assert err.splitlines()[-1] == "Stopped; the same command goes on."
-    assert "Traceback" not in err
+    stops_at_ctrl_c(running, "train 10/100 ")
     assert not (tmp_path / "out" / "rex").exists(), "the next one has not begun"
     run = Run.open(tmp_path / "out" / "ida" / "plain-1234")
     assert run.status == "cancelled"
