@@ -22,7 +22,8 @@ from dreambooth import events
 from dreambooth.cli import quiet_third_parties
 from dreambooth.config import Config
 from dreambooth.dataset import class_variants, photo_variants
-from dreambooth.families import fetch_model, load_pipeline
+from dreambooth.families import load_pipeline
+from dreambooth.fetch import fetch_model
 from dreambooth.prior import class_images
 from dreambooth.runs import Run
 

@@ -320,7 +320,7 @@ def _picture_file(_context: click.Context, _option: click.Parameter, path: Path 
 def tokens(base_model: str, words: tuple[str, ...], class_noun: str, preview: Path | None) -> None:
     """Help to choose the identifier: judge words, or suggest rare ones."""
     quiet_third_parties()
-    from dreambooth.families import fetch_model
+    from dreambooth.fetch import fetch_model
     from dreambooth.tokens import advise, load_text_side, suggest
 
     tokenizer, text_encoder = load_text_side(fetch_model(base_model))

@@ -37,7 +37,8 @@ from transformers import (
 
 from dreambooth.config import TOYBOX, EvaluationConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError, first_line
-from dreambooth.families import download_told, shown_name
+from dreambooth.families import shown_name
+from dreambooth.fetch import download_told
 from dreambooth.files import atomic_file
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.photos import open_photo

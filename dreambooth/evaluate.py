@@ -26,7 +26,7 @@ from dreambooth.config import Config, SamplingConfig
 from dreambooth.encoders import Encoders, PerceptualDistance, embed_files, load_encoders
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.events import Event
-from dreambooth.families import fetch_model
+from dreambooth.fetch import fetch_model, fingerprint
 from dreambooth.files import atomic_file
 from dreambooth.generate import Source, Which, draw_jobs, finished_model, open_source, save_picture
 from dreambooth.hub import name_of
@@ -34,7 +34,6 @@ from dreambooth.machine import resolve_device
 from dreambooth.metrics import Estimate
 from dreambooth.monitor import read_measures
 from dreambooth.photos import contact_sheet
-from dreambooth.prior import fingerprint
 from dreambooth.prompts import suggestions
 
 FILE = "metrics.json"

@@ -26,7 +26,8 @@ from dreambooth.config import (
     read_yaml,
 )
 from dreambooth.errors import ConfigError, RunError
-from dreambooth.families import Family, fetch_model, load_pipeline, shown_name
+from dreambooth.families import Family, load_pipeline, shown_name
+from dreambooth.fetch import fetch_model
 from dreambooth.files import atomic_file
 from dreambooth.hub import TAG, Token
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi, get_token, set_client_factory
+from huggingface_hub import HfApi, constants, get_token, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils._http import default_client_factory
@@ -55,6 +55,15 @@ class Account:
     orgs: tuple[str, ...]
     """The organisations they may write to."""
     token: str = field(repr=False)
+
+
+def visitors_cache() -> Path:
+    """Where models are kept that were fetched for a visitor, with their token or nobody's.
+
+    They lie apart since who acts in the machine's own name finds what is in the shared cache without asking the Hub,
+    and since nothing but such models may be removed to make room for others.
+    """
+    return Path(constants.HF_HUB_CACHE).with_name("hub-of-visitors")
 
 
 def local_token() -> str:

@@ -20,7 +20,8 @@ from PIL import Image
 from dreambooth import prior
 from dreambooth.config import TOYBOX, Config
 from dreambooth.errors import ConfigError
-from dreambooth.families import family_of, fetch_files, fetch_model, list_files
+from dreambooth.families import family_of
+from dreambooth.fetch import fetch_files, fetch_model, list_files
 from dreambooth.generate import save_picture
 from dreambooth.hub import TAG, Account, Token, name_of, plain_failures
 from dreambooth.machine import resolve_device, resolve_precision

@@ -19,6 +19,7 @@ from PIL import Image
 
 from dreambooth.config import Config, SamplingConfig
 from dreambooth.errors import ModelError
+from dreambooth.fetch import fingerprint
 from dreambooth.files import atomic_file
 from dreambooth.generate import draw, save_picture
 from dreambooth.photos import contact_sheet
@@ -50,26 +51,6 @@ def cache_key(config: Config, model: Path, resolution: int, precision: str) -> d
 def cache_folder(key: dict[str, object]) -> Path:
     """The folder of a key."""
     return cache_root() / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def fingerprint(model: Path) -> str:
-    """A hash of a pipeline folder: every part's files, by name, size and contents (of a big one, its two ends).
-
-    Reading gigabytes for each run would cost more than it tells; training changes weights all over the file. What a
-    repo holds beside the pipeline's parts, such as a card, samples or settings, shapes no picture.
-    """
-    digest = hashlib.sha256()
-    parts = {"model_index.json", *json.loads((model / "model_index.json").read_text())}
-    files = [path for path in model.rglob("*") if path.relative_to(model).parts[0] in parts and path.is_file()]
-    for path in sorted(p for p in files if p.suffix not in (".md", ".png")):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(model)} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(1 << 20))
-            if size > 1 << 20:
-                file.seek(-(1 << 20), os.SEEK_END)
-                digest.update(file.read())
-    return digest.hexdigest()
 
 
 def missing_images(folder: Path, count: int) -> list[int]:

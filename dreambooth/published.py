@@ -23,7 +23,7 @@ from PIL import Image
 
 from dreambooth.config import MAX_FOREIGN_YAML, TOYBOX, Config, absolute, override, read_foreign_yaml
 from dreambooth.errors import ConfigError, ModelError
-from dreambooth.families import fetch_files, list_files
+from dreambooth.fetch import fetch_files, list_files
 from dreambooth.files import atomic_folder
 from dreambooth.hub import TAG, Token, plain_failures
 from dreambooth.photos import IMAGE_SUFFIXES

@@ -36,7 +36,8 @@ from dreambooth.evaluate import (
     trained_model,
 )
 from dreambooth.events import Event
-from dreambooth.families import family_of, fetch_model
+from dreambooth.families import family_of
+from dreambooth.fetch import fetch_model
 from dreambooth.files import atomic_file, atomic_folder
 from dreambooth.generate import Which
 from dreambooth.machine import resolve_device

@@ -32,7 +32,8 @@ from dreambooth.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variant
 from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError, RunError
 from dreambooth.events import Event
-from dreambooth.families import Family, family_of, fetch_model, load_pipeline, use_fastest_attention
+from dreambooth.families import Family, family_of, load_pipeline, use_fastest_attention
+from dreambooth.fetch import fetch_model
 from dreambooth.files import atomic_folder
 from dreambooth.generate import MAX_BATCH, draw, save_picture
 from dreambooth.machine import resolve_device, resolve_precision

@@ -24,18 +24,9 @@ from safetensors.torch import load, load_file, save, save_file
 
 from dreambooth.config import MAX_FOREIGN_YAML
 from dreambooth.errors import DreamBoothError, HubError, ModelError
-from dreambooth.families import (
-    STABLE_DIFFUSION,
-    download_failure,
-    family_of,
-    fetch_files,
-    fetch_from_hub,
-    fetch_model,
-    list_files,
-    load_pipeline,
-    use_fastest_attention,
-    visitors_cache,
-)
+from dreambooth.families import STABLE_DIFFUSION, family_of, load_pipeline, use_fastest_attention
+from dreambooth.fetch import download_failure, fetch_files, fetch_from_hub, fetch_model, list_files
+from dreambooth.hub import visitors_cache
 from tests import tiny
 from tests.hub import LoopbackHub
 
@@ -349,7 +340,7 @@ def test_a_model_that_is_too_large_is_refused_before_its_weights_come(hub, tiny_
 
 @pytest.mark.parametrize("name", ["model_index.json", "tokenizer/tokenizer.json"])
 def test_a_file_that_would_fill_the_memory_is_not_fetched(hub, tiny_model, monkeypatch, name):
-    monkeypatch.setattr("dreambooth.families.MAX_SMALL_FILE", 50_000)
+    monkeypatch.setattr("dreambooth.fetch.MAX_SMALL_FILE", 50_000)
     files = repo_files(tiny_model)
     hub.add_repo("mona/dog", files | {name: files[name] + b" " * 50_000})
     with pytest.raises(ModelError, match=rf"mona/dog: {name} has [0-9,]+ bytes, too many for such a file"):

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent / "dreambooth"
 LAYERS = [
     {"errors", "config", "events", "files"},
     {"photos", "coach", "objectives", "machine", "metrics", "prompts"},
-    {"hub", "families", "methods", "tokens", "checkpoints", "encoders"},
+    {"hub", "families", "fetch", "methods", "tokens", "checkpoints", "encoders"},
     {"generate", "prior", "packs", "dataset", "rehearsal", "preflight", "monitor", "train", "evaluate", "reports"},
     {"runs", "subjects"},
     {"study", "publish", "card", "published"},
@@ -16,12 +16,13 @@ LAYERS = [
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 SAME_ROW = {
     ("events", "errors"), ("config", "errors"), ("coach", "photos"), ("methods", "families"), ("tokens", "families"),
-    ("encoders", "families"), ("families", "hub"),
+    ("encoders", "families"), ("families", "hub"), ("fetch", "families"), ("fetch", "hub"),
+    ("encoders", "fetch"),
     ("prior", "generate"), ("preflight", "generate"), ("preflight", "dataset"), ("preflight", "rehearsal"),
     ("train", "generate"), ("train", "prior"), ("train", "dataset"), ("train", "preflight"),
     ("packs", "prior"), ("packs", "generate"), ("train", "packs"),
     ("train", "rehearsal"), ("train", "monitor"), ("evaluate", "generate"),
-    ("evaluate", "monitor"), ("evaluate", "prior"), ("reports", "monitor"), ("reports", "evaluate"),
+    ("evaluate", "monitor"), ("reports", "monitor"), ("reports", "evaluate"),
     ("publish", "card"), ("__main__", "cli"),
 }  # fmt: skip
 """Within a row: who may build on whom, one way only."""

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError
 
 from dreambooth.config import TOYBOX, Config
 from dreambooth.errors import DreamBoothError, ModelError
-from dreambooth.families import fetch_model
+from dreambooth.fetch import fetch_model
 from dreambooth.machine import resolve_device
 from dreambooth.preflight import Estimate, check, gib, roughly
 

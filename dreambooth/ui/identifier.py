@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth.config import TOYBOX
 from dreambooth.errors import ConfigError, ModelError
-from dreambooth.families import fetch_model
+from dreambooth.fetch import fetch_model
 from dreambooth.tokens import COMMON, RARE, Advice, advise, load_text_side, preview_prompts, suggest
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words
 

@@ -18,9 +18,10 @@ from pydantic import ValidationError
 from dreambooth import generate
 from dreambooth.config import TOYBOX, Config, SamplingConfig, load_preset
 from dreambooth.errors import ConfigError, ModelError, RunError
-from dreambooth.families import SAFETY_CHECKER, TOYBOX_FOLDER, fetch_from_hub, fetch_model, visitors_cache
+from dreambooth.families import SAFETY_CHECKER
+from dreambooth.fetch import TOYBOX_FOLDER, fetch_from_hub, fetch_model
 from dreambooth.generate import Which
-from dreambooth.hub import Token
+from dreambooth.hub import Token, visitors_cache
 from dreambooth.monitor import Measures, read_measures
 from dreambooth.runs import Run
 from dreambooth.ui.studio import Studio, is_owner, title

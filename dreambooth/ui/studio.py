@@ -25,7 +25,8 @@ from PIL import Image
 from dreambooth import events
 from dreambooth.config import TOYBOX, Config, load_preset
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
-from dreambooth.families import family_of, fetch_model
+from dreambooth.families import family_of
+from dreambooth.fetch import fetch_model
 from dreambooth.files import atomic_folder
 from dreambooth.hub import Account
 from dreambooth.machine import resolve_device

@@ -5,7 +5,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from dreambooth.config import Config
-from dreambooth.families import TOYBOX_FOLDER
+from dreambooth.fetch import TOYBOX_FOLDER
 from dreambooth.generate import generate, open_source
 from dreambooth.photos import find_photos, prepare_photos
 from dreambooth.runs import Run

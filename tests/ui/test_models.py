@@ -10,7 +10,7 @@ import pytest
 
 from dreambooth.config import SamplingConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, RunError
-from dreambooth.families import TOYBOX_FOLDER, fetch_from_hub
+from dreambooth.fetch import TOYBOX_FOLDER, fetch_from_hub
 from dreambooth.runs import Run
 from dreambooth.ui import models
 from dreambooth.ui.models import open_model

@@ -1,0 +1,214 @@
+"""Base models: the built-in one, a folder, or a Hub repo, downloaded if need be and only what loading reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from huggingface_hub import HfApi, auth_check, get_cached_repo_tree, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoFile
+
+from dreambooth.config import MAX_FOREIGN_YAML, TOYBOX
+from dreambooth.errors import DreamBoothError, HubError, ModelError, first_line
+from dreambooth.families import WEIGHTS, family_of, loaded_files
+from dreambooth.hub import Token, redact, visitors_cache
+
+MAX_SMALL_FILE = 2**24
+"""Bytes of a model's file that holds no weights; the largest, CLIP's vocabulary in `tokenizer.json`, has 4 MB."""
+
+MAX_FILES = 20_000
+"""Of a repo so many files are looked at: twice as many as there are class images at most (`prior.num_images`)."""
+
+DOWNLOADS = 8
+"""Small files fetched at a time. Source: the Hub client's own default."""
+
+TOYBOX_FOLDER = Path(__file__).parent / "toybox" / "model"
+
+
+def fetch_model(base_model: str, revision: str | None = None, *, token: Token = None) -> Path:
+    """The local folder of a base model: the built-in toybox, a folder, or a Hub repo that is downloaded if need be.
+
+    Raises `ModelError` where there is no such model and `HubError` where the Hub refuses or can't be reached.
+    """
+    if base_model == TOYBOX:
+        return TOYBOX_FOLDER
+    folder = Path(os.path.expanduser(base_model))
+    if folder.exists():
+        if not (folder / "model_index.json").is_file():
+            raise ModelError(
+                f"{base_model}: no model_index.json in it.", "Give a diffusers pipeline folder or a Hub id."
+            )
+        return folder.resolve()
+    if base_model.count("/") != 1 or base_model.startswith((".", "/", "~")):
+        raise ModelError(
+            f"{base_model}: no such folder.", "Give toybox, an existing pipeline folder, or a Hub id OWNER/NAME."
+        )
+    return fetch_from_hub(base_model, revision, token=token)
+
+
+def fetch_from_hub(
+    repo_id: str, revision: str | None = None, *, token: Token = None, max_bytes: float = math.inf
+) -> Path:
+    """The local folder of a Hub repo's pipeline, downloaded if need be; never a folder of this machine.
+
+    Of the repo come the files that loading reads, its model card and its `config.yaml`, where they are no larger than
+    such files are. Kinds that are not supported, and models of more than `max_bytes`, are refused before their weights
+    are downloaded. With a visitor's token, or nobody's, the Hub is asked first whether they may read it, and this
+    revision of it: that it was downloaded here before, for somebody else, is not enough. Raises as `fetch_model` does.
+    """
+    with download_told(repo_id, revision, token):
+        cache = None
+        if token is not None:
+            auth_check(repo_id, token=token)
+            revision = HfApi().model_info(repo_id, revision=revision, token=token).sha
+            cache = visitors_cache()
+        get_index = partial(hf_hub_download, repo_id, "model_index.json", revision=revision, token=token)
+        _check_small(repo_id, {"model_index.json": get_index(cache_dir=cache, dry_run=True).file_size or 0})
+        index = Path(get_index(cache_dir=cache))
+        commit, family = index.parent.name, family_of(index.parent)
+        get = partial(snapshot_download, repo_id, revision=commit, token=token, cache_dir=cache)
+        get(allow_patterns=index.name)  # the list of files comes with it
+        try:
+            tree = get_cached_repo_tree(repo_id, revision=commit, cache_dir=cache)
+        except CachedRepoTreeNotFoundError:
+            if token is not None:
+                raise
+            return index.parent  # without the Hub, what is here is enough
+        files = {file.path: file.size for file in tree}
+        wanted = loaded_files(family, files)
+        _check_small(repo_id, {path: files[path] for path in wanted if not WEIGHTS.fullmatch(Path(path).name)})
+        if (size := sum(files[path] for path in wanted)) > max_bytes:
+            raise ModelError(
+                f"{repo_id} has {size / 1e9:.1f} GB, more than the {max_bytes / 1e9:.1f} GB that are fetched here.",
+                "Choose a smaller one.",
+            )
+        get(allow_patterns=[index.name, *wanted])
+        if about := [name for name in ("README.md", "config.yaml") if files.get(name, math.inf) <= MAX_FOREIGN_YAML]:
+            with suppress(LocalEntryNotFoundError):  # out of the Hub's reach a model is one without them, too
+                get(allow_patterns=about)
+        return index.parent
+
+
+def _check_small(repo_id: str, sizes: dict[str, int]) -> None:
+    for path, size in sizes.items():
+        if size > MAX_SMALL_FILE:
+            raise ModelError(
+                f"{repo_id}: {path} has {size:,} bytes, too many for such a file.", "Choose another model."
+            )
+
+
+def list_files(
+    repo_id: str, revision: str | None, token: Token, wanted: str, repo_type: str = "model"
+) -> tuple[ModelInfo | DatasetInfo, dict[str, int]]:
+    """What the Hub says of a repo, and its files' sizes in bytes by path; raises as `fetch_model` does."""
+    with download_told(repo_id, revision, token, wanted):
+        info = HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type, token=token)
+        tree = HfApi().list_repo_tree(repo_id, recursive=True, revision=info.sha, repo_type=repo_type, token=token)
+        return info, {file.path: file.size for file in islice(tree, MAX_FILES) if isinstance(file, RepoFile)}
+
+
+def fetch_files(
+    repo_id: str, commit: str, paths: Iterable[str], folder: Path, token: Token, wanted: str, repo_type: str = "model"
+) -> None:
+    """Download some of a repo's files into an empty `folder`, under their paths in the repo.
+
+    Nothing is left in the cache that all downloads share. Raises as `fetch_model` does.
+    """
+
+    def fetch(path: str) -> None:
+        if not (folder / path).resolve().is_relative_to(folder.resolve()):
+            raise ModelError(f"{repo_id} has a file that would land elsewhere: {path!r}.", f"Give {wanted}.")
+        hf_hub_download(repo_id, path, revision=commit, repo_type=repo_type, local_dir=folder, token=token)
+
+    with download_told(repo_id, commit, token, wanted), ThreadPoolExecutor(DOWNLOADS) as pool:
+        list(pool.map(fetch, paths))
+
+
+@contextmanager
+def download_told(
+    repo_id: str, revision: str | None, token: Token, wanted: str = "a diffusers pipeline"
+) -> Iterator[None]:
+    """What goes wrong inside the block is raised as `download_failure` says, and not the client's own error with it."""
+    if token == "":  # nothing must be done for nobody in somebody's name
+        raise HubError("There is no Hugging Face token.", "Log in.")
+    try:
+        yield
+    except DreamBoothError:
+        raise
+    except Exception as error:  # the HTTP library's errors come through, and which library that is changes
+        raise download_failure(repo_id, revision, error, token, wanted) from None
+
+
+def download_failure(
+    repo_id: str, revision: str | None, error: Exception, token: Token, wanted: str = "a diffusers pipeline"
+) -> DreamBoothError:
+    """What to raise for the error that the Hub's client met while it fetched `wanted` from a repo for `token`."""
+    # diffusers looks in the cache when the Hub gives no answer, and raises an OSError with the Hub's error as its cause
+    wrapped = type(error) is OSError and isinstance(error.__cause__, Exception)
+    error = error.__cause__ if wrapped else error
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, GatedRepoError):
+        accept = f"Accept its terms on https://huggingface.co/{repo_id}"
+        hints = {
+            None: f"{accept} and log in with `hf auth login`.",
+            False: "Choose a model that everybody may read, or log in with an account that accepted its terms.",
+        }
+        return HubError(f"{repo_id} is gated.", hints.get(token, f"{accept} with the account you are logged in with."))
+    if isinstance(error, RevisionNotFoundError):
+        return ModelError(f"{repo_id} has no revision {revision!r}.", "Look at the repo's branches and tags.")
+    if isinstance(error, RepositoryNotFoundError | HFValidationError):
+        log_in = "log in with `hf auth login`" if token is None else "log in with an account that may read it"
+        return ModelError(
+            f"{repo_id} is not on the Hub, or is private.", f"Check the spelling; for a private one {log_in}."
+        )
+    if isinstance(error, RemoteEntryNotFoundError):
+        return ModelError(f"{repo_id} lacks a file: {first_line(error)}.", f"Give a repo with {wanted}.")
+    if isinstance(error, LocalEntryNotFoundError) or (wrapped and status is None):
+        return HubError(
+            f"{repo_id} is not downloaded and the Hub can't be reached.", "Check the connection and try again."
+        )
+    if status == 401:
+        return HubError("The Hub does not accept the login.", "Log in again.")
+    if status == 429:
+        return HubError(f"The Hub asks for fewer requests than {repo_id} takes.", "Wait a few minutes, then try again.")
+    full = isinstance(error, OSError) and error.errno and error.strerror  # its text names the file
+    reason = redact(full or first_line(error), token)
+    return HubError(f"{repo_id} could not be downloaded: {reason}.", "Try again; files that arrived whole are kept.")
+
+
+def fingerprint(model: Path) -> str:
+    """A hash of a pipeline folder: every part's files, by name, size and contents (of a big one, its two ends).
+
+    Reading gigabytes for each run would cost more than it tells; training changes weights all over the file. What a
+    repo holds beside the pipeline's parts, such as a card, samples or settings, shapes no picture.
+    """
+    digest = hashlib.sha256()
+    parts = {"model_index.json", *json.loads((model / "model_index.json").read_text())}
+    files = [path for path in model.rglob("*") if path.relative_to(model).parts[0] in parts and path.is_file()]
+    for path in sorted(p for p in files if p.suffix not in (".md", ".png")):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(model)} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            if size > 1 << 20:
+                file.seek(-(1 << 20), os.SEEK_END)
+                digest.update(file.read())
+    return digest.hexdigest()
