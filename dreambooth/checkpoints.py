@@ -21,12 +21,13 @@ class Checkpoint:
     No random state is kept: each step draws its randomness from (seed, step) alone.
     """
 
-    modules: nn.ModuleDict
+    weights: nn.ParameterList
+    """What is trained."""
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler | None
     """Only with fp16."""
-    ema: nn.ModuleDict | None
+    ema: nn.ParameterList | None
     step: int = 0
 
     def save(self, folder: Path, keep: int) -> Path:
@@ -42,7 +43,7 @@ class Checkpoint:
         """Restore from a folder that `save` wrote; raises `RunError` if it does not fit this training."""
         try:
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=True)
-            self.modules.load_state_dict(state["modules"])
+            self.weights.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             if self.scaler is not None:
@@ -61,7 +62,7 @@ class Checkpoint:
     def _state(self) -> dict:
         return {
             "step": self.step,
-            "modules": self.modules.state_dict(),
+            "weights": self.weights.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,

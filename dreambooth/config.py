@@ -26,9 +26,14 @@ MAX_FOREIGN_YAML = 2**16
 MAX_BRACKETS = 32
 """Brackets in brackets of a repo's YAML; settings have two. The time to read them grows with the square."""
 
+MethodName = Literal["full", "lora", "textual_inversion", "custom_diffusion"]
+LEARNS_WORD: tuple[MethodName, ...] = ("textual_inversion", "custom_diffusion")
+"""The methods whose identifier is a new word of the vocabulary, `<sks>`, with an embedding that is learned."""
+
 _Model = TypeVar("_Model", bound=BaseModel)
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 Crop = tuple[int, int, int, int]
+_NEW_WORD = re.compile(r"<[\w-]+>")
 
 
 class _Settings(BaseModel):
@@ -159,6 +164,50 @@ class PriorConfig(_Settings):
         return name
 
 
+class DriftConfig(_Settings):
+    """Drift penalty: the trained weights are held near the base model's, with or without class images."""
+
+    weight: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="Weight of the squared distance of the trained weights from the base model's in the loss: by a "
+        "Lipschitz bound it limits how far any picture can drift (Kim et al., arXiv 2505.19519); 0 is none.",
+    )
+
+
+class LoraConfig(_Settings):
+    """`method: lora`: low-rank matrices beside the attention's (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: int = Field(16, ge=1, le=1024, description="Rank of the matrices. Source: cloneofsimo/lora, 4 to 16.")
+    alpha: float | None = Field(
+        None, gt=0, le=1e4, description="They count alpha / rank; none: as much as they are. Source: diffusers' script."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of their inputs that is dropped. Source: diffusers'.")
+    dora: bool = Field(
+        False, description="Train each column's length apart from its direction (DoRA, arXiv 2402.09353)."
+    )
+    targets: list[Annotated[str, StringConstraints(min_length=1)]] | None = Field(
+        None, description="Names of the denoiser's layers that get them; none: its attention's projections."
+    )
+
+
+class WordConfig(_Settings):
+    """The new word of `textual_inversion` and `custom_diffusion`: the subject's identifier, in angle brackets."""
+
+    vectors: int = Field(1, ge=1, le=16, description="Embeddings of the word. Source: Textual Inversion, 1.")
+    initializer: Prompt = Field(
+        "{class_noun}",
+        description="The words whose mean embedding it starts from; {class_noun} is filled in. Source: Textual "
+        "Inversion (arXiv 2208.01618, section 4).",
+    )
+    learned: Path | None = Field(
+        None,
+        description="`lora` only: a finished run of textual_inversion whose word is taken as learned, so that what "
+        "inversion can't tell is added (pivotal tuning, arXiv 2106.05744).",
+    )
+
+
 class TrainConfig(_Settings):
     """The training itself."""
 
@@ -169,7 +218,10 @@ class TrainConfig(_Settings):
         5e-6, gt=0, le=1, description="Peak learning rate. Source: paper §4 for Stable Diffusion."
     )
     text_encoder: bool = Field(
-        True, description="Train the text encoder too: more faithful, more memory. Source: HF blog."
+        True, description="full, lora: train the text encoder too: more faithful, more memory. Source: HF blog."
+    )
+    text_learning_rate: float | None = Field(
+        None, gt=0, le=1, description="The text encoder's, or the new word's, own learning rate; none: the same."
     )
     batch_size: int = Field(
         1, ge=1, le=256, description="Photos a step; as many class images join them. Source: seed 002."
@@ -322,25 +374,33 @@ class Config(_Settings):
     )
     base_model: str = Field(TOYBOX, min_length=1, description="toybox, a Hub id, or a local diffusers pipeline folder.")
     revision: str | None = Field(None, description="Branch, tag or commit of the base model on the Hub.")
-    method: Literal["full"] = Field(
-        "full", description="What is trained: full is denoiser and text encoder (the paper)."
+    method: MethodName = Field(
+        "full",
+        description="What is trained: full is denoiser and text encoder (the paper); lora low-rank matrices beside "
+        "them; textual_inversion a new word alone; custom_diffusion a new word and how the denoiser reads words.",
     )
     seed: int = Field(1234, ge=0, lt=2**32, description="Seed of everything random in training. Source: seed 000.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train; auto prefers a GPU.")
     subject: SubjectConfig
+    more_subjects: list[SubjectConfig] = Field(
+        default_factory=list, max_length=8, description="Further subjects, learnt in the same run."
+    )
     prior: PriorConfig = PriorConfig()
+    drift: DriftConfig = DriftConfig()
+    lora: LoraConfig = LoraConfig()
+    word: WordConfig = WordConfig()
     train: TrainConfig = TrainConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _templates_fit(self) -> Config:
-        subject = self.subject
-        if subject.identifier not in subject.fill(subject.instance_prompt):
-            raise ValueError(
-                f"subject.instance_prompt {subject.instance_prompt!r} does not hold the identifier "
-                f"{subject.identifier!r}; write {{identifier}} where it belongs"
-            )
+        for subject in self.subjects:
+            if subject.identifier not in subject.fill(subject.instance_prompt):
+                raise ValueError(
+                    f"subject.instance_prompt {subject.instance_prompt!r} does not hold the identifier "
+                    f"{subject.identifier!r}; write {{identifier}} where it belongs"
+                )
         for section, prompts in (("sampling", self.sampling.prompts), ("evaluation", self.evaluation.prompts)):
             for prompt in prompts:
                 if unknown := _fields_of(prompt) - {"identifier", "class_noun"}:
@@ -350,24 +410,76 @@ class Config(_Settings):
             raise ValueError("train.mixed_precision is fp16 but device is cpu; use bf16, no or auto")
         return self
 
+    @model_validator(mode="after")
+    def _method_fits(self) -> Config:
+        identifiers = [subject.identifier for subject in self.subjects]
+        if len(set(identifiers)) < len(identifiers):
+            raise ValueError(f"two subjects have the identifier {max(identifiers, key=identifiers.count)!r}; each "
+                             "needs its own")  # fmt: skip
+        if self.prior.pack and len(self.class_prompts) > 1:
+            raise ValueError("prior.pack holds one class; leave it out, or give subjects of one class")
+        if self.word.learned and self.method != "lora":
+            raise ValueError(f"word.learned is for method lora, not {self.method}; leave it out")
+        if self.method in LEARNS_WORD or self.word.learned:
+            for identifier in identifiers:
+                if not _NEW_WORD.fullmatch(identifier):
+                    raise ValueError(f"subject.identifier {identifier!r}: {self.method} learns a new word, written in "
+                                     "angle brackets, for example <sks>")  # fmt: skip
+        if self.method in LEARNS_WORD and self.train.text_encoder:
+            raise ValueError(f"train.text_encoder: {self.method} learns a word and leaves the text encoder as it is; "
+                             "set it to false")  # fmt: skip
+        if self.lora.dora and self.drift.weight:
+            raise ValueError("drift.weight: there is no distance in closed form with lora.dora; set one of them off")
+        if self.method == "textual_inversion" and self.drift.weight:
+            raise ValueError("drift.weight: textual_inversion changes no weight of the base model; set it to 0")
+        return self
+
+    @property
+    def subjects(self) -> tuple[SubjectConfig, ...]:
+        """All subjects; pages and reports tell of the first."""
+        return (self.subject, *self.more_subjects)
+
+    @property
+    def instance_prompts(self) -> list[str]:
+        """Each subject's instance prompt with identifier and class noun filled in."""
+        return [subject.fill(subject.instance_prompt) for subject in self.subjects]
+
     @property
     def instance_prompt(self) -> str:
-        """The instance prompt with identifier and class noun filled in."""
-        return self.subject.fill(self.subject.instance_prompt)
+        """The first subject's."""
+        return self.instance_prompts[0]
+
+    @property
+    def class_prompts(self) -> list[str]:
+        """The class prompts with the class nouns filled in, each once."""
+        return list(dict.fromkeys(self.prior.class_prompt.format(class_noun=s.class_noun) for s in self.subjects))
 
     @property
     def class_prompt(self) -> str:
-        """The class prompt with the class noun filled in."""
-        return self.prior.class_prompt.format(class_noun=self.subject.class_noun)
+        """The first subject's."""
+        return self.class_prompts[0]
+
+    @property
+    def sample_prompts(self) -> list[str]:
+        """What is drawn while training: each subject, each class, the subjects together, and what was asked for."""
+        names = [subject.fill("{identifier} {class_noun}") for subject in self.subjects]
+        together = [f"a photo of {' and '.join(names)}"] if len(names) > 1 else []
+        asked = [self.subject.fill(prompt) for prompt in self.sampling.prompts]
+        return list(dict.fromkeys([*self.instance_prompts, *self.class_prompts, *together, *asked]))
+
+    @property
+    def condition(self) -> str:
+        """How tables call what keeps the class from drifting."""
+        kept = [*(["PPL"] if self.prior.active else []), *(["drift penalty"] if self.drift.weight else [])]
+        return f"with {' and '.join(kept)}" if kept else "without PPL"
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any], source: str = "config") -> Config:
-        """Check nested `settings`, over those of the preset they name (toybox's own for `base_model: toybox`).
+        """Check nested `settings`, over those of the preset they name, else of `usual_preset`.
 
         Raises `ConfigError` with every wrong key, its value and what is allowed.
         """
-        base_model = settings.get("base_model", TOYBOX)
-        preset = settings.get("preset") or (TOYBOX if base_model == TOYBOX else None)
+        preset = settings.get("preset") or usual_preset(settings.get("base_model", TOYBOX), settings.get("method"))
         merged = merge(load_preset(preset), settings) if preset else settings
         return validated(cls, merged | {"preset": preset}, source)
 
@@ -375,12 +487,12 @@ class Config(_Settings):
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Config:
         """Read a YAML file; `overrides` are `key.subkey=value` strings. Raises `ConfigError`.
 
-        A relative `subject.photos` in the file is relative to the file's folder; in an override, to where you are.
+        A relative folder in the file (`subject.photos`) is relative to the file's; in an override, to where you are.
         """
         settings = read_yaml(path)
-        _make_photos_absolute(settings, path.parent)
+        _make_folders_absolute(settings, path.parent)
         settings = override(settings, overrides)
-        _make_photos_absolute(settings, Path())
+        _make_folders_absolute(settings, Path())
         return cls.from_dict(settings, source=str(path))
 
     def to_yaml(self) -> str:
@@ -507,10 +619,14 @@ for _first in "yYnNoO":
     ]
 
 
-def _make_photos_absolute(settings: dict, folder: Path) -> None:
-    subject = settings.get("subject")
-    if isinstance(subject, dict) and isinstance(photos := subject.get("photos"), str) and photos.strip():
-        subject["photos"] = absolute(photos, folder, "subject.photos")
+def _make_folders_absolute(settings: dict, folder: Path) -> None:
+    more = settings.get("more_subjects")
+    for subject in (settings.get("subject"), *(more if isinstance(more, list) else ())):
+        if isinstance(subject, dict) and isinstance(photos := subject.get("photos"), str) and photos.strip():
+            subject["photos"] = absolute(photos, folder, "subject.photos")
+    word = settings.get("word")
+    if isinstance(word, dict) and isinstance(learned := word.get("learned"), str) and learned.strip():
+        word["learned"] = absolute(learned, folder, "word.learned")
 
 
 def absolute(path: str, folder: Path, key: str) -> str:
@@ -529,11 +645,23 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
 
 
+def usual_preset(base_model: str, method: str | None = None) -> str | None:
+    """The recipe of settings that name none: the method's, for the toybox or for Stable Diffusion 1.x; None where
+    the defaults are that recipe."""
+    kind = TOYBOX if base_model == TOYBOX else "sd15"
+    if method in (None, "full"):
+        return TOYBOX if kind == TOYBOX else None
+    name = f"{kind}-{str(method).replace('_', '-')}"
+    return name if name in preset_names() else None  # an unknown method is told of with all other wrong keys
+
+
 def load_preset(name: str) -> dict[str, Any]:
-    """A preset's settings; raises `ConfigError` with the names there are."""
+    """A preset's settings, over those of the preset that it names; raises `ConfigError` with the names there are."""
     if name not in preset_names():
         raise ConfigError(f"preset {name!r} does not exist.", f"Choose one of {', '.join(preset_names())}.")
-    return read_yaml(_PRESETS / f"{name}.yaml")
+    settings = read_yaml(_PRESETS / f"{name}.yaml")
+    below = settings.pop("preset", None)
+    return merge(load_preset(below), settings) if below else settings
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

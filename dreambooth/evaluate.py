@@ -214,9 +214,8 @@ def trained_model(run: Path, config: Config, which: Which = "last") -> Candidate
     step = measures.measures[-1].step if measures else config.train.steps
     if measures and folder.name == "best":
         step = measures.best
-    condition = "with PPL" if config.prior.active else "without PPL"
     return Candidate(
-        run.resolve().name, condition + (", best" if which == "best" else ""), step, folder,
+        run.resolve().name, config.condition + (", best" if which == "best" else ""), step, folder,
         lambda: open_source(str(run), device=resolve_device(config.device), which=which),
     )  # fmt: skip
 

@@ -63,6 +63,8 @@ class Step(Event):
     prior_loss: float | None
     lr: float
     seconds: float
+    drift: float | None = None
+    """The squared distance of the trained weights from the base model's, where it is penalised."""
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ class Family:
     predict: Callable[[DiffusionPipeline, Tensor, Tensor, dict[str, Tensor]], Tensor]
     """(pipe, noisy latents, timesteps (B,), conditioning) -> prediction, (B, C, h, w)."""
     lora_targets: tuple[str, ...]
+    """Names of the denoiser's layers that LoRA goes beside, and of the text encoders'."""
+    text_lora_targets: tuple[str, ...]
     cross_attention: tuple[str, ...]
     """Key and value projections of cross-attention; () where Custom Diffusion can't be used."""
 
@@ -93,6 +95,7 @@ def _sd_resolution(folder: Path) -> int:
 
 def _sd_tokenize(pipe: DiffusionPipeline, prompts: list[str]) -> Tensor:
     length = pipe.tokenizer.model_max_length
+    prompts = pipe.maybe_convert_prompt(prompts, pipe.tokenizer)  # a learned word may have several embeddings
     return pipe.tokenizer(
         prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
     ).input_ids
@@ -115,6 +118,7 @@ STABLE_DIFFUSION = Family(
     encode_images=_sd_encode_images,
     predict=lambda pipe, noisy, t, conditioning: pipe.unet(noisy, t, **conditioning).sample,
     lora_targets=("to_k", "to_q", "to_v", "to_out.0"),
+    text_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
     cross_attention=("attn2.to_k", "attn2.to_v"),
 )
 

@@ -40,18 +40,24 @@ MAX_FILES = 20_000
 DOWNLOADS = 8
 """Small files fetched at a time. Source: the Hub client's own default."""
 
+ADAPTER = "adapter.json"
+"""What tells of an adapter, as `model_index.json` of a pipeline."""
+
 TOYBOX_FOLDER = Path(__file__).parent / "toybox" / "model"
 
 
-def fetch_model(base_model: str, revision: str | None = None, *, token: Token = None) -> Path:
+def fetch_model(base_model: str, revision: str | None = None, *, token: Token = None, adapters: bool = False) -> Path:
     """The local folder of a base model: the built-in toybox, a folder, or a Hub repo that is downloaded if need be.
 
-    Raises `ModelError` where there is no such model and `HubError` where the Hub refuses or can't be reached.
+    With `adapters` it may be an adapter's. Raises `ModelError` where there is no such model, `HubError` where the Hub
+    refuses or can't be reached.
     """
     if base_model == TOYBOX:
         return TOYBOX_FOLDER
     folder = Path(os.path.expanduser(base_model))
     if folder.exists():
+        if adapters and (folder / ADAPTER).is_file():
+            return folder.resolve()
         if not (folder / "model_index.json").is_file():
             raise ModelError(
                 f"{base_model}: no model_index.json in it.", "Give a diffusers pipeline folder or a Hub id."
@@ -195,14 +201,17 @@ def download_failure(
 
 
 def fingerprint(model: Path) -> str:
-    """A hash of a pipeline folder: every part's files, by name, size and contents (of a big one, its two ends).
+    """A hash of a pipeline's or an adapter's folder: its files' names, sizes and contents (of big ones, their ends).
 
     Reading gigabytes for each run would cost more than it tells; training changes weights all over the file. What a
     repo holds beside the pipeline's parts, such as a card, samples or settings, shapes no picture.
     """
     digest = hashlib.sha256()
-    parts = {"model_index.json", *json.loads((model / "model_index.json").read_text())}
-    files = [path for path in model.rglob("*") if path.relative_to(model).parts[0] in parts and path.is_file()]
+    if (model / ADAPTER).is_file():
+        files = [model / ADAPTER, *model.glob("*.safetensors")]
+    else:
+        parts = {"model_index.json", *json.loads((model / "model_index.json").read_text())}
+        files = [path for path in model.rglob("*") if path.relative_to(model).parts[0] in parts and path.is_file()]
     for path in sorted(p for p in files if p.suffix not in (".md", ".png")):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(model)} {size}\n".encode())

@@ -16,6 +16,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dreambooth.adapters import is_adapter, is_model, load_model
 from dreambooth.config import (
     TOYBOX,
     Config,
@@ -26,7 +27,7 @@ from dreambooth.config import (
     read_yaml,
 )
 from dreambooth.errors import ConfigError, RunError
-from dreambooth.families import Family, load_pipeline, shown_name
+from dreambooth.families import Family, shown_name
 from dreambooth.fetch import fetch_model
 from dreambooth.files import atomic_file
 from dreambooth.hub import TAG, Token
@@ -78,10 +79,10 @@ def finished_model(run: Path, which: Which = "last") -> Path:
     A run whose last model is its best, or that was not measured, has one model for both. Raises `RunError` for a run
     without a finished model.
     """
-    if not (run / "model" / "model_index.json").is_file():
+    if not is_model(run / "model"):
         raise RunError(f"{run} has no finished model.", "Train it to the end first: `train CONFIG.yaml --resume`.")
     best = run / "best"
-    return best if which == "best" and (best / "model_index.json").is_file() else run / "model"
+    return best if which == "best" and is_model(best) else run / "model"
 
 
 def open_source(
@@ -92,27 +93,46 @@ def open_source(
     safety_checker: bool = True,
     which: Which = "last",
     token: Token = None,
+    scale: float = 1.0,
+    adapters: Sequence[tuple[str, float]] = (),
 ) -> Source:
     """Load a run directory, toybox, a pipeline folder or a Hub id for generation; of a run, `which` of its models.
 
-    A model that was published as a run's is sampled as that run was. Where the model has a safety checker, it looks at
-    every picture unless `safety_checker` is off. Raises `RunError` for a run without a finished model, `ConfigError`
-    for damaged settings, else what `fetch_model` and `load_pipeline` raise.
+    An adapter takes part with `scale`, and on top come further `adapters`, each a run, a folder or a Hub id, and its
+    weight. A model that was published as a run's is sampled as that run was. Where the model has a safety checker, it
+    looks at every picture unless `safety_checker` is off. Raises `RunError` for a run without a finished model,
+    `ConfigError` for damaged settings and for what is no adapter, else what `fetch_model` and `load_model` raise.
     """
     folder = Path(os.path.expanduser(source))
-    run = any((folder / name).is_file() for name in ("config.yaml", "events.jsonl"))
-    if run and not (folder / "model_index.json").is_file():  # a published model has a config.yaml, too
+    base = None
+    if _is_run(folder):
         model = finished_model(folder, which)
         config = Config.from_dict(read_yaml(folder / "config.yaml"), source=str(folder / "config.yaml"))
+        if is_adapter(model):
+            base = fetch_model(config.base_model, config.revision)
     else:
-        model = fetch_model(source, revision, token=token)
+        model = fetch_model(source, revision, token=token, adapters=True)
         config = published_settings(model)
     name = folder.resolve().name if folder.exists() else source
     usual = SamplingConfig(**(load_preset(TOYBOX)["sampling"] if source == TOYBOX else {}))
-    pipe, family = load_pipeline(model, safety_checker=safety_checker)
+    stacked = [(_adapter_folder(other, token), weight) for other, weight in adapters]
+    pipe, family = load_model(model, base, scale=scale, adapters=stacked, safety_checker=safety_checker, token=token)
     if device is not None:
         pipe.to(device)
     return Source(pipe, family, name, config.sampling if config else usual, config)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether it is a run's directory; a published model has a config.yaml, too."""
+    return any((folder / name).is_file() for name in ("config.yaml", "events.jsonl")) and not is_model(folder)
+
+
+def _adapter_folder(source: str, token: Token) -> Path:
+    folder = Path(os.path.expanduser(source))
+    found = finished_model(folder) if _is_run(folder) else fetch_model(source, token=token, adapters=True)
+    if not is_adapter(found):
+        raise ConfigError(f"{source} is a whole model.", "Only adapters can be put on top of a model.")
+    return found
 
 
 def published_settings(model: Path) -> Config | None:

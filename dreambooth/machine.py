@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import resource
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -50,6 +53,22 @@ def resolve_device(setting: str) -> torch.device:
     if not present[setting]:
         raise ConfigError(f"device is {setting}, which this machine or its PyTorch lacks.", "Set device: auto or cpu.")
     return torch.device(setting)
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` count from now, where the system allows it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # proc(5): resets the resident set's peak; other systems have no such file
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory in use so far, in bytes: of the process on a CPU, of the accelerator else."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilobytes_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes_or_bytes * (1 if sys.platform == "darwin" else 1024)
 
 
 def resolve_precision(setting: str, device: torch.device) -> str:

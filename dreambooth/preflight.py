@@ -103,7 +103,8 @@ def _estimate(rehearsal: Rehearsal, config: Config, checkpointing: bool) -> Esti
     step = rehearsal.step(config, checkpointing)
     crops = train.crops_per_photo * (1 + train.flip)
     encoding = rehearsal.encode(config, min(crops, ENCODE_BATCH))
-    encoded = PHOTOS * crops + prior.active * prior.num_images * (1 + train.flip)
+    class_images = prior.active * prior.num_images * len(config.class_prompts)
+    encoded = PHOTOS * len(config.subjects) * crops + class_images * (1 + train.flip)
 
     trained = 4 * sum(step.trained)
     state = sum(_state_bytes(size, train.optimizer) for size in step.trained)
@@ -121,10 +122,9 @@ def _estimate(rehearsal: Rehearsal, config: Config, checkpointing: bool) -> Esti
     if prior.active:
         drawing = rehearsal.draw(config, prior.batch_size, prior.steps, prior.guidance_scale)
         stages["class images"] = (drawing, {})
-        seconds += drawing.seconds * prior.num_images / prior.batch_size
+        seconds += drawing.seconds * class_images / prior.batch_size
     if train.sample_every:
-        prompts = {config.instance_prompt, config.class_prompt, *map(config.subject.fill, sampling.prompts)}
-        pictures = len(prompts) * sampling.num_images
+        pictures = len(config.sample_prompts) * sampling.num_images
         drawing = rehearsal.draw(config, min(pictures, MAX_BATCH), sampling.steps, sampling.guidance_scale)
         stages["sample pictures"] = (drawing, held)
         times = 1 + math.ceil(train.steps / train.sample_every)  # the base model's too

@@ -34,12 +34,17 @@ def cache_root() -> Path:
     return Path(base).expanduser() / "class_images"
 
 
-def cache_key(config: Config, model: Path, resolution: int, precision: str) -> dict[str, object]:
-    """Everything that shapes the class images; `model` is the base model's folder, `precision` no, bf16 or fp16."""
+def cache_key(
+    config: Config, model: Path, resolution: int, precision: str, class_prompt: str | None = None
+) -> dict[str, object]:
+    """Everything that shapes the images of a class, the first subject's if none is given.
+
+    `model` is the base model's folder, `precision` no, bf16 or fp16.
+    """
     prior = config.prior
     return {
         "base_model": fingerprint(model),
-        "class_prompt": config.class_prompt,
+        "class_prompt": class_prompt or config.class_prompt,
         "steps": prior.steps,
         "guidance_scale": prior.guidance_scale,
         "resolution": resolution,
@@ -66,29 +71,27 @@ def class_images(folder: Path, count: int) -> list[Path]:
 def draw_class_images(
     pipe: DiffusionPipeline, config: Config, folder: Path, key: dict[str, object], dtype: torch.dtype | None
 ) -> Iterator[int]:
-    """Draw those of the run's class images that `folder` lacks; yields how many there are after each batch.
+    """Draw those of the class images of `key` that `folder` lacks; yields how many there are after each batch.
 
     Blank pictures (failed arithmetic, or a safety checker's black frame) are drawn again from another seed; raises
     `ModelError` when that does not help.
     """
-    prior = config.prior
+    prior, prompt = config.prior, str(key["class_prompt"])
     write_key(folder, key)
     sampling = SamplingConfig(steps=prior.steps, guidance_scale=prior.guidance_scale)
     todo = [(i, 0) for i in missing_images(folder, prior.num_images)]
     while todo:
         batch, todo = todo[: prior.batch_size], todo[prior.batch_size :]
         seeds = [_seed(config.seed, i, redraws) for i, redraws in batch]
-        images = draw(
-            pipe, [config.class_prompt] * len(batch), seeds, sampling, resolution=int(key["resolution"]), dtype=dtype
-        )
+        images = draw(pipe, [prompt] * len(batch), seeds, sampling, resolution=int(key["resolution"]), dtype=dtype)
         for image, (i, redraws), seed in zip(images, batch, seeds, strict=True):
             if not is_blank(image):
-                save_picture(_path(folder, i), image, prompt=config.class_prompt, seed=seed)
+                save_picture(_path(folder, i), image, prompt=prompt, seed=seed)
             elif redraws < MAX_REDRAWS:
                 todo.append((i, redraws + 1))
             else:
                 raise ModelError(
-                    f"{config.base_model} drew only blank pictures for {config.class_prompt!r}.",
+                    f"{config.base_model} drew only blank pictures for {prompt!r}.",
                     "Try train.mixed_precision: no, or another prior.class_prompt.",
                 )
         yield prior.num_images - len(todo)

@@ -33,7 +33,7 @@ from dreambooth.config import Config
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families import Family, family_of
 from dreambooth.machine import Speed, one_model_at_a_time
-from dreambooth.methods import get_method
+from dreambooth.methods import get_method, store_frozen_in
 
 LARGE_BLOCK = 32 * 2**20
 """From this size on a freed block goes back to the system at once (glibc's largest mmap threshold, mallopt(3))."""
@@ -181,21 +181,24 @@ class Rehearsal:
     def step(self, config: Config, checkpointing: bool) -> Trace:
         """Take one batch forward and backward; each different prompt is encoded once."""
         train, prior = config.train, config.prior.active
-        prompts = [config.instance_prompt] * (train.batch_size if config.subject.captions else 1)
-        prompts += [config.class_prompt] * prior
+        captioned = any(subject.captions for subject in config.subjects)
+        prompts = config.instance_prompts[: train.batch_size]
+        prompts += [config.instance_prompt] * (train.batch_size - len(prompts) if captioned else 0)
+        prompts += config.class_prompts[: train.batch_size] * prior
         batch = train.batch_size * (1 + prior)
-        key = ("step", batch, len(prompts), train.gradient_accumulation > 1, train.text_encoder, checkpointing)
+        key = ("step", batch, len(prompts), train.gradient_accumulation > 1, checkpointing, *_trained(config))
         return self._once(key, config, lambda: self._step(config, checkpointing, prompts, batch))
 
     def _step(self, config: Config, checkpointing: bool, prompts: list[str], batch: int) -> Trace:
         family = self.family
         pipe = blank_pipeline(self.model, family, self.fake)
         trainable = get_method(config.method).attach(pipe, family, config)
+        store_frozen_in(None if config.train.mixed_precision == "no" else torch.bfloat16, trainable)
         for module in trainable.modules.values():
             module.train()
             if checkpointing:
                 enable_gradient_checkpointing(module)
-        parameters = [p for group in trainable.parameter_groups for p in group["params"]]
+        parameters = trainable.parameters
         text_trained = any(name in trainable.modules for name in family.text_encoders)
 
         def work(tracker: Tracker) -> None:
@@ -210,7 +213,8 @@ class Rehearsal:
                 where = torch.zeros(batch, dtype=torch.long)
                 conditioning = {name: value[where] for name, value in encoded.items()}
                 prediction = family.predict(pipe, *self._latents(config, batch), conditioning)
-            prediction.float().square().mean().backward()
+            loss = prediction.float().square().mean()
+            (loss + trainable.drift() if trainable.drift else loss).backward()
 
         # On CUDA what a step does not use makes room; elsewhere it would only move from main memory to main memory.
         idle = ["vae", *(() if text_trained else family.text_encoders)] if self.device.type == "cuda" else []
@@ -250,6 +254,12 @@ class Rehearsal:
     def _latents(self, config: Config, batch: int) -> tuple[Tensor, Tensor]:
         side = config.train.resolution // self.pipe.vae_scale_factor
         return torch.empty(batch, self.pipe.vae.config.latent_channels, side, side), torch.zeros(batch).long()
+
+
+def _trained(config: Config) -> tuple:
+    """What decides which weights a step trains, and what it holds of them."""
+    settings = (config.lora.model_dump_json(), config.word.model_dump_json(), config.drift.weight > 0)
+    return config.method, config.train.text_encoder, len(config.subjects), *settings
 
 
 @one_model_at_a_time

@@ -325,7 +325,7 @@ def _check_photos(cell: Cell) -> None:
         photos = find_photos(cell.config.subject.photos)
         prepare_photos(photos, MIN_SIDE, cell.config.subject.crops)
         for photo in photos:
-            caption_of(cell.config, photo)
+            caption_of(cell.config.subject, photo)
     except PhotoError as error:
         raise PhotoError(f"{cell.subject}: {error.message}", error.hint) from None
 

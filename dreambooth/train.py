@@ -7,9 +7,7 @@ prepare, resume, loop (one step, report, sample, checkpoint, stop), save.
 from __future__ import annotations
 
 import re
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -25,9 +23,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dreambooth import events, packs, prior
+from dreambooth.adapters import load_model, save_trained
 from dreambooth.checkpoints import Checkpoint, list_checkpoints
 from dreambooth.coach import coach
-from dreambooth.config import Config
+from dreambooth.config import Config, SubjectConfig
 from dreambooth.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variants, encode, generator, photo_variants
 from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError, RunError
@@ -36,8 +35,8 @@ from dreambooth.families import Family, family_of, load_pipeline, use_fastest_at
 from dreambooth.fetch import fetch_model
 from dreambooth.files import atomic_folder
 from dreambooth.generate import MAX_BATCH, draw, save_picture
-from dreambooth.machine import resolve_device, resolve_precision
-from dreambooth.methods import get_method
+from dreambooth.machine import peak_memory, reset_peak_memory, resolve_device, resolve_precision
+from dreambooth.methods import get_method, store_frozen_in
 from dreambooth.monitor import Monitor
 from dreambooth.objectives import dreambooth_loss
 from dreambooth.photos import find_photos, prepare_photos, save_prepared
@@ -60,7 +59,8 @@ def train(
     Raises `DreamBoothError`s; what is on disk then is whole.
     """
     started = time.monotonic()
-    settings, method = config.train, get_method(config.method)
+    reset_peak_memory()
+    settings = config.train
 
     # -- prepare: check everything before a weight is loaded ---------------------------------------------------------
     yield events.Stage("prepare")
@@ -77,20 +77,20 @@ def train(
 
     use_prior = config.prior.active
     if use_prior:
-        key = prior.cache_key(config, model, resolution, precision)
-        class_folder = prior.cache_folder(key)
-        if config.prior.pack and prior.missing_images(class_folder, config.prior.num_images):
+        keys = [prior.cache_key(config, model, resolution, precision, prompt) for prompt in config.class_prompts]
+        class_folders = [prior.cache_folder(key) for key in keys]
+        if config.prior.pack and prior.missing_images(class_folders[0], config.prior.num_images):
             yield events.Stage("fetch class images")
-            packs.fetch_pack(config.prior.pack, key, config.prior.num_images)
+            packs.fetch_pack(config.prior.pack, keys[0], config.prior.num_images)
 
-    photos, prompts = _photos_and_prompts(config, run)
-    monitor = yield from _monitor(config, run, photos)
+    photos, prompts = _photos_and_prompts(run)
+    monitor = yield from _monitor(config, run, photos[: len([*run.glob("photos/*.png")])])
 
     yield events.Stage("load model")
     pipe, family = load_pipeline(model)
     pipe.to(device)
     use_fastest_attention(pipe, family, (resolution // pipe.vae_scale_factor) ** 2)
-    if use_prior:
+    for number, (key, class_folder) in enumerate(zip(keys, class_folders) if use_prior else (), 1):
         missing = len(prior.missing_images(class_folder, config.prior.num_images))
         if missing:
             yield events.Stage("class images", config.prior.num_images)
@@ -99,42 +99,44 @@ def train(
                 if should_stop() and done < config.prior.num_images:
                     yield events.Cancelled(0)
                     return
-        _point_to(run / "class_images", class_folder)
+        _point_to(run / ("class_images" if number == 1 else f"class_images-{number}"), class_folder)
 
-    # -- prepare: encode every picture once --------------------------------------------------------------------------
+    # -- prepare: what is trained, and every picture encoded once ----------------------------------------------------
+    trainable = get_method(config.method).attach(pipe, family, config)  # it may teach the tokenizer a word
     yield events.Stage("encode")
     instance = encode(pipe, family, (photo_variants(p, config, i) for i, p in enumerate(photos)), prompts, dtype)
     classes = None
     if use_prior:
-        paths = prior.class_images(class_folder, config.prior.num_images)
-        pictures = (class_variants(path, config) for path in paths)
-        classes = encode(pipe, family, pictures, [config.class_prompt] * len(paths), dtype)
+        paths = [path for folder in class_folders for path in prior.class_images(folder, config.prior.num_images)]
+        class_prompts = [prompt for prompt in config.class_prompts for _ in range(config.prior.num_images)]
+        classes = encode(pipe, family, (class_variants(path, config) for path in paths), class_prompts, dtype)
     batch_size, accumulation = settings.batch_size, settings.gradient_accumulation
     dataset = DreamBoothDataset(instance, classes, config.seed, settings.steps * accumulation * batch_size)
 
-    # -- prepare: what is trained, and with what ---------------------------------------------------------------------
+    # -- prepare: with what it is trained ----------------------------------------------------------------------------
     AcceleratorState._reset_state(reset_partial_state=True)  # else a process keeps its first run's precision
     accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
-    trainable = method.attach(pipe, family, config)
     objective = family.objective(pipe)
-    modules = nn.ModuleDict(trainable.modules).train()
-    if estimate.gradient_checkpointing:
-        for module in modules.values():
+    store_frozen_in(dtype, trainable)
+    for module in trainable.modules.values():
+        module.train()
+        if estimate.gradient_checkpointing:
             enable_gradient_checkpointing(module)
     optimizer = accelerator.prepare(_optimizer(config, trainable.parameter_groups))
     schedule = get_scheduler(
         {"constant": "constant_with_warmup"}.get(settings.lr_schedule, settings.lr_schedule), optimizer.optimizer,
         num_warmup_steps=settings.warmup_steps, num_training_steps=settings.steps,
     )  # fmt: skip
-    parameters = [p for group in trainable.parameter_groups for p in group["params"]]
-    ema = deepcopy(modules).requires_grad_(False) if settings.ema_decay else None
+    weights = nn.ParameterList(trainable.parameters)
+    ema = deepcopy(weights).requires_grad_(False) if settings.ema_decay else None
+    yield events.Metric("trainable_parameters", sum(p.numel() for p in weights), 0)
     text_trained = any(name in trainable.modules for name in family.text_encoders)
     conditioning = _conditioning(pipe, family, dataset, frozen=not text_trained)
     idle = ["vae", *(() if text_trained else family.text_encoders)]
     _move(pipe, idle, "cpu")  # what a step does not use makes room
 
     # -- resume ------------------------------------------------------------------------------------------------------
-    checkpoint = Checkpoint(modules, optimizer.optimizer, schedule, accelerator.scaler, ema)
+    checkpoint = Checkpoint(weights, optimizer.optimizer, schedule, accelerator.scaler, ema)
     if resume and (saved := list_checkpoints(run / "checkpoints")):
         checkpoint.load(saved[-1])
     else:
@@ -143,13 +145,13 @@ def train(
     def sample(step: int) -> Iterator[Event]:
         """Draw the sample pictures, measure them, and keep the model that is the best so far."""
         _move(pipe, idle, device)
-        with _weights_of(ema, modules):
+        with _weights_of(ema, weights):
             pictures = yield from _draw_samples(pipe, config, run, step, resolution, dtype, should_stop)
             if monitor and pictures:
                 yield from monitor.measure(step, pictures, device)
                 if monitor.best == step and 0 < step < settings.steps:
                     with atomic_folder(run / "best") as folder:
-                        trainable.save(folder, model)
+                        save_trained(trainable, config, model, folder)
         _move(pipe, idle, "cpu")
 
     # -- loop --------------------------------------------------------------------------------------------------------
@@ -181,28 +183,29 @@ def train(
                 prediction = family.predict(pipe, objective.add_noise(x0, noise, t), t, conditioning(ids))
             losses = objective.loss(prediction, x0, noise, t, settings.snr_gamma)
             loss = dreambooth_loss(losses, batch_size, config.prior.weight)
-            if not torch.isfinite(loss.total):
+            drift = trainable.drift() if trainable.drift else loss.total.new_zeros(())
+            total = loss.total + config.drift.weight * drift
+            if not torch.isfinite(total):
                 raise RunError(
                     f"The loss is not finite at step {checkpoint.step + 1}, so the weights would be ruined.",
                     "Lower train.learning_rate, or set train.mixed_precision to no or bf16.",
                 )
-            accelerator.backward(loss.total / accumulation)
-            parts.append(torch.stack([loss.total, loss.instance, loss.prior if use_prior else loss.total * 0]).detach())
-        accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
+            accelerator.backward(total / accumulation)
+            prior_loss = loss.prior if use_prior else total.new_zeros(())
+            parts.append(torch.stack([total, loss.instance, prior_loss, drift]).detach())
+        accelerator.clip_grad_norm_(list(weights), settings.max_grad_norm)
         lr = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        if trainable.after_step:
-            trainable.after_step()
         checkpoint.step = step = checkpoint.step + 1
         if ema is not None:
-            _update_average(ema, modules, settings.ema_decay, step)
+            _update_average(ema, weights, settings.ema_decay, step)
 
         # report
-        total, instance_loss, prior_loss = torch.stack(parts).mean(0).tolist()
-        seconds = time.monotonic() - tick
-        yield events.Step(step, total, instance_loss, prior_loss if use_prior else None, lr, seconds)
+        total, instance_loss, prior_loss, drift = torch.stack(parts).mean(0).tolist()
+        prior_loss, drift = prior_loss if use_prior else None, drift if trainable.drift else None
+        yield events.Step(step, total, instance_loss, prior_loss, lr, time.monotonic() - tick, drift)
 
         # sample, measure
         done = step == settings.steps
@@ -223,44 +226,51 @@ def train(
     yield events.Stage("save")
     if monitor and monitor.best == checkpoint.step:  # then the last is the best
         shutil.rmtree(run / "best", ignore_errors=True)
-    with _weights_of(ema, modules), atomic_folder(run / "model") as folder:
-        trainable.save(folder, model)
-        load_pipeline(folder)  # stock diffusers takes it, or this run has not finished
-    yield events.Metric("peak_memory_bytes", _peak_memory(device), settings.steps)
+    with _weights_of(ema, weights), atomic_folder(run / "model") as folder:
+        save_trained(trainable, config, model, folder)
+        load_model(folder, model)  # stock diffusers takes it, or this run has not finished
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    yield events.Metric("model_bytes", size, settings.steps)
+    yield events.Metric("peak_memory_bytes", peak_memory(device), settings.steps)
     yield events.Finished("model", time.monotonic() - started)
 
 
 def _prepare_photos(config: Config, run: Path, resolution: int) -> Iterator[Event]:
-    """Write `photos/`: 00.png, 01.png, … and beside each, in a text file, the prompt it is trained with."""
-    paths = find_photos(config.subject.photos)
-    prepared = prepare_photos(paths, resolution, config.subject.crops)
-    for finding in coach(prepared):
-        yield events.Warning(finding.message)
-    prompts = [caption_of(config, path) for path in paths]
+    """Write `photos/`: 00.png, 01.png, … and beside each, in a text file, the prompt it is trained with.
+
+    A second subject's photos are in `photos/subject-2`, and so on.
+    """
     with atomic_folder(run / "photos") as folder:
-        for image, prompt in zip(save_prepared(prepared, folder), prompts, strict=True):
-            image.with_suffix(".txt").write_text(prompt, encoding="utf-8")
+        for number, subject in enumerate(config.subjects, 1):
+            paths = find_photos(subject.photos)
+            prepared = prepare_photos(paths, resolution, subject.crops)
+            for finding in coach(prepared):
+                yield events.Warning(finding.message)
+            prompts = [caption_of(subject, path) for path in paths]
+            place = folder if number == 1 else folder / f"subject-{number}"
+            for image, prompt in zip(save_prepared(prepared, place), prompts, strict=True):
+                image.with_suffix(".txt").write_text(prompt, encoding="utf-8")
 
 
-def caption_of(config: Config, photo: Path) -> str:
+def caption_of(subject: SubjectConfig, photo: Path) -> str:
     """The prompt that a photo is trained with; raises `PhotoError` for a caption that can't be used."""
     text = photo.with_suffix(".txt")
-    if not (config.subject.captions and text.is_file()):
-        return config.instance_prompt
+    if not (subject.captions and text.is_file()):
+        return subject.fill(subject.instance_prompt)
     try:
-        caption = config.subject.fill(text.read_text(encoding="utf-8").strip())
+        caption = subject.fill(text.read_text(encoding="utf-8").strip())
     except (OSError, LookupError, ValueError, AttributeError) as error:
         raise PhotoError(f"{text.name}: can't be used as a caption ({error}).", "Write plain text; {identifier} and "
                          "{class_noun} are filled in.") from None  # fmt: skip
-    if config.subject.identifier not in caption:
+    if subject.identifier not in caption:
         raise PhotoError(
             f"{text.name}: does not hold the identifier.", "Write {identifier} where the subject is named."
         )
     return caption
 
 
-def _photos_and_prompts(config: Config, run: Path) -> tuple[list[Image.Image], list[str]]:
-    files = sorted((run / "photos").glob("*.png"))
+def _photos_and_prompts(run: Path) -> tuple[list[Image.Image], list[str]]:
+    files = [*sorted((run / "photos").glob("*.png")), *sorted((run / "photos").glob("subject-*/*.png"))]
     return [Image.open(f).convert("RGB") for f in files], [
         f.with_suffix(".txt").read_text(encoding="utf-8") for f in files
     ]
@@ -346,19 +356,19 @@ def _conditioning(
 
 
 @torch.no_grad()
-def _update_average(ema: nn.Module, modules: nn.Module, decay: float, step: int) -> None:
+def _update_average(ema: nn.ParameterList, weights: nn.ParameterList, decay: float, step: int) -> None:
     """Move the average towards the weights; early steps count more, so that the start does not linger."""
     decay = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(ema.parameters()), list(modules.parameters()), 1 - decay)
+    torch._foreach_lerp_(list(ema), list(weights), 1 - decay)
 
 
 @contextmanager
-def _weights_of(ema: nn.Module | None, modules: nn.Module) -> Iterator[None]:
-    """Inside the block the modules hold the averaged weights, if there are any."""
+def _weights_of(ema: nn.ParameterList | None, weights: nn.ParameterList) -> Iterator[None]:
+    """Inside the block the weights are the averaged ones, if there are any."""
     if ema is None:
         yield
         return
-    pairs = list(zip(modules.parameters(), ema.parameters(), strict=True))
+    pairs = list(zip(weights, ema, strict=True))
     for ours, theirs in pairs:
         ours.data, theirs.data = theirs.data, ours.data
     try:
@@ -372,13 +382,12 @@ def _draw_samples(
     pipe: DiffusionPipeline, config: Config, run: Path, step: int, resolution: int, dtype: torch.dtype | None,
     should_stop: Callable[[], bool],
 ) -> Generator[Event, None, list[tuple[Image.Image, str]]]:  # fmt: skip
-    """Draw the subject's prompt, the class prompt and any others with the same seeds each time.
+    """Draw the subject's prompt, the class's and any others with the same seeds each time.
 
     Returns the pictures with their prompts; none where it was told to stop before it had drawn all.
     """
     sampling = config.sampling
-    prompts = [config.instance_prompt, config.class_prompt, *(config.subject.fill(p) for p in sampling.prompts)]
-    jobs = [(prompt, sampling.seed + i) for prompt in dict.fromkeys(prompts) for i in range(sampling.num_images)]
+    jobs = [(prompt, sampling.seed + i) for prompt in config.sample_prompts for i in range(sampling.num_images)]
     drawn = []
     for start in range(0, len(jobs), MAX_BATCH):
         if start and should_stop():
@@ -392,11 +401,3 @@ def _draw_samples(
             yield events.Image(str(path.relative_to(run)), prompt, seed, step)
             drawn.append((image, prompt))
     return drawn
-
-
-def _peak_memory(device: torch.device) -> int:
-    """The most memory in use so far, in bytes: of the process on a CPU, of the accelerator else."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    kilobytes_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes_or_bytes * (1 if sys.platform == "darwin" else 1024)

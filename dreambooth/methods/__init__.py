@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
 from dreambooth.config import Config
 from dreambooth.families import Family
+
+Load = Callable[[DiffusionPipeline, Family, Sequence[tuple[Path, float]]], None]
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,18 @@ class Trainable:
     """What one training changes."""
 
     modules: dict[str, nn.Module]
-    """The trained modules by the pipeline's attribute that holds them; a checkpoint carries their trained weights."""
+    """The modules that gradients pass through, by the pipeline's attribute that holds them."""
     parameter_groups: list[dict]
-    """For the optimiser; every `params` list holds float32 parameters."""
+    """For the optimiser, and for checkpoints; every `params` list holds float32 parameters."""
     save: Callable[[Path, Path], None]
     """(new folder, base model's folder) -> None: write what generation loads."""
-    after_step: Callable[[], None] | None = None
-    """Called after every optimiser step, before anything reads the weights."""
+    drift: Callable[[], Tensor] | None = None
+    """The squared distance of the trained weights from the base model's, a scalar; where `drift.weight` asks for it."""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained."""
+        return [p for group in self.parameter_groups for p in group["params"]]
 
 
 @dataclass(frozen=True)
@@ -32,13 +40,53 @@ class Method:
     """One way of fine-tuning."""
 
     name: str
+    title: str
     description: str
+    """One sentence for people: what is trained, what it costs, what it is best at."""
     attach: Callable[[DiffusionPipeline, Family, Config], Trainable]
     """Freeze everything, then make trainable what this method trains. Raises `ConfigError` for impossible pairs."""
+    load: Load | None = None
+    """(pipe, family, [(folder that `save` wrote, weight)]) -> None: put the weight's share of what was trained into the
+    base model's pipeline. Raises `ModelError`. None where `save` writes a whole pipeline."""
+    files: tuple[str, ...] = ()
+    """Patterns of the weights' names that `save` writes, of which the first is always there; none of a pipeline's."""
 
 
 def get_method(name: str) -> Method:
     """The method of that name; `Config` has checked the name."""
-    from dreambooth.methods import full
+    return {method.name: method for method in methods()}[name]
 
-    return {method.name: method for method in (full.METHOD,)}[name]
+
+def methods() -> tuple[Method, ...]:
+    """All methods, the paper's first."""
+    from dreambooth.methods import custom_diffusion, full, lora, textual_inversion
+
+    return (full.METHOD, lora.METHOD, textual_inversion.METHOD, custom_diffusion.METHOD)
+
+
+def freeze(pipe: DiffusionPipeline) -> None:
+    """Let nothing of the pipeline be trained."""
+    for component in pipe.components.values():
+        if isinstance(component, nn.Module):
+            component.requires_grad_(False)
+
+
+def text_learning_rate(config: Config) -> dict[str, float]:
+    """What a parameter group of the text side says of its learning rate, where that is its own."""
+    own = config.train.text_learning_rate
+    return {"lr": own} if own else {}
+
+
+def store_frozen_in(dtype: torch.dtype | None, trainable: Trainable) -> None:
+    """Keep the matrices that are not trained in the forward pass's precision, which would cast them each time."""
+    layers = (m for module in trainable.modules.values() for m in module.modules())
+    for layer in layers if dtype is not None else ():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.requires_grad:
+            layer.weight.data = layer.weight.data.to(dtype)
+
+
+def distance_from_now(parameters: Iterable[nn.Parameter]) -> Callable[[], Tensor]:
+    """A function that gives ‖θ − θ₀‖², a scalar, θ₀ being the parameters as they are at this moment."""
+    trained = list(parameters)
+    base = [p.detach().clone() for p in trained]
+    return lambda: torch.stack([(p - b).square().sum() for p, b in zip(trained, base, strict=True)]).sum()

@@ -11,17 +11,18 @@ from safetensors.torch import load_file, save_file
 
 from dreambooth.config import Config
 from dreambooth.families import Family
-from dreambooth.methods import Method, Trainable
+from dreambooth.methods import Method, Trainable, distance_from_now, freeze, text_learning_rate
 
 
 def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable:
     """Make the denoiser's (and text encoders') weights trainable, everything else frozen."""
     names = (family.denoiser, *(family.text_encoders if config.train.text_encoder else ()))
-    for component in pipe.components.values():
-        if hasattr(component, "requires_grad_"):
-            component.requires_grad_(False)
+    freeze(pipe)
     modules = {name: getattr(pipe, name).requires_grad_(True) for name in names}
     groups = [{"params": list(module.parameters())} for module in modules.values()]
+    for group in groups[1:]:
+        group |= text_learning_rate(config)
+    drift = distance_from_now(p for group in groups for p in group["params"]) if config.drift.weight else None
 
     def save(folder: Path, base: Path) -> None:
         """Write a whole pipeline: the trained components, and the base's own files for all others."""
@@ -36,7 +37,7 @@ def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         forget_paths(folder)
 
-    return Trainable(modules, groups, save)
+    return Trainable(modules, groups, save, drift)
 
 
 def use_classic_names(file: Path) -> None:
@@ -58,6 +59,7 @@ def forget_paths(folder: Path) -> None:
 
 METHOD = Method(
     "full",
-    "Every weight of the denoiser and, if asked, the text encoder: most faithful, largest file (the paper).",
+    "DreamBooth",
+    "Trains every weight, as the paper does: most faithful, with the largest file.",
     attach,
 )

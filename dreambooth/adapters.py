@@ -1,0 +1,147 @@
+"""Adapters: what a method trained beside its base model, on disk with its name, and put into a pipeline again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dreambooth.config import Config, MethodName
+from dreambooth.errors import ConfigError, ModelError
+from dreambooth.families import Family, load_pipeline, shown_name
+from dreambooth.fetch import ADAPTER, fetch_model, fingerprint
+from dreambooth.files import atomic_folder
+from dreambooth.hub import Token, name_of
+from dreambooth.machine import one_model_at_a_time
+from dreambooth.methods import Trainable, get_method, methods
+from dreambooth.methods.full import forget_paths, use_classic_names
+
+FILE = ADAPTER
+
+
+class Adapter(BaseModel):
+    """What `adapter.json` says: whose weights lie beside it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    method: MethodName
+    base_model: str
+    """toybox, a Hub id, or the name of a folder that only its owner has."""
+    revision: str | None
+    base_fingerprint: str
+    """Of the base model's files, by `fetch.fingerprint`."""
+    identifiers: tuple[str, ...]
+    """What the subjects are called in prompts."""
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a whole pipeline or an adapter is in the folder."""
+    return (folder / "model_index.json").is_file() or is_adapter(folder)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether an adapter is in the folder."""
+    return (folder / FILE).is_file()
+
+
+def save_trained(trainable: Trainable, config: Config, base: Path, folder: Path) -> None:
+    """Write what was trained into the new folder, and of an adapter what it belongs to; `base` is its base's folder."""
+    trainable.save(folder, base)
+    if get_method(config.method).load is not None:
+        identifiers = tuple(subject.identifier for subject in config.subjects)
+        write_adapter(folder, config, base, identifiers)
+
+
+def write_adapter(folder: Path, config: Config, base: Path, identifiers: tuple[str, ...]) -> None:
+    """Write `adapter.json`: of the method and base model of `config`, whose folder is `base`."""
+    facts = Adapter(
+        method=config.method, base_model=name_of(config.base_model), revision=config.revision,
+        base_fingerprint=fingerprint(base), identifiers=identifiers,
+    )  # fmt: skip
+    (folder / FILE).write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """What an adapter's folder says of it. Raises `ModelError` where that is damaged, or weights are missing."""
+    try:
+        adapter = Adapter.model_validate_json((folder / FILE).read_bytes())
+        method = get_method(adapter.method)
+        if method.load is None or not any(folder.glob(method.files[0])):
+            raise ValueError("its weights are missing")
+    except (OSError, ValueError) as error:  # pydantic's are ValueErrors
+        said = f"{error.error_count()} errors" if isinstance(error, ValidationError) else error
+        raise ModelError(
+            f"{shown_name(folder)}: {FILE} can't be used ({said}).", "Download or save it again."
+        ) from None
+    return adapter
+
+
+def fetch_base(adapter: Adapter, *, token: Token = None) -> Path:
+    """The folder of an adapter's base model, downloaded if need be. Raises as `fetch_model` does, and `ModelError` for
+    one that only its owner has."""
+    if not ("/" in adapter.base_model or adapter.base_model == "toybox"):
+        raise ModelError(
+            f"This adapter's base model, {adapter.base_model}, is a folder of the machine where it was trained.",
+            "Publish a fused model instead: `fuse`.",
+        )
+    return fetch_model(adapter.base_model, adapter.revision, token=token)
+
+
+def load_model(
+    model: Path,
+    base: Path | None = None,
+    *,
+    scale: float = 1.0,
+    adapters: Sequence[tuple[Path, float]] = (),
+    dtype: torch.dtype = torch.float32,
+    safety_checker: bool = False,
+    token: Token = None,
+) -> tuple[DiffusionPipeline, Family]:
+    """Load a pipeline's folder, or an adapter's with `scale` of it on its base model, whose folder is `base` if known.
+
+    On top come further `adapters`, each a folder and its weight. Raises as `load_pipeline` does, `ModelError` where an
+    adapter is of another base model, and `ConfigError` for weights that can't be.
+    """
+    wanted = list(adapters)
+    if is_adapter(model):
+        facts = read_adapter(model)
+        base = base or fetch_base(facts, token=token)
+        if fingerprint(base) != facts.base_fingerprint:
+            raise ModelError(f"{shown_name(model)} is an adapter of another base model than {shown_name(base)}.",
+                             "Give the one it was trained on; it may have changed since.")  # fmt: skip
+        wanted.insert(0, (model, scale))
+    elif scale != 1:
+        raise ConfigError(f"scale is {scale:g}, but this is a whole model.", "Only an adapter can be scaled.")
+    pipe, family = load_pipeline(base if is_adapter(model) else model, dtype, safety_checker=safety_checker)
+    _put_into(pipe, family, wanted)
+    return pipe, family
+
+
+@one_model_at_a_time
+def _put_into(pipe: DiffusionPipeline, family: Family, adapters: Sequence[tuple[Path, float]]) -> None:
+    """Load them by kind: those that change weights first, those that stand beside them last."""
+    kinds = [(read_adapter(folder).method, folder, weight) for folder, weight in adapters]
+    for method in reversed(methods()):
+        if chosen := [(folder, weight) for name, folder, weight in kinds if name == method.name]:
+            method.load(pipe, family, chosen)
+
+
+def fuse(model: Path, out: Path, base: Path | None = None, *, scale: float = 1.0) -> None:
+    """Write an adapter and its base model as one pipeline into the new folder `out`, which needs neither.
+
+    Raises as `load_model` does, and `ConfigError` for what is no adapter.
+    """
+    if not is_adapter(model):
+        raise ConfigError(f"{shown_name(model)} is a whole model already.", "Give a run that trained an adapter.")
+    pipe, family = load_model(model, base, scale=scale, safety_checker=True)
+    if read_adapter(model).method == "lora":
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+    with atomic_folder(out) as folder:
+        pipe.save_pretrained(folder)
+        for name in family.text_encoders:
+            use_classic_names(folder / name / "model.safetensors")
+        forget_paths(folder)

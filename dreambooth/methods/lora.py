@@ -1,0 +1,139 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): low-rank matrices beside attention's weights, in the text encoder too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import peft
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dreambooth.config import Config
+from dreambooth.errors import ConfigError, ModelError, first_line
+from dreambooth.families import Family
+from dreambooth.machine import one_model_at_a_time
+from dreambooth.methods import Method, Trainable, freeze, text_learning_rate
+from dreambooth.methods.words import PATTERN, load_words, read_words
+
+FILE = "pytorch_lora_weights.safetensors"
+"""As stock diffusers calls it; `load_lora_weights` reads it."""
+NAME = "default"  # of the adapter while it is trained; peft's
+
+
+@one_model_at_a_time
+def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable:
+    """Put trainable matrices beside the targets' frozen weights; where they start, the model is the base model."""
+    freeze(pipe)
+    if config.word.learned:
+        _take_word(pipe, family, config)
+    targets = {family.denoiser: config.lora.targets or family.lora_targets}
+    if config.train.text_encoder:
+        targets |= dict.fromkeys(family.text_encoders, family.text_lora_targets)
+    modules, groups = {}, []
+    for name, layers in targets.items():
+        modules[name] = _inject(getattr(pipe, name), name, layers, config)
+        trained = [p for p in modules[name].parameters() if p.requires_grad]
+        groups.append({"params": trained} | (text_learning_rate(config) if name != family.denoiser else {}))
+    scale = (config.lora.alpha or config.lora.rank) / config.lora.rank
+
+    def save(folder: Path, _base: Path) -> None:
+        states = {name: convert_state_dict_to_diffusers(_state(modules[name], scale)) for name in modules}
+        pipe.save_lora_weights(folder, **{f"{name}_lora_layers": state for name, state in states.items()})
+        if config.word.learned:
+            for path in (learned_word(config) or Path()).glob(PATTERN):
+                (folder / path.name).write_bytes(path.read_bytes())
+
+    return Trainable(modules, groups, save, _distance(modules, scale) if config.drift.weight else None)
+
+
+def _inject(module: nn.Module, name: str, targets: Sequence[str], config: Config) -> nn.Module:
+    settings = config.lora
+    wanted = peft.LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha or settings.rank, lora_dropout=settings.dropout,
+        use_dora=settings.dora, target_modules=list(targets),
+    )  # fmt: skip
+    try:
+        peft.inject_adapter_in_model(wanted, module, NAME)
+    except ValueError as error:  # no layer of these names, or one of a kind that takes none
+        raise ConfigError(f"lora.targets: {first_line(error)}", f"Name layers of the {name}.") from None
+    g = torch.Generator().manual_seed(config.seed)
+    for layer in _layers(module):  # peft's own start, from the run's seed
+        down = layer.lora_A[NAME].weight
+        down.data = torch.empty(down.shape).uniform_(-1, 1, generator=g).to(down) / math.sqrt(down[0].numel())
+    return module
+
+
+def _layers(module: nn.Module) -> list[LoraLayer]:
+    return [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
+
+
+def _state(module: nn.Module, scale: float) -> dict[str, Tensor]:
+    """The matrices, (rank, inputs) and (outputs, rank), alpha / rank folded into the latter: no reader needs it."""
+    state = {key: value.detach().cpu() for key, value in peft.get_peft_model_state_dict(module).items()}
+    return {_classic(key): value * scale if "lora_B" in key else value for key, value in state.items()}
+
+
+def _classic(key: str) -> str:
+    """Text encoders' layers have the names of transformers 4, which every reader knows."""
+    return f"text_model.{key}" if key.startswith("encoder.") else key
+
+
+def _distance(modules: dict[str, nn.Module], scale: float) -> Callable[[], Tensor]:
+    """Σ ‖scale · B A‖², without ever making the product: ⟨BᵀB, AAᵀ⟩."""
+    layers = [layer for module in modules.values() for layer in _layers(module)]
+
+    def distance() -> Tensor:
+        pairs = [(layer.lora_A[NAME].weight.flatten(1), layer.lora_B[NAME].weight.flatten(1)) for layer in layers]
+        return scale**2 * torch.stack([((b.T @ b) * (a @ a.T)).sum() for a, b in pairs]).sum()
+
+    return distance
+
+
+def learned_word(config: Config) -> Path | None:
+    """The folder that holds the word of `word.learned`, a run or what it saved; None where none is given."""
+    run = config.word.learned
+    return run and (run / "model" if (run / "model").is_dir() else run)
+
+
+def _take_word(pipe: DiffusionPipeline, family: Family, config: Config) -> None:
+    folder = learned_word(config)
+    if not (words := read_words(folder)):
+        raise ConfigError(f"word.learned: {config.word.learned} holds no learned word.", "Give a finished "
+                          "textual_inversion run.")  # fmt: skip
+    if lacking := [subject.identifier for subject in config.subjects if subject.identifier not in words]:
+        raise ConfigError(f"word.learned: {config.word.learned} has learned {', '.join(words)}, not {lacking[0]}.",
+                          "Set subject.identifier to that word.")  # fmt: skip
+    load_words(pipe, family, folder)
+    freeze(pipe)
+
+
+def load(pipe: DiffusionPipeline, family: Family, adapters: Sequence[tuple[Path, float]]) -> None:
+    """Put the matrices beside the pipeline's weights, as peft adapters of these weights."""
+    names = []
+    for number, (folder, _) in enumerate(adapters):
+        load_words(pipe, family, folder)
+        try:
+            names.append(f"adapter-{number}")
+            pipe.load_lora_weights(load_file(folder / FILE), adapter_name=names[-1])
+        except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
+            raise ModelError(
+                f"{FILE} does not fit this base model ({first_line(error)}).", "Use the one it was trained on."
+            ) from None
+    pipe.set_adapters(names, [weight for _, weight in adapters])
+
+
+METHOD = Method(
+    "lora",
+    "LoRA",
+    "Trains small matrices beside the weights: nearly as faithful, in a file of megabytes that other programs load.",
+    attach,
+    load,
+    (FILE, PATTERN),
+)

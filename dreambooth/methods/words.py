@@ -1,0 +1,109 @@
+"""New words of a pipeline's vocabulary: embeddings of their own beside the known ones, which stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dreambooth.config import Config
+from dreambooth.errors import ConfigError, ModelError
+from dreambooth.families import Family
+
+PATTERN = "learned_embeds*.safetensors"
+"""Names of the words' files: stock diffusers looks for the first one, and takes one word a file."""
+
+
+class Words(nn.Module):
+    """A text encoder's embedding layer with new words: ids from its vocabulary's size on are theirs."""
+
+    def __init__(self, known: nn.Embedding, learned: Tensor):
+        super().__init__()
+        self.known, self.learned = known, nn.Parameter(learned)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, tokens) ids -> (B, tokens, width); gradients reach the new words alone."""
+        size = self.known.num_embeddings
+        learned = F.embedding((ids - size).clamp(min=0), self.learned)
+        return torch.where((ids >= size)[..., None], learned, self.known(ids.clamp(max=size - 1)))
+
+
+def add_words(pipe: DiffusionPipeline, family: Family, config: Config) -> Words:
+    """Give the frozen pipeline each subject's identifier as a new word of `word.vectors` embeddings, ready to train.
+
+    They start from the mean embedding of `word.initializer`. Raises `ConfigError` for a word that it knows already and
+    for families with several text encoders.
+    """
+    encoder, tokenizer = _text_side(pipe, family, config.method)
+    known, rows = encoder.get_input_embeddings(), []
+    for subject in config.subjects:
+        add_tokens(tokenizer, [(subject.identifier, config.word.vectors)])
+        ids = tokenizer(subject.fill(config.word.initializer), add_special_tokens=False).input_ids
+        rows += [known.weight.detach()[ids].mean(0)] * config.word.vectors
+    encoder.set_input_embeddings(words := Words(known, torch.stack(rows)))
+    return words
+
+
+def add_tokens(tokenizer, words: Iterable[tuple[str, int]]) -> None:
+    """Give the tokenizer new words of so many tokens each, as diffusers names them: <sks>, <sks>_1, <sks>_2."""
+    for word, vectors in words:
+        names = [word, *(f"{word}_{i}" for i in range(1, vectors))]
+        if tokenizer.add_tokens(names) < vectors:
+            raise ConfigError(f"The word {word} is in the model's vocabulary.", "Choose another, in angle brackets.")
+
+
+def save_words(words: Words, config: Config, folder: Path) -> None:
+    """Write each word's embeddings, (vectors, width), under its name, for stock `load_textual_inversion`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (subject, rows) in enumerate(zip(config.subjects, words.learned.split(config.word.vectors)), 1):
+        save_file({subject.identifier: rows.detach().cpu().contiguous()}, folder / file_name(number))
+
+
+def file_name(number: int) -> str:
+    """The file of the first word, the second, …"""
+    return "learned_embeds.safetensors" if number == 1 else f"learned_embeds-{number}.safetensors"
+
+
+def read_words(folder: Path) -> dict[str, Tensor]:
+    """The words in a folder that `save_words` wrote: (vectors, width) each. Raises `ModelError` where damaged."""
+    words: dict[str, Tensor] = {}
+    for path in sorted(folder.glob(PATTERN), key=lambda path: (len(path.name), path.name)):
+        try:
+            (word, rows), *more = load_file(path).items()
+        except (OSError, SafetensorError, ValueError) as error:
+            raise ModelError(f"{path.name} can't be read ({error}).", "Download or save it again.") from None
+        if more or word in words or rows.ndim != 2 or not rows.isfinite().all():
+            raise ModelError(f"{path.name} holds no new word's embeddings.", "Download or save it again.")
+        words[word] = rows
+    return words
+
+
+def load_words(pipe: DiffusionPipeline, family: Family, folder: Path) -> None:
+    """Put the words in `folder` into the pipeline's vocabulary; raises `ModelError` where they do not fit."""
+    encoder, tokenizer = _text_side(pipe, family, "A learned word")
+    words, width = read_words(folder), encoder.get_input_embeddings().embedding_dim
+    for word, rows in words.items():
+        if rows.shape[1] != width:
+            raise ModelError(
+                f"The word {word} has embeddings of {rows.shape[1]} numbers; this base model's have {width}.",
+                "Use the base model that it was learned with.",
+            )
+        if word in tokenizer.get_vocab():
+            raise ModelError(f"The word {word} is in the model's vocabulary already.", "Use one of the two.")
+        pipe.load_textual_inversion({word: rows})
+
+
+def _text_side(pipe: DiffusionPipeline, family: Family, what: str):
+    """The only text encoder and its tokenizer."""
+    if len(family.text_encoders) != 1:
+        raise ConfigError(f"{what} needs a base model with one text encoder.", f"Not one of {family.name}.")
+    encoder, tokenizer = getattr(pipe, family.text_encoders[0]), getattr(pipe, family.tokenizers[0])
+    if encoder.get_input_embeddings().weight.shape[0] != len(tokenizer):
+        raise ModelError("The text encoder and the tokenizer do not have as many words.", "Download the model again.")
+    return encoder, tokenizer
