@@ -17,17 +17,16 @@ from dreambooth.errors import RunError
 def training(width: int = 4, ema: bool = False) -> Checkpoint:
     """A small training that has run no step yet."""
     torch.manual_seed(0)
-    modules = nn.ModuleDict({"unet": nn.Linear(3, width), "text_encoder": nn.Linear(2, 2)})
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=0.1)
+    weights = nn.ParameterList([torch.randn(width, 3), torch.randn(2, 2)])
+    optimizer = torch.optim.AdamW(weights, lr=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    average = nn.ModuleDict({"unet": nn.Linear(3, width), "text_encoder": nn.Linear(2, 2)}) if ema else None
-    return Checkpoint(modules, optimizer, schedule, None, average)
+    average = nn.ParameterList([torch.randn(width, 3), torch.randn(2, 2)]) if ema else None
+    return Checkpoint(weights, optimizer, schedule, None, average)
 
 
 def advance(checkpoint: Checkpoint, steps: int) -> None:
     for _ in range(steps):
-        modules = checkpoint.modules
-        loss = modules["unet"](torch.ones(1, 3)).square().sum() + modules["text_encoder"](torch.ones(1, 2)).sum()
+        loss = checkpoint.weights[0].square().sum() + checkpoint.weights[1].sum()
         loss.backward()
         checkpoint.optimizer.step()
         checkpoint.scheduler.step()
@@ -36,7 +35,7 @@ def advance(checkpoint: Checkpoint, steps: int) -> None:
 
 
 def weights(checkpoint: Checkpoint) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in checkpoint.modules.parameters()]
+    return [p.detach().clone() for p in checkpoint.weights]
 
 
 class FullDisk(io.BytesIO):
@@ -69,10 +68,10 @@ def test_a_restored_training_goes_on_as_if_it_had_never_stopped(tmp_path):
 def test_the_moving_average_is_part_of_it(tmp_path):
     saved = training(ema=True)
     with torch.no_grad():
-        saved.ema["unet"].weight.fill_(7)
+        saved.ema[0].fill_(7)
     restored = training(ema=True)
     restored.load(saved.save(tmp_path, keep=1))
-    assert (restored.ema["unet"].weight == 7).all()
+    assert (restored.ema[0] == 7).all()
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -154,9 +153,9 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, damage):
     assert "\x1b" not in str(caught.value)
 
 
-def test_a_checkpoint_of_other_modules_is_refused(tmp_path):
+def test_a_checkpoint_of_other_weights_is_refused(tmp_path):
     path = training(width=4).save(tmp_path, keep=1)
-    with pytest.raises(RunError, match=r"size mismatch for unet\.weight"):
+    with pytest.raises(RunError, match=r"size mismatch for 0"):
         training(width=5).load(path)
 
 
@@ -167,7 +166,7 @@ def test_a_checkpoint_without_the_average_that_is_asked_for_is_refused(tmp_path)
 
 
 def test_a_file_with_other_contents_is_refused(tmp_path):
-    for number, contents in enumerate(([1, 2], {"step": 3}, {"modules": 1})):
+    for number, contents in enumerate(([1, 2], {"step": 3}, {"weights": 1})):
         path = tmp_path / f"step-{number:06d}"
         path.mkdir()
         torch.save(contents, path / "state.pt")

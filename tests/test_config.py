@@ -256,7 +256,8 @@ def test_every_number_survives_the_round_trip(folder, changes):
 def test_the_yaml_is_complete_and_in_reading_order():
     keys = list(yaml.safe_load(config().to_yaml()))
     assert keys[:3] == ["preset", "base_model", "revision"]
-    assert keys[-5:] == ["subject", "prior", "train", "sampling", "evaluation"]
+    assert keys[-5:] == ["lora", "word", "train", "sampling", "evaluation"]
+    assert keys[-9:-5] == ["subject", "more_subjects", "prior", "drift"]
     assert yaml.safe_load(config().to_yaml())["train"].keys() == type(config().train).model_fields.keys()
 
 

@@ -205,6 +205,12 @@ def photos(folder: Path, n: int = 3, size: tuple[int, int] = (80, 64)) -> Path:
     return folder
 
 
+def pixels(picture: Path | Image.Image) -> np.ndarray:
+    """A picture's (H, W, 3) values, wide enough to be subtracted."""
+    image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+    return np.asarray(image.convert("RGB"), np.int16)
+
+
 def yaml_bomb() -> str:
     """500 bytes of YAML that stand for ten to the eighth keys, which its reader makes one by one."""
     lines = [f"a0: &a0 {{{', '.join(f'k{i}: 1' for i in range(10))}}}"]

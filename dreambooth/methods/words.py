@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dreambooth.config import Config
-from dreambooth.errors import ConfigError, ModelError
+from dreambooth.config import NEW_WORD, Config
+from dreambooth.errors import ConfigError, ModelError, first_line
 from dreambooth.families import Family
 
 PATTERN = "learned_embeds*.safetensors"
@@ -75,11 +75,17 @@ def read_words(folder: Path) -> dict[str, Tensor]:
     words: dict[str, Tensor] = {}
     for path in sorted(folder.glob(PATTERN), key=lambda path: (len(path.name), path.name)):
         try:
-            (word, rows), *more = load_file(path).items()
-        except (OSError, SafetensorError, ValueError) as error:
-            raise ModelError(f"{path.name} can't be read ({error}).", "Download or save it again.") from None
-        if more or word in words or rows.ndim != 2 or not rows.isfinite().all():
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(
+                f"{path.name} can't be read ({first_line(error)}).", "Download or save it again."
+            ) from None
+        word, rows = next(iter(state.items()), ("", torch.empty(0)))
+        new = NEW_WORD.fullmatch(word) and word not in words  # a known word's embedding would change every prompt
+        if not new or len(state) > 1 or rows.ndim != 2 or not rows.numel() or not rows.is_floating_point():
             raise ModelError(f"{path.name} holds no new word's embeddings.", "Download or save it again.")
+        if not rows.isfinite().all():
+            raise ModelError(f"{path.name} holds numbers that are not finite.", "Train it again.")
         words[word] = rows
     return words
 
@@ -87,16 +93,18 @@ def read_words(folder: Path) -> dict[str, Tensor]:
 def load_words(pipe: DiffusionPipeline, family: Family, folder: Path) -> None:
     """Put the words in `folder` into the pipeline's vocabulary; raises `ModelError` where they do not fit."""
     encoder, tokenizer = _text_side(pipe, family, "A learned word")
-    words, width = read_words(folder), encoder.get_input_embeddings().embedding_dim
-    for word, rows in words.items():
-        if rows.shape[1] != width:
+    for word, rows in read_words(folder).items():
+        known = encoder.get_input_embeddings().weight.detach()
+        if rows.shape[1] != known.shape[1]:
             raise ModelError(
-                f"The word {word} has embeddings of {rows.shape[1]} numbers; this base model's have {width}.",
+                f"The word {word} has embeddings of {rows.shape[1]} numbers; this base model's have {known.shape[1]}.",
                 "Use the base model that it was learned with.",
             )
         if word in tokenizer.get_vocab():
             raise ModelError(f"The word {word} is in the model's vocabulary already.", "Use one of the two.")
-        pipe.load_textual_inversion({word: rows})
+        add_tokens(tokenizer, [(word, len(rows))])
+        encoder.set_input_embeddings(nn.Embedding.from_pretrained(torch.cat([known, rows.to(known)])))
+        encoder.config.vocab_size = len(tokenizer)
 
 
 def _text_side(pipe: DiffusionPipeline, family: Family, what: str):
