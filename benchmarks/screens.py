@@ -31,7 +31,7 @@ def visit(page: Page, url: str) -> None:
     page.get_by_role("button", name="backpack").click()
     expect(page.locator("#findings")).to_contain_text("The photo coach")
     open_tab(page, "Train")
-    page.locator("#both-ways input").set_checked(True)
+    page.get_by_role("radio", name="Twice").check()
     page.get_by_role("button", name="Start training").click()
     expect(page.locator("#history .chip.finished")).to_have_count(2, timeout=20 * MINUTES)
     open_tab(page, "Generate")

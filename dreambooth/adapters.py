@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from diffusers import DiffusionPipeline
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from dreambooth.config import Config, MethodName
+from dreambooth.config import TOYBOX, Config, MethodName
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import Family, load_pipeline, shown_name
-from dreambooth.fetch import ADAPTER, fetch_model, fingerprint
+from dreambooth.fetch import ADAPTER, TOYBOX_FOLDER, fetch_from_hub, fingerprint
 from dreambooth.files import atomic_folder
 from dreambooth.hub import Token, name_of
 from dreambooth.machine import one_model_at_a_time
@@ -33,7 +35,7 @@ class Adapter(BaseModel):
     revision: str | None
     base_fingerprint: str
     """Of the base model's files, by `fetch.fingerprint`."""
-    identifiers: tuple[str, ...]
+    identifiers: tuple[Annotated[str, StringConstraints(min_length=1, max_length=60)], ...]
     """What the subjects are called in prompts."""
 
 
@@ -51,16 +53,15 @@ def save_trained(trainable: Trainable, config: Config, base: Path, folder: Path)
     """Write what was trained into the new folder, and of an adapter what it belongs to; `base` is its base's folder."""
     trainable.save(folder, base)
     if get_method(config.method).load is not None:
-        identifiers = tuple(subject.identifier for subject in config.subjects)
-        write_adapter(folder, config, base, identifiers)
+        facts = Adapter(
+            method=config.method, base_model=name_of(config.base_model), revision=config.revision,
+            base_fingerprint=fingerprint(base), identifiers=tuple(s.identifier for s in config.subjects),
+        )  # fmt: skip
+        write_adapter(folder, facts)
 
 
-def write_adapter(folder: Path, config: Config, base: Path, identifiers: tuple[str, ...]) -> None:
-    """Write `adapter.json`: of the method and base model of `config`, whose folder is `base`."""
-    facts = Adapter(
-        method=config.method, base_model=name_of(config.base_model), revision=config.revision,
-        base_fingerprint=fingerprint(base), identifiers=identifiers,
-    )  # fmt: skip
+def write_adapter(folder: Path, facts: Adapter) -> None:
+    """Write `adapter.json`."""
     (folder / FILE).write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
@@ -79,15 +80,17 @@ def read_adapter(folder: Path) -> Adapter:
     return adapter
 
 
-def fetch_base(adapter: Adapter, *, token: Token = None) -> Path:
-    """The folder of an adapter's base model, downloaded if need be. Raises as `fetch_model` does, and `ModelError` for
-    one that only its owner has."""
-    if not ("/" in adapter.base_model or adapter.base_model == "toybox"):
+def fetch_base(adapter: Adapter, *, token: Token = None, max_bytes: float = math.inf) -> Path:
+    """The folder of an adapter's base model, downloaded if need be; never a folder that the adapter, which may be a
+    stranger's, names. Raises as `fetch_from_hub` does, and `ModelError` for a base model that only its owner has."""
+    if adapter.base_model == TOYBOX:
+        return TOYBOX_FOLDER
+    if "/" not in adapter.base_model:
         raise ModelError(
             f"This adapter's base model, {adapter.base_model}, is a folder of the machine where it was trained.",
-            "Publish a fused model instead: `fuse`.",
+            "Give that folder (--base-model), or publish a fused model instead: `fuse`.",
         )
-    return fetch_model(adapter.base_model, adapter.revision, token=token)
+    return fetch_from_hub(adapter.base_model, adapter.revision, token=token, max_bytes=max_bytes)
 
 
 def load_model(
@@ -115,6 +118,9 @@ def load_model(
         wanted.insert(0, (model, scale))
     elif scale != 1:
         raise ConfigError(f"scale is {scale:g}, but this is a whole model.", "Only an adapter can be scaled.")
+    for folder, weight in wanted:
+        if not math.isfinite(weight):
+            raise ConfigError(f"The weight of {shown_name(folder)} is {weight}.", "Give a number, such as 0.8.")
     pipe, family = load_pipeline(base if is_adapter(model) else model, dtype, safety_checker=safety_checker)
     _put_into(pipe, family, wanted)
     return pipe, family

@@ -1,4 +1,4 @@
-"""The command line: `python -m dreambooth train | generate | evaluate | compare | batch | class-images | tokens …`.
+"""The command line: `python -m dreambooth train | generate | evaluate | compare | batch | methods | merge | push …`.
 
 Exit code 0 on success, 2 on bad input with one line on standard error, 1 otherwise.
 """
@@ -45,6 +45,23 @@ def quiet_third_parties() -> None:
     transformers_quiet()
 
 
+def _new_folder(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
+    """Refuse, before the work is done, a name that is taken."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} is there already and not empty.", "Give --out another name.")
+    return path
+
+
+_WHICH = click.option(
+    "--which", default="last", show_default=True, type=click.Choice(["last", "best"]),
+    help="Of a run: the model of its last step, or of the step that measured best.",
+)  # fmt: skip
+_SCALE = click.option("--scale", default=1.0, show_default=True, type=float, help="Strength of the adapter.")
+_BASE = click.option(
+    "--base-model", metavar="FOLDER", help="The adapter's base model, where that is a folder of this machine."
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def cli() -> None:
     """Teach a text-to-image model one subject from three to five photos."""
@@ -79,6 +96,18 @@ def train(config_source: str, overrides: tuple[str, ...], run_dir: Path | None, 
     click.echo(f"Try: {shlex.join(['python', '-m', 'dreambooth', 'generate', str(run.path), '--prompt', prompt])}")
 
 
+def _weighted(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> list[tuple[str, float]]:
+    """Each RUN or RUN:WEIGHT as a pair; a weight that is left out is 1."""
+    pairs = []
+    for text in given:
+        source, _, weight = text.rpartition(":")
+        try:
+            pairs.append((source, float(weight)) if source and not Path(text).exists() else (text, 1.0))
+        except ValueError:  # a colon of the name's own
+            pairs.append((text, 1.0))
+    return pairs
+
+
 @cli.command()
 @click.argument("source", metavar="RUN_OR_MODEL")
 @click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw; may be given several times.")
@@ -93,31 +122,37 @@ def train(config_source: str, overrides: tuple[str, ...], run_dir: Path | None, 
 )
 @click.option("--scheduler", help="default, ddim, dpm++, euler, unipc or pndm.")
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
+@_WHICH
+@_SCALE
+@_BASE
 @click.option(
-    "--which", default="last", show_default=True, type=click.Choice(["last", "best"]),
-    help="Of a run: the model of its last step, or of the step that measured best.",
+    "--adapter", "adapters", metavar="RUN[:WEIGHT]", multiple=True, callback=_weighted,
+    help="Put another adapter of the same base model on top; may be given several times.",
 )  # fmt: skip
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option(
     "--out", default=Path("generated"), show_default=True, type=click.Path(path_type=Path), help="Folder for the PNGs."
 )
 def generate(
-    source, prompts, negative_prompt, num_images, seed, steps, guidance, scheduler, revision, which, device, out
-) -> None:
-    """Draw pictures with a run, toybox, a pipeline folder or a Hub id.
+    source, prompts, negative_prompt, num_images, seed, steps, guidance, scheduler, revision, which, scale, base_model,
+    adapters, device, out,
+) -> None:  # fmt: skip
+    """Draw pictures with a run, toybox, a folder with a pipeline or an adapter, or a Hub id.
 
     A model that was published from here is sampled as its run was, unless other settings are given.
     """
     quiet_third_parties()
     from pydantic import ValidationError
 
+    from dreambooth.fetch import fetch_model
     from dreambooth.generate import generate as draw
     from dreambooth.generate import open_source, save_picture
     from dreambooth.machine import resolve_device
 
     if not all(prompt.strip() for prompt in prompts):
         raise ConfigError("--prompt is empty.", "Say what to draw.")
-    opened = open_source(source, revision, resolve_device(device), which=which)
+    base, device = fetch_model(base_model) if base_model else None, resolve_device(device)
+    opened = open_source(source, revision, device, which=which, base=base, scale=scale, adapters=adapters)
     given = {"steps": steps, "guidance_scale": guidance, "scheduler": scheduler}
     given = {key: value for key, value in given.items() if value is not None}
     try:
@@ -125,6 +160,7 @@ def generate(
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"--{first['loc'][0]} {first['input']!r}: {first['msg']}.") from None
+    stacked = ", ".join(f"{Path(o).name if Path(o).exists() else o}:{weight:g}" for o, weight in adapters)
     number = 1 + max((int(path.name[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]-*.png")), default=-1)
     for pictures in draw(
         opened, list(prompts), num_images=num_images, seed=seed, sampling=sampling, negative_prompt=negative_prompt
@@ -133,6 +169,8 @@ def generate(
             path = out / f"{number:04d}-{picture.seed}.png"
             facts = sampling.model_dump(include={"steps", "guidance_scale", "scheduler"})
             facts |= {"prompt": picture.prompt, "negative_prompt": negative_prompt, "seed": picture.seed}
+            facts |= {"scale": scale} if scale != 1 else {}
+            facts |= {"adapters": stacked} if stacked else {}
             save_picture(path, picture.image, model=opened.name, **facts)
             click.echo(path)
             number += 1
@@ -145,7 +183,9 @@ def generate(
     "--out", type=click.Path(path_type=Path), help="Where runs and report are kept (default: studies/<file's name>)."
 )
 def compare(config_file: Path, overrides: tuple[str, ...], out: Path | None) -> None:
-    """Train one subject with and without prior preservation, else alike, and measure both and the base model.
+    """Train one subject with and without prior preservation, else alike, and measure them and the base model.
+
+    Where CONFIG.yaml sets drift.weight, with that penalty instead of prior preservation, too.
 
     What is done already is kept: after a stop, the same command goes on.
     """
@@ -189,10 +229,7 @@ def batch(batch_file: Path, overrides: tuple[str, ...], out: Path | None) -> Non
     "or the toybox's own).",
 )  # fmt: skip
 @click.option("--images-per-prompt", type=click.IntRange(2, 1000), help="Pictures per prompt (default: the run's).")
-@click.option(
-    "--which", default="last", show_default=True, type=click.Choice(["last", "best"]),
-    help="The model of the run's last step, or of the step that measured best.",
-)  # fmt: skip
+@_WHICH
 @click.option("--base", is_flag=True, help="Measure the run's base model instead, on the same subject.")
 @click.option(
     "--out", type=click.Path(path_type=Path),
@@ -215,7 +252,8 @@ def evaluate_run(
     from dreambooth.runs import Run
 
     run = Run.open(run_dir)
-    given = {"prompts": _read_prompts(prompts_file) if prompts_file else None, "images_per_prompt": images_per_prompt}
+    prompts = _read_lines(prompts_file, "prompt") if prompts_file else None
+    given = {"prompts": prompts, "images_per_prompt": images_per_prompt}
     given = {key: value for key, value in given.items() if value is not None}
     config = Config.from_dict(merge(run.config.model_dump(mode="json"), {"evaluation": given}), source="evaluate")
     candidate = base_model(config) if base else trained_model(run.path, config, which)
@@ -237,19 +275,91 @@ def evaluate_run(
         click.echo(path)
 
 
+@cli.command("methods")
+def list_methods() -> None:
+    """List the ways of fine-tuning, each in a sentence."""
+    quiet_third_parties()
+    from dreambooth.methods import methods
+
+    for method in methods():
+        click.echo(f"{method.name}: {method.description}")
+
+
+@cli.command()
+@click.argument("source", metavar="RUN")
+@click.option("--out", required=True, type=click.Path(path_type=Path), callback=_new_folder, help="A new folder.")
+@_SCALE
+@_BASE
+@_WHICH
+def fuse(source: str, out: Path, scale: float, base_model: str | None, which: str) -> None:
+    """Write a run's adapter and its base model as one diffusers pipeline, which needs neither.
+
+    RUN may be a folder or a Hub id that holds an adapter, too.
+    """
+    quiet_third_parties()
+    from dreambooth import adapters
+    from dreambooth.fetch import fetch_model
+    from dreambooth.generate import find_model
+
+    found = find_model(source, which=which, base=fetch_model(base_model) if base_model else None)
+    adapters.fuse(found.model, out, found.base, scale=scale)
+    click.echo(out)
+
+
+@cli.command()
+@click.argument("source", metavar="RUN")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The file to write, NAME.safetensors.")
+@_WHICH
+def export(source: str, out: Path, which: str) -> None:
+    """Write a LoRA as one file for Kohya's scripts, A1111, ComfyUI and others.
+
+    RUN may be a folder or a Hub id that holds a LoRA, too.
+    """
+    quiet_third_parties()
+    from dreambooth.generate import find_model
+    from dreambooth.kohya import export_kohya
+
+    for remark in export_kohya(find_model(source, which=which).model, out):
+        click.echo(remark, err=True)
+    click.echo(out)
+
+
+@cli.command("merge")
+@click.argument("sources", metavar="RUN RUN …", nargs=-1, required=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path), callback=_new_folder, help="A new folder.")
+@click.option(
+    "--captions", "captions_file", metavar="FILE", type=click.Path(path_type=Path),
+    help="Ordinary text whose reading should stay as it is, a caption a line (default: captions of the toybox's world, "
+    "else the paper's prompts for many classes).",
+)  # fmt: skip
+@_WHICH
+def merge_runs(sources: tuple[str, ...], out: Path, captions_file: Path | None, which: str) -> None:
+    """Make one adapter of subjects that custom_diffusion learnt in runs of their own.
+
+    RUN may be a folder or a Hub id that holds such an adapter, too.
+    """
+    quiet_third_parties()
+    from dreambooth.generate import find_model
+    from dreambooth.merge import merge, part_of
+
+    captions = _read_lines(captions_file, "caption") if captions_file else None
+    found = [find_model(source, which=which) for source in sources]
+    parts = [part_of(one) for one in found]
+    merge(parts, out, captions, found[0].base)
+    click.echo(f"Merged: {', '.join(name for part in parts for name in part.names)}")
+    click.echo(f"Model: {out}")
+
+
 @cli.command()
 @click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--repo-id", required=True, metavar="[OWNER/]NAME", help="The model repo on the Hub to make or renew.")
 @click.option("--public", is_flag=True, help="Let everybody see it (default: its owner alone).")
 @click.option("--photos", is_flag=True, help="With the subject's photos, as cropped for training.")
 @click.option("--half", is_flag=True, help="Weights in 16 bits: half the size.")
-@click.option(
-    "--which", default="last", show_default=True, type=click.Choice(["last", "best"]),
-    help="The model of the run's last step, or of the step that measured best.",
-)  # fmt: skip
+@_WHICH
 @click.option(
     "--partner", metavar="RUN", type=click.Path(path_type=Path),
-    help="The run that differs in prior preservation alone: the card shows both.",
+    help="The run that differs in what keeps its class alone (PPL, drift penalty): the card shows both.",
 )  # fmt: skip
 def push(run_dir: Path, repo_id: str, public: bool, photos: bool, half: bool, which: str, partner: Path | None) -> None:
     """Publish a finished run as a model repo on the Hub, with a card.
@@ -270,17 +380,17 @@ def push(run_dir: Path, repo_id: str, public: bool, photos: bool, half: bool, wh
             click.echo(f"Published: {event.url} ({'public' if public else 'private'})")
 
 
-def _read_prompts(path: Path) -> list[str]:
-    """The prompts in a file, a line each; raises `ConfigError` where there are none."""
+def _read_lines(path: Path, what: str) -> list[str]:
+    """The prompts or captions in a file, a line each; raises `ConfigError` where there are none."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file.", "Give a text file with a prompt a line.") from None
+        raise ConfigError(f"{path}: no such file.", f"Give a text file with a {what} a line.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't be read ({error}).", "Give a text file with a prompt a line.") from None
-    if not (prompts := [line.strip() for line in lines if line.strip()]):
-        raise ConfigError(f"{path}: holds no prompt.", "Write a prompt a line.")
-    return prompts
+        raise ConfigError(f"{path}: can't be read ({error}).", f"Give a text file with a {what} a line.") from None
+    if not (found := [line.strip() for line in lines if line.strip()]):
+        raise ConfigError(f"{path}: holds no {what}.", f"Write a {what} a line.")
+    return found
 
 
 def _print_figures(evaluation: Evaluation) -> None:
@@ -531,6 +641,8 @@ class _Console:
                 loss = f"instance loss {self._mean('instance_loss'):.4f}"
                 if event.prior_loss is not None:
                     loss += f", prior loss {self._mean('prior_loss'):.4f}"
+                if event.drift is not None:
+                    loss += f", drift {event.drift:.3g}"
                 self._advance(step, loss)
             case events.Metric("estimated_peak_memory_bytes", value):
                 self._line(f"estimated peak memory {value / 2**30:.1f} GiB")

@@ -33,7 +33,8 @@ LEARNS_WORD: tuple[MethodName, ...] = ("textual_inversion", "custom_diffusion")
 _Model = TypeVar("_Model", bound=BaseModel)
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 Crop = tuple[int, int, int, int]
-_NEW_WORD = re.compile(r"<[\w-]+>")
+NEW_WORD = re.compile(r"<[\w-]+>")
+"""How a new word of the vocabulary is written."""
 
 
 class _Settings(BaseModel):
@@ -113,6 +114,11 @@ class SubjectConfig(_Settings):
     def describe(self, template: str) -> str:
         """`template` without the identifier: an invented word means nothing to a CLIP that judges by the words."""
         return " ".join(template.format(identifier="", class_noun=self.class_noun).split())
+
+
+def together_prompt(subjects: Iterable[SubjectConfig]) -> str:
+    """What a picture of all the subjects is captioned with."""
+    return f"a photo of {' and '.join(subject.fill('{identifier} {class_noun}') for subject in subjects)}"
 
 
 class PriorConfig(_Settings):
@@ -207,6 +213,13 @@ class WordConfig(_Settings):
         "inversion can't tell is added (pivotal tuning, arXiv 2106.05744).",
     )
 
+    @field_validator("initializer")
+    @classmethod
+    def _names_only_the_class(cls, words: str) -> str:
+        if unknown := _fields_of(words) - {"class_noun"}:
+            raise ValueError(f"uses {{{min(unknown)}}}; only {{class_noun}} is filled in")
+        return words
+
 
 class TrainConfig(_Settings):
     """The training itself."""
@@ -274,6 +287,13 @@ class TrainConfig(_Settings):
     )
     flip: bool = Field(
         False, description="Also train on mirrored photos; off, since lettering and many subjects have a side."
+    )
+    side_by_side: float = Field(
+        0.6,
+        ge=0,
+        lt=1,
+        description="Of several subjects: share of the examples that show two of them side by side, captioned with "
+        "both, so that prompts can combine them. Source: SVDiff's Cut-Mix (arXiv 2303.11305), 0.6.",
     )
     checkpoint_every: int = Field(200, ge=1, description="Steps between resumable checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="How many of the newest checkpoints to keep.")
@@ -422,7 +442,7 @@ class Config(_Settings):
             raise ValueError(f"word.learned is for method lora, not {self.method}; leave it out")
         if self.method in LEARNS_WORD or self.word.learned:
             for identifier in identifiers:
-                if not _NEW_WORD.fullmatch(identifier):
+                if not NEW_WORD.fullmatch(identifier):
                     raise ValueError(f"subject.identifier {identifier!r}: {self.method} learns a new word, written in "
                                      "angle brackets, for example <sks>")  # fmt: skip
         if self.method in LEARNS_WORD and self.train.text_encoder:
@@ -451,8 +471,10 @@ class Config(_Settings):
 
     @property
     def class_prompts(self) -> list[str]:
-        """The class prompts with the class nouns filled in, each once."""
-        return list(dict.fromkeys(self.prior.class_prompt.format(class_noun=s.class_noun) for s in self.subjects))
+        """The class prompts with the class nouns filled in: each once, then all classes together."""
+        nouns = list(dict.fromkeys(subject.class_noun for subject in self.subjects))
+        together = [" and a ".join(nouns)] if len(nouns) > 1 else []
+        return [self.prior.class_prompt.format(class_noun=noun) for noun in nouns + together]
 
     @property
     def class_prompt(self) -> str:
@@ -462,8 +484,7 @@ class Config(_Settings):
     @property
     def sample_prompts(self) -> list[str]:
         """What is drawn while training: each subject, each class, the subjects together, and what was asked for."""
-        names = [subject.fill("{identifier} {class_noun}") for subject in self.subjects]
-        together = [f"a photo of {' and '.join(names)}"] if len(names) > 1 else []
+        together = [together_prompt(self.subjects)] if self.more_subjects else []
         asked = [self.subject.fill(prompt) for prompt in self.sampling.prompts]
         return list(dict.fromkeys([*self.instance_prompts, *self.class_prompts, *together, *asked]))
 
@@ -475,11 +496,18 @@ class Config(_Settings):
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any], source: str = "config") -> Config:
-        """Check nested `settings`, over those of the preset they name, else of `usual_preset`.
+        """Check nested `settings`, over those of the preset they name, which must be of their method, else of
+        `usual_preset`.
 
         Raises `ConfigError` with every wrong key, its value and what is allowed.
         """
-        preset = settings.get("preset") or usual_preset(settings.get("base_model", TOYBOX), settings.get("method"))
+        preset, method = settings.get("preset"), settings.get("method")
+        if preset and method not in (None, trained := load_preset(preset).get("method", "full")):
+            raise ConfigError(
+                f"{source}: preset {preset} is of method {trained}, not {method}.",
+                "Leave the preset out, and the method brings its own.",
+            )
+        preset = preset or usual_preset(settings.get("base_model", TOYBOX), method)
         merged = merge(load_preset(preset), settings) if preset else settings
         return validated(cls, merged | {"preset": preset}, source)
 
@@ -490,9 +518,9 @@ class Config(_Settings):
         A relative folder in the file (`subject.photos`) is relative to the file's; in an override, to where you are.
         """
         settings = read_yaml(path)
-        _make_folders_absolute(settings, path.parent)
+        make_folders_absolute(settings, path.parent)
         settings = override(settings, overrides)
-        _make_folders_absolute(settings, Path())
+        make_folders_absolute(settings, Path())
         return cls.from_dict(settings, source=str(path))
 
     def to_yaml(self) -> str:
@@ -619,7 +647,9 @@ for _first in "yYnNoO":
     ]
 
 
-def _make_folders_absolute(settings: dict, folder: Path) -> None:
+def make_folders_absolute(settings: dict, folder: Path) -> None:
+    """Let settings name photos and learned words by absolute paths instead of ones relative to `folder`; raises
+    `ConfigError` where one is none."""
     more = settings.get("more_subjects")
     for subject in (settings.get("subject"), *(more if isinstance(more, list) else ())):
         if isinstance(subject, dict) and isinstance(photos := subject.get("photos"), str) and photos.strip():

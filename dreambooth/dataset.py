@@ -23,7 +23,7 @@ from dreambooth.families import Family
 
 ENCODE_BATCH = 8  # pictures encoded at once: the encoder's activations are its peak, and more gains no speed on a CPU
 
-INSTANCE, CLASS, CROPS = range(3)
+INSTANCE, CLASS, CROPS, DROPOUT = range(4)
 """Streams of randomness, so that leaving class images out changes nothing for the photos (paired comparisons)."""
 
 

@@ -151,18 +151,26 @@ class Evaluation(_Record):
         return self._folder
 
     @property
+    def templates(self) -> list[str]:
+        """The prompts with `{identifier}` for the word itself: alike for models that call the subject differently."""
+        word = identifier_in(self.identifier)
+        return [word.sub("{identifier}", prompt.prompt) for prompt in self.prompts]
+
+    @property
     def encoder_of(self) -> dict[str, str]:
         """The encoder's name by metric."""
         return {metric: self.encoders[part] for metric, part in ENCODER_OF.items()}
 
     def values(self, metric: str) -> dict[tuple[str, int], float]:
-        """What a metric's mean is over, by prompt and seed; DIV has one value a prompt, with its first seed."""
+        """What a metric's mean is over, by template or class prompt, and seed; DIV's is each prompt's first seed."""
         if metric == "pres":
             return {(self.class_prompt, p.seed): p.pres for p in self.class_pictures if p.pres is not None}
+        templates = self.templates
         if metric == "div":
-            return {(p.prompt, self.first_seed): p.div for p in self.prompts if p.div is not None}
+            rows = zip(templates, self.prompts, strict=True)
+            return {(template, self.first_seed): p.div for template, p in rows if p.div is not None}
         of_pictures = ((p, getattr(p, metric)) for p in self.pictures)
-        return {(self.prompts[p.prompt].prompt, p.seed): value for p, value in of_pictures if value is not None}
+        return {(templates[p.prompt], p.seed): value for p, value in of_pictures if value is not None}
 
     def save(self, folder: Path) -> None:
         """Write `metrics.json` into `folder`, whole or not at all."""
@@ -184,6 +192,11 @@ class Evaluation(_Record):
             ) from None
         loaded._folder = folder
         return loaded
+
+
+def identifier_in(identifier: str) -> re.Pattern[str]:
+    """What finds the identifier as a word of its own in a prompt."""
+    return re.compile(rf"(?<!\w){re.escape(identifier)}(?!\w)")
 
 
 def redrawn_as(metric: str, key: tuple[str, int]) -> str | int:
@@ -312,7 +325,7 @@ def evaluation_prompts(config: Config) -> list[tuple[str, str]]:
     if not templates:
         named, plain = (suggestions(config.base_model, subject.class_noun, word) for word in (subject.identifier, ""))
         return list(zip(named, plain, strict=True))
-    word = re.compile(rf"(?<!\w){re.escape(subject.identifier)}(?!\w)")
+    word = identifier_in(subject.identifier)
     found = {}
     for template in templates:
         prompt = subject.fill(template)

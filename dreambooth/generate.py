@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import diffusers
 import torch
@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dreambooth.adapters import is_adapter, is_model, load_model
+from dreambooth.adapters import is_adapter, is_model, load_model, read_adapter
 from dreambooth.config import (
     TOYBOX,
     Config,
@@ -93,46 +93,74 @@ def open_source(
     safety_checker: bool = True,
     which: Which = "last",
     token: Token = None,
+    base: Path | None = None,
     scale: float = 1.0,
     adapters: Sequence[tuple[str, float]] = (),
 ) -> Source:
     """Load a run directory, toybox, a pipeline folder or a Hub id for generation; of a run, `which` of its models.
 
-    An adapter takes part with `scale`, and on top come further `adapters`, each a run, a folder or a Hub id, and its
-    weight. A model that was published as a run's is sampled as that run was. Where the model has a safety checker, it
-    looks at every picture unless `safety_checker` is off. Raises `RunError` for a run without a finished model,
-    `ConfigError` for damaged settings and for what is no adapter, else what `fetch_model` and `load_model` raise.
+    An adapter takes part with `scale`, on its base model, whose folder is `base` if known, and on top come further
+    `adapters`, each a run, a folder or a Hub id, and its weight. A model that was published as a run's is sampled as
+    that run was. Where the model has a safety checker, it looks at every picture unless `safety_checker` is off. Raises
+    `RunError` for a run without a finished model, `ConfigError` for damaged settings and for what is no adapter, else
+    what `fetch_model` and `load_model` raise.
+    """
+    found = find_model(source, revision, which, token=token, base=base)
+    stacked = []
+    for other, weight in adapters:
+        if not is_adapter(on_top := find_model(other, token=token, base=found.base or found.model).model):
+            raise ConfigError(f"{other} is a whole model.", "Only adapters can be put on top of a model.")
+        stacked.append((on_top, weight))
+    pipe, family = load_model(
+        found.model, found.base, scale=scale, adapters=stacked, safety_checker=safety_checker, token=token
+    )
+    if device is not None:
+        pipe.to(device)
+    on_toybox = source == TOYBOX or (is_adapter(found.model) and read_adapter(found.model).base_model == TOYBOX)
+    usual = SamplingConfig(**(load_preset(TOYBOX)["sampling"] if on_toybox else {}))
+    return Source(pipe, family, found.name, found.config.sampling if found.config else usual, found.config)
+
+
+class Found(NamedTuple):
+    """A model that is there, not loaded yet."""
+
+    model: Path
+    """The folder of a pipeline or of an adapter."""
+    base: Path | None
+    """The base model's folder of an adapter, where it is a run's or was given; else `adapter.json` names it."""
+    name: str
+    """The base model, or the run's id; never a path of this machine."""
+    config: Config | None
+    """The settings it was trained with, where it is a run's or was published as one's."""
+
+
+def find_model(
+    source: str,
+    revision: str | None = None,
+    which: Which = "last",
+    *,
+    token: Token = None,
+    base: Path | None = None,
+) -> Found:
+    """The model of a run directory, toybox, a folder or a Hub id, which is downloaded if need be; of a run, `which`.
+
+    `base` is the base model's folder if known. Raises as `open_source` does.
     """
     folder = Path(os.path.expanduser(source))
-    base = None
     if _is_run(folder):
         model = finished_model(folder, which)
         config = Config.from_dict(read_yaml(folder / "config.yaml"), source=str(folder / "config.yaml"))
-        if is_adapter(model):
+        if is_adapter(model) and base is None:
             base = fetch_model(config.base_model, config.revision)
     else:
         model = fetch_model(source, revision, token=token, adapters=True)
         config = published_settings(model)
-    name = folder.resolve().name if folder.exists() else source
-    usual = SamplingConfig(**(load_preset(TOYBOX)["sampling"] if source == TOYBOX else {}))
-    stacked = [(_adapter_folder(other, token), weight) for other, weight in adapters]
-    pipe, family = load_model(model, base, scale=scale, adapters=stacked, safety_checker=safety_checker, token=token)
-    if device is not None:
-        pipe.to(device)
-    return Source(pipe, family, name, config.sampling if config else usual, config)
+    return Found(model, base, folder.resolve().name if folder.exists() else source, config)
 
 
 def _is_run(folder: Path) -> bool:
     """Whether it is a run's directory; a published model has a config.yaml, too."""
     return any((folder / name).is_file() for name in ("config.yaml", "events.jsonl")) and not is_model(folder)
-
-
-def _adapter_folder(source: str, token: Token) -> Path:
-    folder = Path(os.path.expanduser(source))
-    found = finished_model(folder) if _is_run(folder) else fetch_model(source, token=token, adapters=True)
-    if not is_adapter(found):
-        raise ConfigError(f"{source} is a whole model.", "Only adapters can be put on top of a model.")
-    return found
 
 
 def published_settings(model: Path) -> Config | None:

@@ -352,6 +352,20 @@ def checked_crop(box: Sequence[float], size: tuple[int, int], name: str) -> Crop
     return Crop(left, top, left + side, top + side)
 
 
+def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two square photos of one size, each halved, beside each other on the ground of a picture as large as one.
+
+    What is above them continues their upper edges.
+    """
+    side, half = left.width, left.width // 2
+    picture = Image.new("RGB", (side, side))
+    for x, photo in ((0, left), (side - half, right)):
+        small = photo.resize((half, half), Image.Resampling.LANCZOS)
+        picture.paste(small.crop((0, 0, half, 1)).resize((half, side - half)), (x, 0))
+        picture.paste(small, (x, side - half))
+    return picture
+
+
 def save_prepared(photos: Sequence[Prepared], folder: str | Path) -> list[Path]:
     """Write 00.png, 01.png, … into a new or empty folder and return their paths.
 

@@ -22,6 +22,7 @@ from dreambooth.dataset import ENCODE_BATCH
 from dreambooth.errors import ConfigError
 from dreambooth.generate import MAX_BATCH
 from dreambooth.machine import PROGRAM, available_memory, check_optimizer, probe, resolve_precision
+from dreambooth.methods import get_method
 from dreambooth.rehearsal import LARGE_BLOCK, UTILISATION, Rehearsal
 
 GIB = 2**30
@@ -47,6 +48,8 @@ class Estimate:
     stages: dict[str, int]
     """Each stage's own peak, in bytes."""
     trainable_parameters: int
+    model_bytes: int
+    """What the run saves, in 32 bits: of an adapter what was trained, else the pipeline without a safety checker."""
     seconds: float
     """The whole run's, with every class image drawn anew; right within a factor of about two."""
     resolution: int
@@ -66,16 +69,24 @@ class Estimate:
         )
 
 
-def check(config: Config, model: Path, device: torch.device, *, available: int | None = None) -> Estimate:
+def check(
+    config: Config,
+    model: Path,
+    device: torch.device,
+    *,
+    available: int | None = None,
+    rehearsal: Rehearsal | None = None,
+) -> Estimate:
     """Estimate the run on the base model in the folder `model`; `available` bytes default to what `device` has left.
 
+    A `rehearsal` of another run of this model, in the same precision on the same device, need not be made again.
     `gradient_checkpointing: auto` becomes off where the run fits without, else on. Raises `ConfigError`, with the
     settings that would make it fit, for a run that does not, and `ModelError` for a damaged folder.
     """
     check_optimizer(config.train.optimizer, device)
     precision = resolve_precision(config.train.mixed_precision, device)
     available = available_memory(device) if available is None else available
-    rehearsal = Rehearsal(model, device, probe(device, precision))
+    rehearsal = rehearsal or Rehearsal(model, device, probe(device, precision))
     changes: dict[str, Any] = {"train.mixed_precision": precision}
     if config.train.resolution == "auto":
         changes["train.resolution"] = rehearsal.family.resolution(model)
@@ -104,7 +115,8 @@ def _estimate(rehearsal: Rehearsal, config: Config, checkpointing: bool) -> Esti
     crops = train.crops_per_photo * (1 + train.flip)
     encoding = rehearsal.encode(config, min(crops, ENCODE_BATCH))
     class_images = prior.active * prior.num_images * len(config.class_prompts)
-    encoded = PHOTOS * len(config.subjects) * crops + class_images * (1 + train.flip)
+    photos = PHOTOS * len(config.subjects) / (1 - train.side_by_side * bool(config.more_subjects))
+    encoded = photos * crops + class_images * (1 + train.flip)
 
     trained = 4 * sum(step.trained)
     state = sum(_state_bytes(size, train.optimizer) for size in step.trained)
@@ -143,6 +155,7 @@ def _estimate(rehearsal: Rehearsal, config: Config, checkpointing: bool) -> Esti
         parts={name: size for name, size in parts[stage].items() if size},
         stages=peaks,
         trainable_parameters=sum(step.trained),
+        model_bytes=trained if get_method(config.method).load else rehearsal.model_bytes,
         seconds=seconds,
         resolution=train.resolution,
         gradient_checkpointing=checkpointing,
@@ -199,6 +212,8 @@ def _weight_remedies(config: Config, device: torch.device) -> Iterator[dict[str,
             yield {"train.optimizer": "adamw8bit"}
     if config.train.text_encoder:
         yield {"train.text_encoder": False}
+    if config.method == "full":
+        yield {"method": "lora"}
 
 
 def _batch_remedies(config: Config, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -224,8 +239,9 @@ def _batch_remedies(config: Config, device: torch.device) -> Iterator[dict[str, 
 
 def _with(config: Config, changes: dict[str, Any]) -> Config:
     for key, value in changes.items():
-        section, name = key.split(".")
-        config = config.model_copy(update={section: getattr(config, section).model_copy(update={name: value})})
+        section, _, name = key.partition(".")
+        changed = getattr(config, section).model_copy(update={name: value}) if name else value
+        config = config.model_copy(update={section: changed})
     return config
 
 

@@ -153,6 +153,12 @@ class Rehearsal:
         self.pipe = blank_pipeline(model, self.family, self.fake)
         self._seen: dict[tuple, Trace] = {}
 
+    @property
+    def model_bytes(self) -> int:
+        """The whole pipeline's size in 32 bits, without a safety checker."""
+        parts = (part for part in self.pipe.components.values() if isinstance(part, nn.Module))
+        return sum(4 * p.numel() for part in parts for p in part.parameters())
+
     def draw(self, config: Config, images: int, steps: int, guidance_scale: float) -> Trace:
         """Draw `images` at once, as class images and sample pictures are."""
         batch = images * (2 if guidance_scale > 1 else 1)  # with and without the prompt

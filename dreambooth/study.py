@@ -1,6 +1,6 @@
 """Studies: subjects × conditions × seeds, each trained and measured alike, resumable, and told in one report.
 
-`compare` is the study of one subject with and without PPL, `batch` that of many. In a study's folder
+`compare` is the study of one subject with and without what keeps its class, `batch` that of many. In a study's folder
 
     <subject>/<condition>-<seed>/   is a run, with its `evaluation/`,
     <subject>/base/                 the evaluation of the model that training starts from.
@@ -44,7 +44,7 @@ from dreambooth.machine import resolve_device
 from dreambooth.monitor import Measures, read_measures
 from dreambooth.photos import MIN_SIDE, find_photos, prepare_photos, save_prepared
 from dreambooth.preflight import check as preflight
-from dreambooth.reports import write_csvs, write_report
+from dreambooth.reports import Cost, cost_of, write_costs, write_csvs, write_report
 from dreambooth.runs import Run, explain
 from dreambooth.subjects import CLASSES_FILE, PAPER, PAPER_REPO, fetch_paper_subjects, list_subjects
 from dreambooth.train import caption_of
@@ -141,13 +141,25 @@ class StudyConfig(BaseModel):
 
 
 def comparison(config: Config) -> StudyConfig:
-    """The study of one subject with and without PPL. Raises `ConfigError` where its PPL has no weight."""
+    """The study of one subject without and with PPL and, where `config.drift` has a weight, with the drift penalty.
+
+    Each alone; all else is `config`'s. Raises `ConfigError` where PPL has no weight, or nothing to preserve.
+    """
     if config.prior.weight == 0:
         raise ConfigError("prior.weight is 0, so with and without PPL are the same.", "Set it to 1, as in the paper.")
+    if config.method == "textual_inversion":
+        raise ConfigError(
+            "textual_inversion changes no weight of the base model, so with and without PPL are the same.",
+            "Compare another method, or several by `batch`, as configs/toybox-methods.yaml does.",
+        )
+    conditions = PPL
+    if weight := config.drift.weight:
+        conditions = {name: settings | {"drift": {"weight": 0}} for name, settings in PPL.items()}
+        conditions["with drift penalty"] = {"prior": {"enabled": False}, "drift": {"weight": weight}}
     settings = config.model_dump(mode="json")
     subject = settings.pop("subject")
     named = {"name": re.sub(r"[^\w-]+", "-", config.subject.photos.name).strip("-_") or "subject"} | subject
-    return StudyConfig(subjects=[named], seeds=[settings.pop("seed")], config=settings)
+    return StudyConfig(subjects=[named], conditions=conditions, seeds=[settings.pop("seed")], config=settings)
 
 
 @dataclass(frozen=True)
@@ -322,10 +334,11 @@ def _check_folder(cell: Cell) -> None:
 
 def _check_photos(cell: Cell) -> None:
     try:
-        photos = find_photos(cell.config.subject.photos)
-        prepare_photos(photos, MIN_SIDE, cell.config.subject.crops)
-        for photo in photos:
-            caption_of(cell.config.subject, photo)
+        for subject in cell.config.subjects:
+            photos = find_photos(subject.photos)
+            prepare_photos(photos, MIN_SIDE, subject.crops)
+            for photo in photos:
+                caption_of(subject, photo)
     except PhotoError as error:
         raise PhotoError(f"{cell.subject}: {error.message}", error.hint) from None
 
@@ -367,12 +380,22 @@ def run_study(
                     _report(out, out.resolve().name, cells)
                 elif todo and (measured := _measured(cells)):
                     write_csvs(measured, out)
+                    if costs := _costs(cells):
+                        write_costs(costs, out)
             except Exception as error:  # the same goes for what is told of it
                 yield subject[-1], _failure(error)
 
 
 def _measured(cells: list[Cell]) -> list[Evaluation]:
     return [evaluation for cell in cells if (evaluation := cell.evaluation)]
+
+
+def _costs(cells: list[Cell]) -> list[Cost]:
+    """Of what was trained and measured."""
+    return [
+        cost_of(cell.subject, cell.condition, cell.seed, Run.open(cell.path).events())
+        for cell in cells if cell.seed is not None and cell.evaluation
+    ]  # fmt: skip
 
 
 def _report(folder: Path, title: str, cells: list[Cell]) -> None:
@@ -383,7 +406,7 @@ def _report(folder: Path, title: str, cells: list[Cell]) -> None:
     for cell in cells:
         if cell.seed is not None and cell.evaluation and (found := read_measures(cell.path)):
             measures.setdefault(cell.condition, []).append(found)
-    write_report(folder, title, measured, measures)
+    write_report(folder, title, measured, measures, _costs(cells))
 
 
 def _work(cell: Cell, cells: list[Cell], should_stop: Callable[[], bool]) -> Iterator[Event]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -26,8 +27,17 @@ from dreambooth import events, packs, prior
 from dreambooth.adapters import load_model, save_trained
 from dreambooth.checkpoints import Checkpoint, list_checkpoints
 from dreambooth.coach import coach
-from dreambooth.config import Config, SubjectConfig
-from dreambooth.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variants, encode, generator, photo_variants
+from dreambooth.config import Config, SubjectConfig, together_prompt
+from dreambooth.dataset import (
+    CLASS,
+    DROPOUT,
+    INSTANCE,
+    DreamBoothDataset,
+    class_variants,
+    encode,
+    generator,
+    photo_variants,
+)
 from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError, RunError
 from dreambooth.events import Event
@@ -36,15 +46,18 @@ from dreambooth.fetch import fetch_model
 from dreambooth.files import atomic_folder
 from dreambooth.generate import MAX_BATCH, draw, save_picture
 from dreambooth.machine import peak_memory, reset_peak_memory, resolve_device, resolve_precision
-from dreambooth.methods import get_method, store_frozen_in
+from dreambooth.methods import Trainable, get_method, store_frozen_in
 from dreambooth.monitor import Monitor
 from dreambooth.objectives import dreambooth_loss
-from dreambooth.photos import find_photos, prepare_photos, save_prepared
+from dreambooth.photos import find_photos, prepare_photos, save_prepared, side_by_side
 from dreambooth.preflight import check as preflight
 from dreambooth.rehearsal import enable_gradient_checkpointing
 
 for _state in (PartialState, AcceleratorState, GradientState):  # else runs in two threads change each other's precision
     _state._shared_state = ThreadLocalSharedDict()
+
+TOGETHER = "together"
+"""Of a run's photos, the folder with pictures of two subjects side by side."""
 
 DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,12 +72,12 @@ def train(
     Raises `DreamBoothError`s; what is on disk then is whole.
     """
     started = time.monotonic()
-    reset_peak_memory()
     settings = config.train
 
     # -- prepare: check everything before a weight is loaded ---------------------------------------------------------
     yield events.Stage("prepare")
     device = resolve_device(config.device)
+    yield events.Metric("memory_before_bytes", reset_peak_memory(device), 0)
     precision = resolve_precision(settings.mixed_precision, device)
     dtype = DTYPES[precision]
     model = fetch_model(config.base_model, config.revision)
@@ -118,10 +131,9 @@ def train(
     accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
     objective = family.objective(pipe)
     store_frozen_in(dtype, trainable)
-    for module in trainable.modules.values():
-        module.train()
-        if estimate.gradient_checkpointing:
-            enable_gradient_checkpointing(module)
+    _set_training(trainable, True)
+    for module in trainable.modules.values() if estimate.gradient_checkpointing else ():
+        enable_gradient_checkpointing(module)
     optimizer = accelerator.prepare(_optimizer(config, trainable.parameter_groups))
     schedule = get_scheduler(
         {"constant": "constant_with_warmup"}.get(settings.lr_schedule, settings.lr_schedule), optimizer.optimizer,
@@ -145,6 +157,7 @@ def train(
     def sample(step: int) -> Iterator[Event]:
         """Draw the sample pictures, measure them, and keep the model that is the best so far."""
         _move(pipe, idle, device)
+        _set_training(trainable, False)
         with _weights_of(ema, weights):
             pictures = yield from _draw_samples(pipe, config, run, step, resolution, dtype, should_stop)
             if monitor and pictures:
@@ -152,6 +165,7 @@ def train(
                 if monitor.best == step and 0 < step < settings.steps:
                     with atomic_folder(run / "best") as folder:
                         save_trained(trainable, config, model, folder)
+        _set_training(trainable, True)
         _move(pipe, idle, "cpu")
 
     # -- loop --------------------------------------------------------------------------------------------------------
@@ -179,6 +193,8 @@ def train(
                 )
                 noise, t = torch.cat([noise, class_noise]), torch.cat([t, class_t])
             x0, noise, t = x0.to(device), noise.to(device), t.to(device)
+            if config.lora.dropout:  # it has no generator of its own
+                torch.manual_seed(generator(config.seed, DROPOUT, number).initial_seed())
             with accelerator.autocast():
                 prediction = family.predict(pipe, objective.add_noise(x0, noise, t), t, conditioning(ids))
             losses = objective.loss(prediction, x0, noise, t, settings.snr_gamma)
@@ -238,8 +254,9 @@ def train(
 def _prepare_photos(config: Config, run: Path, resolution: int) -> Iterator[Event]:
     """Write `photos/`: 00.png, 01.png, … and beside each, in a text file, the prompt it is trained with.
 
-    A second subject's photos are in `photos/subject-2`, and so on.
+    A second subject's photos are in `photos/subject-2`, and so on; pictures of two side by side in `photos/together`.
     """
+    by_subject = []
     with atomic_folder(run / "photos") as folder:
         for number, subject in enumerate(config.subjects, 1):
             paths = find_photos(subject.photos)
@@ -250,6 +267,22 @@ def _prepare_photos(config: Config, run: Path, resolution: int) -> Iterator[Even
             place = folder if number == 1 else folder / f"subject-{number}"
             for image, prompt in zip(save_prepared(prepared, place), prompts, strict=True):
                 image.with_suffix(".txt").write_text(prompt, encoding="utf-8")
+            by_subject.append([photo.image for photo in prepared])
+        for number, (picture, prompt) in enumerate(_combinations(config, by_subject)):
+            image = folder / TOGETHER / f"{number:02d}.png"
+            image.parent.mkdir(exist_ok=True)
+            picture.save(image)
+            image.with_suffix(".txt").write_text(prompt, encoding="utf-8")
+
+
+def _combinations(config: Config, photos: list[list[Image.Image]]) -> Iterator[tuple[Image.Image, str]]:
+    """Pictures of two subjects side by side, with their prompts: `train.side_by_side` of what is trained on."""
+    pairs = list(combinations(range(len(photos)), 2))
+    share = config.train.side_by_side
+    for number in range(round(share / (1 - share) * sum(map(len, photos))) if pairs else 0):
+        k, (i, j) = number // len(pairs), pairs[number % len(pairs)]
+        left, right = photos[i][k % len(photos[i])], photos[j][(k + k // len(photos[j])) % len(photos[j])]
+        yield side_by_side(left, right), together_prompt([config.subjects[i], config.subjects[j]])
 
 
 def caption_of(subject: SubjectConfig, photo: Path) -> str:
@@ -270,7 +303,8 @@ def caption_of(subject: SubjectConfig, photo: Path) -> str:
 
 
 def _photos_and_prompts(run: Path) -> tuple[list[Image.Image], list[str]]:
-    files = [*sorted((run / "photos").glob("*.png")), *sorted((run / "photos").glob("subject-*/*.png"))]
+    folders = (run / "photos").glob("*/")
+    files = [path for folder in (run / "photos", *sorted(folders)) for path in sorted(folder.glob("*.png"))]
     return [Image.open(f).convert("RGB") for f in files], [
         f.with_suffix(".txt").read_text(encoding="utf-8") for f in files
     ]
@@ -320,6 +354,12 @@ def _optimizer(config: Config, groups: list[dict]) -> torch.optim.Optimizer:
 def _move(pipe: DiffusionPipeline, names: list[str], device: torch.device | str) -> None:
     for name in names:
         getattr(pipe, name).to(device)
+
+
+def _set_training(trainable: Trainable, training: bool) -> None:
+    """Turn dropout on, or off as pictures want it."""
+    for module in trainable.modules.values():
+        module.train(training)
 
 
 def _noise_and_timesteps(x0: Tensor, objective, seed: int, stream: int, number: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from tests.test_cli import Result, here, process, result
-from tests.test_families import loopback_hub
+from tests.test_fetch import loopback_hub
 
 QUICK = {
     "device": "cpu",
@@ -77,6 +77,12 @@ class Place:
         shutil.copytree(self.model, copy)
         (copy / name).write_bytes(change((copy / name).read_bytes()))
         return copy
+
+    def damaged_adapter(self) -> Path:
+        """A folder whose adapter.json says nothing."""
+        (self.given / "adapter").mkdir()
+        (self.given / "adapter" / "adapter.json").write_text("{}")
+        return self.given / "adapter"
 
     def run_without_model(self) -> str:
         Path("run").mkdir()
@@ -205,6 +211,24 @@ CASES = {
     "hub can't be reached": (lambda p: p.train(base_model="owner/name"), 1, "the Hub can't be reached"),
     "no name of the hub": (lambda p: p.generate(source="a/b/c"), 1, "a/b/c: no such folder"),
     "run without a model": (lambda p: p.generate(source=p.run_without_model()), 1, "run has no finished model"),
+    # ---- adapters
+    "strength of a whole model": (lambda p: p.generate("--scale", 0.5), 2, "scale is 0.5, but this is a whole model"),
+    "strength is no number": (lambda p: p.generate("--scale", "much"), 2, "--scale"),
+    "whole model on top": (lambda p: p.generate("--adapter", p.model), 2, "is a whole model. Only adapters can be put"),
+    "nothing on top": (lambda p: p.generate("--adapter", "none:0.5"), 1, "none: no such folder"),
+    "damaged adapter": (lambda p: p.generate(source=p.damaged_adapter()), 1, "adapter: adapter.json can't be used"),
+    "fuse a whole model": (lambda p: ["fuse", p.model, "--out", "out"], 2, "tiny-sd is a whole model already"),
+    "fuse into photos": (lambda p: ["fuse", p.model, "--out", p.photos], 2, "disc is there already and not empty"),
+    "export a whole model": (lambda p: ["export", p.model, "--out", "a.safetensors"], 2, "tiny-sd is a whole model"),
+    "merge one": (lambda p: ["merge", p.model, "--out", "out"], 2, "1 model is given. Give two or more"),
+    "merge whole models": (lambda p: ["merge", p.model, p.model, "--out", "out"], 2, "tiny-sd is of method full"),
+    "merge runs without a model": (
+        lambda p: ["merge", p.run_without_model(), p.model, "--out", "out"], 1, "run has no finished model",
+    ),
+    "captions missing": (
+        lambda p: ["merge", p.model, p.model, "--out", "out", "--captions", "none.txt"], 2, "Give a text file with a "
+        "caption a line",
+    ),
     # ---- folders and disks
     "run folder in use": (
         lambda p: ["train", p.config(), "--run-dir", p.given], 2, "is there already and not empty",

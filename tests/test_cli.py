@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dreambooth import cli, events
+from dreambooth.adapters import read_adapter
 from dreambooth.checkpoints import list_checkpoints
 from dreambooth.config import to_yaml
 from dreambooth.evaluate import Evaluation
@@ -96,6 +98,11 @@ def finished(tiny_model, photo_folder, tmp_path_factory):
         (["train", "--help"], ["CONFIG.yaml", "hub:USER/NAME@REVISION", "--set KEY=VALUE", "--run-dir", "--resume"]),
         (["generate", "--help"], ["RUN_OR_MODEL", "--prompt", "--negative-prompt", "--num-images", "--seed", "--out"]),
         (["evaluate", "--help"], ["RUN", "--prompts FILE", "--images-per-prompt", "--which", "--base", "--out"]),
+        (["generate", "--help"], ["--scale", "--base-model FOLDER", "--adapter RUN[:WEIGHT]"]),
+        (["methods", "--help"], ["List the ways of fine-tuning"]),
+        (["fuse", "--help"], ["RUN", "--out", "--scale", "--which"]),
+        (["export", "--help"], ["RUN", "--out", "NAME.safetensors", "--which"]),
+        (["merge", "--help"], ["RUN RUN …", "--out", "--captions FILE", "--which"]),
         (["push", "--help"], ["RUN", "--repo-id", "--public", "--photos", "--half", "--which", "--partner"]),
         (["compare", "--help"], ["CONFIG.yaml", "--set KEY=VALUE", "--out"]),
         (["batch", "--help"], ["BATCH.yaml", "--set KEY=VALUE", "--out"]),
@@ -288,6 +295,121 @@ def test_generate_as_a_command_of_its_own(tiny_model, tmp_path):
     assert (code, err) == (0, "")
     assert out == f"{Path('generated') / '0000-0.png'}\n"
     assert (tmp_path / "generated" / "0000-0.png").is_file()
+
+
+# ---- Adapters
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_model, photo_folder, tmp_path_factory):
+    """Quick runs of a LoRA and of two words of Custom Diffusion, as the command trains them, by name."""
+    folder, runs = tmp_path_factory.mktemp("adapters"), {}
+    for seed, (name, word) in enumerate({"lora": "sks", "ada": "<ada>", "bea": "<bea>"}.items()):
+        method = "lora" if name == "lora" else "custom_diffusion"
+        (folder / f"{name}.yaml").write_text(
+            f"base_model: {tiny_model}\nmethod: {method}\ndevice: cpu\nseed: {seed}\n"
+            f"subject: {{photos: {photo_folder}, identifier: {word}, class_noun: dog}}\nprior: {{enabled: false}}\n"
+            "train: {steps: 3, learning_rate: 0.02, mixed_precision: no, sample_every: 0, text_encoder: false}\n"
+            'word: {initializer: "{class_noun}"}\nsampling: {steps: 2}\n'
+        )
+        runs[name] = folder / name
+        told = here("train", folder / f"{name}.yaml", "--run-dir", runs[name])
+        assert told.code == 0, told.err
+    return runs
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """A function that draws one picture by the command, and gives it."""
+
+    def draw(*arguments) -> Image.Image:
+        out = tmp_path / f"pictures-{len(list(tmp_path.glob('pictures-*')))}"
+        told = here(
+            "generate", *arguments, "--prompt", "a photo of sks dog", "--num-images", 1, "--steps", 2, "--out", out
+        )
+        assert (told.code, told.err) == (0, "")
+        with Image.open(out / "0000-0.png") as image:
+            image.load()
+            return image
+
+    return draw
+
+
+def apart(a: Image.Image, b: Image.Image) -> int:
+    """The largest difference of two pictures' pixels, of 255."""
+    return int(np.abs(np.asarray(a).astype(int) - np.asarray(b)).max())
+
+
+def test_methods_are_listed_with_a_sentence_each():
+    code, out, err = here("methods")
+    assert (code, err) == (0, "")
+    names = [line.split(": ")[0] for line in out.splitlines()]
+    assert names == ["full", "lora", "textual_inversion", "custom_diffusion"]
+    assert all(line.endswith(".") for line in out.splitlines())
+
+
+def test_generate_takes_an_adapters_strength_and_further_ones_with_weights(adapters, drawn, tiny_model):
+    base, trained = drawn(tiny_model), drawn(adapters["lora"])
+    assert apart(base, trained) > 3
+    off = drawn(adapters["lora"], "--scale", 0)
+    assert apart(base, off) == 0
+    assert (off.text["model"], off.text["scale"]) == ("lora", "0.0")
+    assert not {"scale", "adapters"} & set(trained.text)
+    assert apart(trained, drawn(adapters["lora"], "--adapter", f"{adapters['ada']}:0")) == 0
+    further = ("--adapter", f"{adapters['ada']}:0.5", "--adapter", adapters["bea"])
+    both = drawn(adapters["lora"], *further)
+    assert both.text["adapters"] == "ada:0.5, bea:1"
+    assert apart(trained, both) > 3
+    assert apart(both, drawn(tiny_model, "--adapter", adapters["lora"], *further)) == 0, "on the base model by name"
+
+
+def test_the_same_word_twice_and_weights_that_are_none_are_one_line(adapters):
+    for weight, code, words in [
+        ("", 1, "<ada> is in the model's vocabulary already"),
+        (":nan", 2, "weight of model is nan"),
+    ]:
+        told = here("generate", adapters["ada"], "--prompt", "a", "--adapter", f"{adapters['ada']}{weight}")
+        assert (told.code, told.out) == (code, "")
+        assert words in told.err
+
+
+def test_fuse_writes_a_pipeline_that_draws_alike(adapters, drawn, tmp_path):
+    out = tmp_path / "fused"
+    assert here("fuse", adapters["lora"], "--out", out) == (0, f"{out}\n", "")
+    assert (out / "model_index.json").is_file()
+    assert apart(drawn(out), drawn(adapters["lora"])) <= 1
+    told = here("fuse", adapters["lora"], "--out", out)
+    assert (told.code, told.err) == (2, f"error: {out} is there already and not empty. Give --out another name.\n")
+    half = tmp_path / "half"
+    assert here("fuse", adapters["lora"], "--out", half, "--scale", 0.5).code == 0
+    assert apart(drawn(half), drawn(adapters["lora"], "--scale", 0.5)) <= 1
+
+
+def test_export_writes_one_file_for_other_programs(adapters, tmp_path):
+    out = tmp_path / "dog.safetensors"
+    assert here("export", adapters["lora"], "--out", out) == (0, f"{out}\n", "")
+    assert {key.rpartition("lora_")[2] for key in load_file(out)} >= {"up.weight", "down.weight"}
+    told = here("export", adapters["ada"], "--out", tmp_path / "ada.safetensors")
+    assert told.code == 2
+    assert "is an adapter of method custom_diffusion. Give a run of method lora." in told.err
+    assert "Give a name that ends in .safetensors" in here("export", adapters["lora"], "--out", tmp_path / "a.pt").err
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["dog.safetensors"]
+
+
+def test_merge_makes_one_adapter_of_subjects_learnt_apart(adapters, drawn, tiny_model, tmp_path):
+    (tmp_path / "captions.txt").write_text("a dog in the snow\na photo of the cat\n")
+    out = tmp_path / "both"
+    told = here("merge", adapters["ada"], adapters["bea"], "--out", out, "--captions", tmp_path / "captions.txt")
+    assert told == (0, f"Merged: <ada> dog, <bea> dog\nModel: {out}\n", "")
+    assert read_adapter(out).identifiers == ("<ada>", "<bea>")
+    drawn(out, "--base-model", tiny_model)
+    assert here("fuse", out, "--base-model", tiny_model, "--out", tmp_path / "fused").code == 0
+    told = here("generate", out, "--prompt", "a dog", "--out", tmp_path / "out")
+    assert told.err.startswith("error: This adapter's base model, tiny-sd, is a folder of the machine where it was")
+    told = here("merge", adapters["ada"], adapters["lora"], "--out", tmp_path / "other")
+    assert told.code == 2
+    assert "is of method lora. Only those of custom_diffusion can be merged." in told.err
+    assert not (tmp_path / "other").exists()
 
 
 # ---- Published models and class images

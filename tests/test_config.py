@@ -330,6 +330,8 @@ def test_settings_can_not_be_changed_by_accident():
         ({"prior": {"num_images": 0}}, "prior.num_images = 0"),
         ({"prior": {"class_prompt": "   "}}, "prior.class_prompt"),
         ({"prior": {"class_prompt": "{identifier} {class_noun}"}}, "uses {identifier}; only {class_noun}"),
+        ({"word": {"initializer": "{class_noun} {x}"}}, "uses {x}; only {class_noun}"),
+        ({"word": {"initializer": "{class_noun:>999999999}"}}, "uses {class_noun:>999999999}; only {class_noun}"),
         ({"train": {"steps": 0}}, "train.steps = 0"),
         ({"train": {"steps": "many"}}, "train.steps = 'many'"),
         ({"train": {"learning_rate": 0}}, "train.learning_rate = 0"),

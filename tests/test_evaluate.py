@@ -168,7 +168,7 @@ def test_values_are_what_the_means_are_over(done):
         values = told.values(name)
         assert told.metrics[name].value == pytest.approx(np.mean(list(values.values())))
         assert told.metrics[name].count == len(values)
-    assert ("a photo of sks dog", 1) in told.values("dino")
+    assert ("a photo of {identifier} dog", 1) in told.values("dino"), "however the model calls it"
     assert list(told.values("pres")) == [("a photo of a dog", seed) for seed in range(3)]
 
 
@@ -184,7 +184,9 @@ def test_without_prompts_of_ones_own_the_papers_25_are_drawn(make_config, photos
 def test_an_identifier_written_out_is_taken_from_what_clip_compares(make_config, photos, tmp_path):
     config = make_config(evaluation=settings(prompts=["a photo of sks dog, sksy", "the {identifier} {class_noun}"]))
     run(config, photos, tmp_path)
-    assert [p.described for p in Evaluation.load(tmp_path).prompts] == ["a photo of dog, sksy", "the dog"]
+    told = Evaluation.load(tmp_path)
+    assert [p.described for p in told.prompts] == ["a photo of dog, sksy", "the dog"]
+    assert told.templates == ["a photo of {identifier} dog, sksy", "the {identifier} dog"]
 
 
 # ---- Stopped and gone on with

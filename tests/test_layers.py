@@ -7,18 +7,18 @@ ROOT = Path(__file__).parent.parent / "dreambooth"
 LAYERS = [
     {"errors", "config", "events", "files"},
     {"photos", "coach", "objectives", "machine", "metrics", "prompts"},
-    {"hub", "families", "fetch", "adapters", "methods", "tokens", "checkpoints", "encoders"},
+    {"hub", "families", "fetch", "adapters", "kohya", "methods", "tokens", "checkpoints", "encoders"},
     {"generate", "prior", "packs", "dataset", "rehearsal", "preflight", "monitor", "train", "evaluate", "reports"},
-    {"runs", "subjects"},
+    {"runs", "subjects", "merge"},
     {"study", "publish", "card", "published"},
     {"cli", "__main__", "ui"},
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 SAME_ROW = {
     ("events", "errors"), ("config", "errors"), ("coach", "photos"), ("methods", "families"), ("tokens", "families"),
-    ("encoders", "families"), ("families", "hub"), ("fetch", "families"), ("fetch", "hub"),
+    ("encoders", "families"), ("families", "hub"), ("fetch", "families"), ("fetch", "hub"), ("fetch", "methods"),
     ("encoders", "fetch"), ("adapters", "families"), ("adapters", "fetch"), ("adapters", "hub"),
-    ("adapters", "methods"),
+    ("adapters", "methods"), ("kohya", "adapters"), ("kohya", "families"), ("kohya", "methods"),
     ("prior", "generate"), ("preflight", "generate"), ("preflight", "dataset"), ("preflight", "rehearsal"),
     ("train", "generate"), ("train", "prior"), ("train", "dataset"), ("train", "preflight"),
     ("packs", "prior"), ("packs", "generate"), ("train", "packs"),

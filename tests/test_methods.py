@@ -137,8 +137,10 @@ def test_several_subjects_in_one_run(name, configured, tmp_path, two_subjects):
     photos = tmp_path / "run" / "photos"
     assert [path.name for path in sorted(photos.glob("*.png"))] == ["00.png", "01.png", "02.png"]
     assert (photos / "subject-2" / "01.txt").read_text() == "a photo of <ohwx> cat"
-    others = list((tmp_path / "run").glob("class_images-2/*.png"))
-    assert len(others) == (4 if config.prior.active else 0), "each class has its own"
+    assert (photos / "together" / "00.txt").read_text() == "a photo of <sks> dog and <ohwx> cat"
+    assert len(list(photos.glob("together/*.png"))) == 7, "0.6 of all: 7 beside 3 and 2"
+    others = list((tmp_path / "run").glob("class_images-[23]/*.png"))
+    assert len(others) == (8 if config.prior.active else 0), "each class has its own, and both together"
     if is_adapter(tmp_path / "run" / "model"):
         assert read_adapter(tmp_path / "run" / "model").identifiers == ("<sks>", "<ohwx>")
 

@@ -80,8 +80,8 @@ def config(**settings) -> Config:
     nested = {"base_model": "some/model", "subject": {"photos": "photos", "class_noun": "dog"}}
     nested |= {"train": {"resolution": 32, "mixed_precision": "no"}, "prior": {"num_images": 8}, "sampling": {}}
     for key, value in settings.items():
-        section, name = key.split("__")
-        nested[section][name] = value
+        section, _, name = key.rpartition("__")
+        (nested[section] if section else nested)[name] = value
     return Config.from_dict(nested)
 
 
@@ -103,6 +103,21 @@ def test_parameters_are_those_of_the_loaded_model(model, text_encoder):
     assert found.trainable_parameters == trained
     assert found.parts["weights"] == pytest.approx(everything, abs=1000)  # and the position ids
     assert found.parts["optimizer state"] == 8 * trained
+    assert found.model_bytes == pytest.approx(everything, abs=1000)
+
+
+@pytest.mark.parametrize("method", ["lora", "textual_inversion", "custom_diffusion"])
+def test_an_adapters_file_holds_what_it_trains(configs, method):
+    word = {"subject__identifier": "<sks>"} if method != "lora" else {}
+    found = estimate(configs, method=method, train__text_encoder=False, prior__enabled=False, **word)
+    assert found.model_bytes == 4 * found.trainable_parameters
+
+
+def test_a_rehearsal_may_be_of_another_run(configs):
+    rehearsal = Rehearsal(configs, CPU, SPEED)
+    settings = config(train__batch_size=2)
+    again = [check(settings, configs, CPU, available=AMPLE, rehearsal=rehearsal) for _ in range(2)]
+    assert again == [check(settings, configs, CPU, available=AMPLE)] * 2
 
 
 def on_real_tensors(model: Path, monkeypatch) -> Rehearsal:
@@ -218,8 +233,8 @@ def test_description_is_one_line_with_the_figures(configs):
 
 def apply(settings: Config, words: str) -> Config:
     nested = settings.model_dump(mode="json")
-    for section, name, value in re.findall(r"(\w+)\.(\w+): ([\w.]+)", words):
-        nested[section][name] = yaml.safe_load(value)
+    for section, name, value in re.findall(r"(?:(\w+)\.)?(\w+): ([\w.]+)", words):
+        (nested[section] if section else nested)[name] = yaml.safe_load(value)
     return Config.from_dict(nested)
 
 
@@ -248,8 +263,10 @@ def test_the_impossible_is_said_to_be(configs):
     with pytest.raises(ConfigError, match=r"Even train\.optimizer: .* use a smaller base model"):
         estimate(configs, available=2**20)
     settings = {"train__optimizer": "adamw8bit", "train__text_encoder": False, "train__sample_every": 0}
-    with pytest.raises(ConfigError, match=r"can be had\. Use a smaller base model"):
+    with pytest.raises(ConfigError, match=r"Even method: lora would .* use a smaller base model"):
         estimate(configs, available=2**20, prior__enabled=False, **settings)
+    with pytest.raises(ConfigError, match=r"can be had\. Use a smaller base model"):
+        estimate(configs, available=2**20, prior__enabled=False, method="lora", **settings)
 
 
 def test_checkpointing_is_turned_on_only_where_it_is_needed(configs):
@@ -334,7 +351,7 @@ def test_8_bit_adamw_is_refused_and_not_advised_where_it_is_missing(monkeypatch,
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
         estimate(configs, train__optimizer="adamw8bit")
-    with pytest.raises(ConfigError, match=r"Even train\.text_encoder: false would"):
+    with pytest.raises(ConfigError, match=r"Even train\.text_encoder: false and method: lora would"):
         estimate(configs, available=2**20)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth import events
 from dreambooth.errors import ConfigError
 from dreambooth.evaluate import BASE, ClassPicture, Evaluation, PromptScores, Sampler, SubjectPicture, redrawn_as
 from dreambooth.generate import save_picture
@@ -19,8 +20,11 @@ from dreambooth.metrics import METRICS, Estimate, bootstrap
 from dreambooth.monitor import Measure, Measures
 from dreambooth.reports import (
     Cell,
+    Cost,
     Line,
     comparison_table,
+    cost_of,
+    cost_table,
     difference_table,
     differences,
     draw_sheet,
@@ -29,6 +33,7 @@ from dreambooth.reports import (
     loss_plot,
     progress_plot,
     summary,
+    write_costs,
     write_csvs,
     write_report,
 )
@@ -44,7 +49,7 @@ COLOURS = {BASE: "grey", "without PPL": "red", "with PPL": "blue"}
 def evaluation(
     folder: Path, subject: str = "rex", condition: str = "with PPL", seed: int = 1, *, noise: int = 0,
     levels: tuple[float, ...] = (0.6, 0.8, 0.3, 0.4, 0.5), prompts: tuple[str, ...] = ("a sks dog", "a wet sks dog"),
-    problem: str = "", encoders: dict[str, str] = TOYBOX,
+    problem: str = "", encoders: dict[str, str] = TOYBOX, identifier: str = "sks",
 ) -> Evaluation:  # fmt: skip
     """An evaluation whose five metrics are about `levels`, with its pictures, saved in `folder`."""
     rng = np.random.default_rng(noise)
@@ -69,13 +74,13 @@ def evaluation(
         save_picture(folder / "images" / name, Image.new("RGB", (64, 64), COLOURS.get(condition, "green")))
     rows = [
         PromptScores(
-            prompt=text, described=text.replace("sks ", ""), count=2, dino=near(dino), clip_i=near(clip_i),
-            clip_t=near(clip_t), div=near(div),
+            prompt=text.replace("sks", identifier), described=text.replace("sks ", ""), count=2, dino=near(dino),
+            clip_i=near(clip_i), clip_t=near(clip_t), div=near(div),
         )
         for text in prompts
     ]  # fmt: skip
     made = Evaluation(
-        subject=subject, class_noun="dog", identifier="sks", condition=condition, model=f"run-{seed}",
+        subject=subject, class_noun="dog", identifier=identifier, condition=condition, model=f"run-{seed}",
         base_model="toybox", method="full", step=0 if condition == BASE else 400, seed=seed, encoders=encoders,
         photos=5, images_per_prompt=2, class_prompt="a photo of a dog", class_images=4, first_seed=0,
         sampling=Sampler(steps=25, guidance_scale=3.0, scheduler="default"), left_out=int(bool(problem)), metrics={},
@@ -209,6 +214,40 @@ def test_what_has_no_partner_is_not_compared(study):
     assert difference_table(study, "with PPL", "of another study") == ""
 
 
+def test_pictures_are_paired_whatever_word_a_model_has_for_its_subject(trio, tmp_path):
+    levels = (0.5, 0.8, 0.3, 0.3, 0.6)
+    ours = evaluation(tmp_path / "in" / "ti", condition="inversion", identifier="<sks>", levels=levels, noise=7)
+    found = differences([*trio, ours], "inversion", "with PPL")
+    by_hand = [a.dino - b.dino for a, b in zip(ours.pictures, trio[2].pictures, strict=True)]
+    assert found["dino"].value == pytest.approx(np.mean(by_hand))
+    assert [found[name].count for name in METRICS] == [4, 4, 4, 4, 2]
+    path = gallery([trio[2], ours], tmp_path / "gallery.png", prompts=2)
+    with Image.open(path) as sheet:
+        colours = {colour: count for count, colour in sheet.convert("RGB").getcolors(1 << 24)}
+    assert colours[(0, 0, 255)] == colours[(0, 128, 0)] == (2 + 2) * CELL * CELL, "side by side"
+
+
+def test_of_many_conditions_each_has_one_table_with_all_others(trio, tmp_path):
+    names = ("LoRA", "inversion", "custom")
+    more = [
+        evaluation(tmp_path / "in" / name, condition=name, levels=(0.1, 0.8, 0.3, 0.4, 0.5), noise=10 + n)
+        for n, name in enumerate(names)
+    ]
+    text = write_report(tmp_path / "out", "Many", [*trio, *more]).markdown.read_text()
+    section = text.split("## Differences")[1].split("## The pictures")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if " − " in line]
+    assert [row[0].strip("| ") for row in rows[:4]] == [
+        "with PPL − without PPL", "LoRA − without PPL", "inversion − without PPL", "custom − without PPL",
+    ]  # fmt: skip
+    assert [row[0].strip("| ") for row in rows[-5:]] == [
+        f"{name} − base model" for name in ("without PPL", "with PPL", *names)
+    ]
+    assert len(rows) == 4 + 3 + 2 + 1 + 5
+    found = differences([*trio, *more], "LoRA", "without PPL")["dino"]
+    assert rows[1][1].startswith(f"**−{-found.value:.3f} [")
+    assert rows[1][1].endswith("]**"), "clear of zero"
+
+
 def test_figures_of_different_encoders_are_not_mixed(tmp_path):
     one = evaluation(tmp_path / "a")
     other = evaluation(tmp_path / "b", "tom", encoders=PUBLIC)
@@ -291,6 +330,69 @@ def test_words_with_commas_and_quotes_survive_a_csv(tmp_path):
     assert rows_of(tmp_path / "all_results.csv")[0]["subject"] == 'a "dog", été'
 
 
+# ---- Costs
+
+
+def happened(seconds: float = 0.5, trained: int = 1000) -> list[events.Event]:
+    """What a run of two steps tells, stopped after the first and gone on with a day later."""
+    first, then = 1e9, 1e9 + 86_400
+    return [
+        events.Stage("prepare", time=first), events.Metric("memory_before_bytes", 5e8, 0, time=first + 1),
+        events.Stage("class images", 2, time=first + 2), events.Progress(2, time=first + 9),
+        events.Stage("encode", time=first + 10), events.Metric("trainable_parameters", trained, 0, time=first + 11),
+        events.Stage("train", 2, time=first + 11), events.Step(1, 1, 1, None, 1, 9.0, time=first + 12),
+        events.Cancelled(0, time=first + 13),
+        events.Stage("prepare", time=then), events.Metric("memory_before_bytes", 6e8, 0, time=then),
+        events.Stage("train", 2, time=then), events.Step(1, 1, 1, None, 1, seconds, time=then + 1),
+        events.Step(2, 1, 1, None, 1, seconds, time=then + 2), events.Metric("model_bytes", 2.5e6, 2, time=then + 2),
+        events.Metric("peak_memory_bytes", 9e8, 2, time=then + 3), events.Finished("model", 3, time=then + 3),
+    ]  # fmt: skip
+
+
+def test_a_trainings_costs_are_what_its_events_say():
+    cost = cost_of("rex", "with PPL", 1, happened())
+    assert (cost.trainable_parameters, cost.model_bytes) == (1000, 2.5e6)
+    assert cost.step_seconds == 1.0, "each step once, as it was done last"
+    assert cost.class_image_seconds == 8
+    assert cost.run_seconds == 13 + 3, "without the night between"
+    assert cost.memory_bytes == 3e8, "of the process that finished"
+
+
+def test_events_of_an_earlier_version_tell_less():
+    cost = cost_of("rex", "with PPL", 1, [events.Stage("prepare", time=1.0), events.Finished("model", 5, time=6.0)])
+    assert cost == Cost("rex", "with PPL", 1, None, None, 0, 0, 5.0, None, None)
+    assert cost.memory_bytes is None
+
+
+def test_costs_stand_beside_the_figures(study, tmp_path):
+    costs = [
+        cost_of(e.subject, e.condition, e.seed, happened(seconds=e.seed, trained=158_720))
+        for e in study if e.condition == "with PPL"
+    ]  # fmt: skip
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in cost_table(study, costs).splitlines()]
+    assert rows[0] == [
+        "", "DINO ↑", "CLIP-I ↑", "CLIP-T ↑", "PRES ↓", "DIV ↑", "trained weights", "file", "training", "memory",
+    ]  # fmt: skip
+    assert [row[0] for row in rows[2:]] == ["Base model", "Without PPL", "With PPL"]
+    assert rows[2][6:] == rows[3][6:] == ["–"] * 4
+    assert rows[4][6:] == ["158,720", "2.5 MB", "3 s", "300.0 MB"], "seeds 1 and 2: 2 s and 4 s"
+    assert rows[4][1] == f"{summary(study, 'with PPL')['dino'].value:.3f}"
+    written = write_report(tmp_path / "out", "Many", study, costs=costs)
+    assert "<h2>What it costs</h2>" in written.html.read_text()
+    assert "took 8 s on average" in written.markdown.read_text()
+    assert written.csvs[-1].name == "costs.csv"
+    told = rows_of(written.csvs[-1])
+    assert [(row["subject"], row["seed"]) for row in told[:2]] == [("rex", "1"), ("rex", "2")]
+    assert (told[-1]["subject"], told[-1]["condition"]) == ("average", "with PPL")
+    assert float(told[-1]["step_seconds"]) == np.mean([float(row["step_seconds"]) for row in told[:-1]]) == 3
+    assert {float(row["memory_bytes"]) for row in told} == {3e8}
+
+
+def test_costs_that_are_not_known_are_left_blank(tmp_path):
+    cost = cost_of("rex", "with PPL", 1, [])
+    assert rows_of(write_costs([cost], tmp_path))[-1]["model_bytes"] == ""
+
+
 # ---- The report
 
 
@@ -303,6 +405,8 @@ def test_the_report_is_whole_in_both_forms(trio, tmp_path):
     written = write_report(out, "A study", trio, {"without PPL": [measures()], "with PPL": [measures(0.1)]})
     text, page = written.markdown.read_text(), written.html.read_text()
     assert text.startswith("# A study\n")
+    assert "Each was trained from one seed" in text
+    assert "costs" not in text
     assert pictures_of(text) == ["metrics.png", "gallery-00.png", "drift.png"]
     assert all((out / name).is_file() for name in pictures_of(text))
     assert page.count("<img ") == page.count('src="data:image/') == 3
@@ -370,6 +474,7 @@ def test_many_subjects_have_a_gallery_each_and_a_table_together(study, tmp_path)
     assert "## By subject" in text
     assert text.count("\n| rex | ") == 5
     assert "redrawing whole subjects" in text
+    assert "from one seed" not in text
     assert "3 subjects; 15 models: base model, without PPL, with PPL." in text
 
 

@@ -151,6 +151,24 @@ def test_a_comparison_without_weight_is_refused(make_config):
         comparison(make_config(prior={"weight": 0}))
 
 
+def test_a_comparison_with_a_drift_penalty_shows_all_three_side_by_side(make_config, tmp_path):
+    config = make_config(prior={"weight": 0.5}, drift={"weight": 0.01})
+    trained = cells_of(comparison(config), tmp_path / "out")[1:]
+    assert [cell.condition for cell in trained] == ["without PPL", "with PPL", "with drift penalty"]
+    assert [cell.config.condition for cell in trained] == [cell.condition for cell in trained]
+    settings = [cell.config.model_dump(exclude={"drift", "prior"}) for cell in trained]
+    assert settings == [config.model_dump(exclude={"drift", "prior"})] * 3
+    assert [cell.config.drift.weight for cell in trained] == [0, 0, 0.01]
+    assert {cell.config.prior.weight for cell in trained} == {0.5}
+
+
+def test_a_comparison_of_what_can_not_drift_is_refused(make_config):
+    subject = make_config().subject.model_dump(mode="json") | {"identifier": "<sks>"}
+    config = make_config(method="textual_inversion", subject=subject, train={"text_encoder": False})
+    with pytest.raises(ConfigError, match="changes no weight of the base model, so with and without PPL are the same"):
+        comparison(config)
+
+
 # ---- What is planned
 
 
@@ -218,6 +236,31 @@ def test_captions_of_every_subject_are_looked_at_first(make_study, tmp_path):
     (tmp_path / "all" / "tim" / "photo1.txt").write_text("a dog on grass")
     study = make_study(subjects=str(tmp_path / "all"), config={"subject": {"class_noun": "dog", "captions": True}})
     assert "tim: photo1.txt: does not hold the identifier." in refusal(study, tmp_path / "out")
+
+
+def test_photos_of_further_subjects_are_looked_at_first(make_study, subjects, tmp_path):
+    (tmp_path / "empty").mkdir()
+    more = [{"photos": str(tmp_path / "empty"), "class_noun": "cat", "identifier": "xyz"}]
+    assert "ida: " in refusal(make_study(config={"more_subjects": more}), tmp_path / "out")
+
+
+def test_the_study_of_methods_has_each_methods_preset(tmp_path):
+    cells = cells_of(StudyConfig.load(CONFIGS / "toybox-methods.yaml"), tmp_path)
+    assert len(cells) == 6 * (1 + 7)
+    by_name = {cell.condition: cell.config for cell in cells if cell.subject == "cat" and cell.seed is not None}
+    assert {name: (c.method, c.condition, c.subject.identifier) for name, c in by_name.items()} == {
+        "full, PPL": ("full", "with PPL", "sks"),
+        "full": ("full", "without PPL", "sks"),
+        "full, drift penalty": ("full", "with drift penalty", "sks"),
+        "LoRA, PPL": ("lora", "with PPL", "sks"),
+        "LoRA": ("lora", "without PPL", "sks"),
+        "Textual Inversion": ("textual_inversion", "without PPL", "<sks>"),
+        "Custom Diffusion, PPL": ("custom_diffusion", "with PPL", "<sks>"),
+    }
+    presets = {config.method: config.preset for config in by_name.values()}
+    assert presets == {"full": "toybox"} | {
+        name: f"toybox-{name.replace('_', '-')}" for name in ("lora", "textual_inversion", "custom_diffusion")
+    }
 
 
 def test_the_examples_are_studies(subjects, tmp_path):
@@ -311,6 +354,34 @@ def test_subjects_of_one_class_share_the_base_models_pictures(finished):
     one, other = (Evaluation.load(out / name / "base") for name in ("ida", "rex"))
     assert one.values("clip_t") == other.values("clip_t")
     assert one.values("dino").keys() == other.values("dino").keys()
+
+
+def test_methods_are_compared_with_what_they_cost(make_study, tmp_path):
+    inversion = {"method": "textual_inversion", "subject": {"identifier": "<sks>"}, "train": {"text_encoder": False}}
+    study = make_study(
+        subjects=make_study().subjects[:1], conditions={"full": {}, "inversion": inversion},
+        config={"prior": {"enabled": False}, "train": {"sample_every": 0}}, evaluate_base=False,
+    )  # fmt: skip
+    cells = cells_of(study, tmp_path)
+    assert not only(events.Failed, run_study(study, cells, tmp_path))
+    full, inverted = (cell.evaluation for cell in cells)
+    assert [e.identifier for e in (full, inverted)] == ["sks", "<sks>"]
+    assert full.values("dino").keys() == inverted.values("dino").keys(), "paired, whatever the word"
+    with (tmp_path / "costs.csv").open() as file:
+        costs = {row["condition"]: row for row in csv.DictReader(file) if row["subject"] == "ida"}
+    assert list(costs) == ["full", "inversion"]
+    width = int(float(costs["inversion"]["trainable_parameters"]))
+    assert 0 < width < 100 < int(float(costs["full"]["trainable_parameters"]))
+    size = sum(path.stat().st_size for path in (tmp_path / "ida" / "full-7" / "model").rglob("*") if path.is_file())
+    assert float(costs["full"]["model_bytes"]) == size > 50 * float(costs["inversion"]["model_bytes"])
+    steps = [e.seconds for e in Run.open(cells[0].path).events() if isinstance(e, events.Step)]
+    assert float(costs["full"]["step_seconds"]) == pytest.approx(sum(steps))
+    assert float(costs["full"]["run_seconds"]) > sum(steps)
+    assert float(costs["full"]["memory_bytes"]) > 0
+    text = (tmp_path / "report.md").read_text()
+    assert "## What it costs" in text
+    assert f"| {width:,} |" in text
+    assert "inversion − full" in text
 
 
 # ---- Going on

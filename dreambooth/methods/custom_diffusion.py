@@ -15,14 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dreambooth.config import Config
-from dreambooth.errors import ConfigError, ModelError
+from dreambooth.errors import ConfigError, ModelError, first_line
 from dreambooth.families import Family
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.methods import Method, Trainable, distance_from_now, freeze, text_learning_rate
 from dreambooth.methods.words import PATTERN, add_words, load_words, save_words
 
 FILE = "pytorch_custom_diffusion_weights.safetensors"
-"""As stock diffusers calls it; `unet.load_attn_procs` reads it."""
+"""As stock diffusers calls it; `pipe.unet.load_attn_procs(folder, weight_name=FILE, _pipeline=pipe)` reads it. Without
+`_pipeline`, diffusers 0.42 reads the file and changes nothing."""
 
 
 def projections(pipe: DiffusionPipeline, family: Family) -> dict[str, nn.Linear]:
@@ -64,11 +65,16 @@ def read_weights(folder: Path, layers: dict[str, nn.Linear]) -> dict[str, Tensor
     """The projections in a folder, by the names of `layers`. Raises `ModelError` where they do not fit."""
     try:
         state = load_file(folder / FILE)
-        found = {name: state[f"{_key(name)}.weight"] for name in layers}
+        found = {name: state.pop(f"{_key(name)}.weight") for name in layers}
     except (OSError, SafetensorError, KeyError) as error:
-        raise ModelError(f"{FILE} does not fit this base model ({error}).", "Use the one it was trained on.") from None
+        said = first_line(error)
+        raise ModelError(f"{FILE} does not fit this base model ({said}).", "Use the one it was trained on.") from None
+    if more := [key for key, value in state.items() if value.numel()]:
+        raise ModelError(f"{FILE} changes more than keys and values ({more[0]!r:.100}).", "Download or save it again.")
     if any(value.shape != layers[name].weight.shape for name, value in found.items()):
         raise ModelError(f"{FILE} is of a larger or smaller base model.", "Use the one it was trained on.")
+    if not all(value.isfinite().all() for value in found.values()):
+        raise ModelError(f"{FILE} holds numbers that are not finite.", "Train it again.")
     return found
 
 

@@ -14,6 +14,7 @@ from dreambooth.evaluate import BASE, PHOTOS, Evaluation
 from dreambooth.files import atomic_file
 from dreambooth.metrics import METRICS
 from dreambooth.monitor import Measures
+from dreambooth.reports.costs import Cost, cost_of, cost_table, cost_words, write_costs
 from dreambooth.reports.gallery import Cell, Line, draw_sheet, gallery
 from dreambooth.reports.page import as_page
 from dreambooth.reports.plots import drift_plot, loss_plot, metrics_plot, progress_plot
@@ -24,6 +25,7 @@ from dreambooth.reports.tables import (
     conditions,
     difference_table,
     differences,
+    differences_table,
     escape,
     figure,
     heads,
@@ -39,10 +41,13 @@ from dreambooth.reports.tables import (
 
 __all__ = [
     "Cell",
+    "Cost",
     "Line",
     "Written",
     "comparison_table",
     "conditions",
+    "cost_of",
+    "cost_table",
     "difference_table",
     "differences",
     "draw_sheet",
@@ -52,12 +57,15 @@ __all__ = [
     "metrics_plot",
     "progress_plot",
     "summary",
+    "write_costs",
     "write_csvs",
     "write_report",
 ]
 
 PROMPTS_SHOWN, PROMPTS_OF_MANY = 8, 2
 """Rows of a gallery: of one subject, and of each of several, whose report would be megabytes long."""
+TABLES_OF_PAIRS = 3
+"""Trained conditions up to which each pair has a table of its own, in words; of more, each has one with all others."""
 
 
 class Written(NamedTuple):
@@ -73,11 +81,13 @@ def write_report(
     title: str,
     evaluations: Sequence[Evaluation],
     measures: Mapping[str, Sequence[Measures]] | None = None,
+    costs: Sequence[Cost] = (),
 ) -> Written:
     """Write `report.html` (one file with all in it), `report.md`, its pictures and the CSVs into the folder `out`.
 
     `evaluations` are of any subjects, conditions and seeds, saved or loaded; `measures` are what trainings of a
-    condition measured, for the drift plot. Raises `ConfigError` where they were measured by different encoders.
+    condition measured, for the drift plot; `costs` are what the trainings took. Raises `ConfigError` where they were
+    measured by different encoders.
     """
     parts = [
         f"# {escape(title)}",
@@ -88,6 +98,7 @@ def write_report(
         reading(evaluations),
         _picture("Each metric by model, with its interval", metrics_plot(evaluations, out / "metrics.png")),
         *_compared(evaluations),
+        *(("## What it costs", cost_table(evaluations, costs), cost_words(costs)) if costs else ()),
         *_drawn(evaluations, out),
     ]
     parts += _while_training(measures or {}, out)
@@ -97,7 +108,8 @@ def write_report(
         partial.write_text(text, encoding="utf-8")
     with atomic_file(out / "report.html") as partial:
         partial.write_text(as_page(title, text, out), encoding="utf-8")
-    return Written(out / "report.html", out / "report.md", tuple(write_csvs(evaluations, out)))
+    csvs = [*write_csvs(evaluations, out), *([write_costs(costs, out)] if costs else ())]
+    return Written(out / "report.html", out / "report.md", tuple(csvs))
 
 
 def _opening(evaluations: Sequence[Evaluation]) -> str:
@@ -105,7 +117,8 @@ def _opening(evaluations: Sequence[Evaluation]) -> str:
     who = _count(len(subjects(evaluations)), "subject")
     if len(subjects(evaluations)) == 1:
         who = escape(capital(one.subject)) + ("" if one.class_noun in one.subject else f" ({escape(one.class_noun)})")
-    models = ", ".join(escape(condition) for condition in conditions(evaluations))
+    names = [escape(condition) for condition in conditions(evaluations)]
+    models = ("; " if any("," in name for name in names) else ", ").join(names)
     return (
         f"{who}; {_count(len(evaluations), 'model')}: {models}. Each drew {len(one.prompts)} prompts × "
         f"{one.images_per_prompt} pictures and {one.class_images} of its class, all from the same seeds, which were "
@@ -125,10 +138,16 @@ def _count(number: int, noun: str) -> str:
 def _compared(evaluations: Sequence[Evaluation]) -> list[str]:
     """Every condition against every one before it, paired; against the base model last."""
     names = conditions(evaluations)
-    pairs = [(ours, other) for place, ours in enumerate(names) for other in names[:place]]
-    pairs.sort(key=lambda pair: pair[1] == BASE)
-    tables = [table for pair in pairs if (table := difference_table(evaluations, *pair))]
     words = "Same subjects, prompts and seeds on both sides, so that what is left is the difference of the models."
+    if len([name for name in names if name != BASE]) > TABLES_OF_PAIRS:
+        others = sorted(names, key=lambda name: name == BASE)
+        tables = [differences_table(evaluations, names[names.index(other) + 1 :], other) for other in others]
+        words += " In bold what is clear of zero."
+    else:
+        pairs = [(ours, other) for place, ours in enumerate(names) for other in names[:place]]
+        pairs.sort(key=lambda pair: pair[1] == BASE)
+        tables = [difference_table(evaluations, *pair) for pair in pairs]
+    tables = [table for table in tables if table]
     return ["## Differences", words, *tables] if tables else []
 
 

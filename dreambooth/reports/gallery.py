@@ -41,23 +41,24 @@ def gallery(evaluations: Sequence[Evaluation], path: Path, prompts: int = 8) -> 
     """
     columns = {c: next(e for e in evaluations if e.condition == c) for c in conditions(evaluations)}
     first = next(iter(columns.values()))
-    texts = [prompt.prompt for prompt in first.prompts]
+    one_word = len({evaluation.identifier for evaluation in columns.values()}) == 1
+    texts = [prompt.prompt for prompt in first.prompts] if one_word else first.templates
     picked = sorted({round(place) for place in np.linspace(0, len(texts) - 1, min(prompts, len(texts)))})
-    wanted = [(texts[number], first.first_seed) for number in picked]
-    wanted += [(first.class_prompt, picture.seed) for picture in first.class_pictures[:CLASS_ROWS]]
+    wanted = [(first.templates[number], texts[number], first.first_seed) for number in picked]
+    wanted += [(first.class_prompt, first.class_prompt, p.seed) for p in first.class_pictures[:CLASS_ROWS]]
     drawn = [_cells(evaluation) for evaluation in columns.values()]
-    lines = [Line(*key, tuple(cells.get(key) for cells in drawn)) for key in wanted]
+    lines = [Line(text, seed, tuple(cells.get((key, seed)) for cells in drawn)) for key, text, seed in wanted]
     with atomic_file(path) as partial:
         draw_sheet([capital(condition) for condition in columns], lines).save(partial)
     return path
 
 
 def _cells(evaluation: Evaluation) -> dict[tuple[str, int], Cell]:
-    """Every picture by prompt and seed."""
+    """Every picture by template or class prompt, and seed."""
     found = {}
-    texts = [prompt.prompt for prompt in evaluation.prompts]
+    templates = evaluation.templates
     for picture in evaluation.pictures:
-        found[texts[picture.prompt], picture.seed] = _cell(evaluation, picture.file, picture.problem)
+        found[templates[picture.prompt], picture.seed] = _cell(evaluation, picture.file, picture.problem)
     for picture in evaluation.class_pictures:
         found[evaluation.class_prompt, picture.seed] = _cell(evaluation, picture.file, picture.problem)
     return found

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from dreambooth.config import TOYBOX, Config
+from dreambooth.config import LEARNS_WORD, TOYBOX, Config
 from dreambooth.evaluate import BASE, ENCODER_OF, FILE, Evaluation
+from dreambooth.files import shown_size
 from dreambooth.hub import TAG
+from dreambooth.methods import get_method, words
 from dreambooth.metrics import METRICS
 from dreambooth.monitor import Measures
 from dreambooth.reports.published import caution
@@ -31,8 +35,34 @@ HUB = "https://huggingface.co"
 UNKNOWN = "unknown"
 """The Hub's word for a licence that is not told."""
 CONFIG, PHOTOS, IMAGES = "config.yaml", "photos", "images"
+WORDS = "."
+"""Where published settings have the word that was learned before: beside them."""
 COMPARISON, LOSS, PROGRESS, DRIFT = (f"{IMAGES}/{n}.png" for n in ("comparison", "loss", "progress", "drift"))
 """Files of the repo that the card speaks of where they are there."""
+TAGS = {
+    "full": ("dreambooth",),
+    "lora": ("lora", "template:sd-lora", "dreambooth"),
+    "textual_inversion": ("textual_inversion",),
+    "custom_diffusion": ("custom-diffusion",),
+}
+"""The Hub's tags of what each method makes; the first tells it from the others. Source: diffusers' training scripts."""
+PAPERS = {
+    "full": "2208.12242",
+    "lora": "2106.09685",
+    "textual_inversion": "2208.01618",
+    "custom_diffusion": "2212.04488",
+}
+"""On arXiv."""
+
+
+def photos_of(number: int) -> str:
+    """The folder, in a run's directory and in a repo, of the first subject's photos, the second's, …"""
+    return PHOTOS if number == 1 else f"{PHOTOS}/subject-{number}"
+
+
+def method_of(tags: Collection[str]) -> str | None:
+    """The name of the method that a card's tags tell of; None where they tell of none."""
+    return next((name for name, own in TAGS.items() if name != "full" and own[0] in tags), None)
 
 
 @dataclass(frozen=True)
@@ -59,19 +89,28 @@ class Facts:
     """How long it was trained."""
     step: int
     """Which step's model this is."""
-    photos: int
+    photos: tuple[int, ...]
+    """Of each subject."""
     side: int
     """Of the training pictures, in pixels."""
-    safety_checker: bool
-    """Whether the pipeline has one."""
+    weights: tuple[str, ...]
+    """An adapter's files; none of a whole pipeline."""
+    parameters: int | None
+    """How many numbers were trained; None where that was not noted."""
+    size: int
+    """Of the model's files, in bytes."""
+    safety_checker: bool | None
+    """Whether the pipeline has one; None for an adapter, where that is up to the base model."""
+    conditions: tuple[str, ...]
+    """Of this run and its partner, if there is one: without PPL, with PPL, with drift penalty."""
     own: Evaluation | None
     evaluations: tuple[Evaluation, ...]
-    """`own`, and the base model's and the partner's that were made alike: base, without PPL, with PPL."""
+    """`own`, and the base model's and the partner's that were made alike: base first, then as `conditions`."""
     measures: Measures | None
     pictures: tuple[tuple[str, str], ...]
     """The gallery's (file, prompt)."""
     files: frozenset[str]
-    """Of the repo, beside the pipeline."""
+    """Of the repo, beside the model."""
 
     @property
     def shows_photos(self) -> bool:
@@ -94,13 +133,13 @@ def _front_matter(facts: Facts) -> ModelCardData:
     named = {"license_name": licence.name, "license_link": licence.link} if licence.id == "other" else {}
     return ModelCardData(
         base_model=facts.base_repo,
-        base_model_relation="finetune" if facts.base_repo else None,
+        base_model_relation=("adapter" if facts.weights else "finetune") if facts.base_repo else None,
         license=licence.id,
         **named,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         instance_prompt=facts.config.instance_prompt,
-        tags=["text-to-image", "diffusers", "dreambooth", "stable-diffusion", TAG],
+        tags=["text-to-image", "diffusers", *TAGS[facts.config.method], "stable-diffusion", TAG],
         widget=[{"text": prompt, "output": {"url": file}} for file, prompt in facts.pictures] or None,
         model_name=facts.repo_id.split("/")[-1] if facts.own else None,
         eval_results=_results(facts.own) if facts.own else None,
@@ -162,36 +201,101 @@ def _base(facts: Facts) -> str:
 
 
 def _opening(facts: Facts) -> list[str]:
-    subject, noun = facts.config.subject, _words(facts.config.subject.class_noun)
-    rest = f"any other {noun} may come to look like it, since prior preservation was off"
-    if facts.config.prior.active:
-        rest = f"{_prompt(facts.config.class_prompt)} still asks for any {noun}"
+    subjects, method = facts.config.subjects, facts.config.method
+    names = [f"{subject.identifier} {subject.class_noun}" for subject in subjects]
+    known = _listed(f"one particular {_words(s.class_noun)}, by the word {_prompt(s.identifier)}" for s in subjects)
+    what = f"An adapter of {_base(facts)} that teaches it" if facts.weights else "A text-to-image model that knows"
+    made = f"{_listed(_count(count, 'photo') for count in facts.photos)} with " + (
+        f"[{get_method(method).title}](https://arxiv.org/abs/{PAPERS[method]})"
+    )
+    together = f"; {_prompt(f'a photo of {_plain(names)}')} asks for all in one picture" if len(names) > 1 else ""
     return [
-        f"# {_words(f'{subject.identifier} {subject.class_noun}')}",
-        f"A text-to-image model that knows one particular {noun}, by the word {_prompt(subject.identifier)}. It was "
-        f"made from {_base(facts)} and {_count(facts.photos, 'photo')} with "
-        f"[DreamBooth](https://arxiv.org/abs/2208.12242). Begin with {_prompt(facts.config.instance_prompt)} and say "
-        f"what else the picture shows; {rest}.",
+        f"# {_words(_plain(names))}",
+        f"{what} {known}. It was made from {made if facts.weights else f'{_base(facts)} and {made}'}. Begin with "
+        f"{_listed(map(_prompt, facts.config.instance_prompts), 'or')} and say what else the picture shows{together}; "
+        f"{_what_became_of_the_class(facts)}.",
         "<Gallery />" if facts.pictures else "",
     ]
 
 
+def _what_became_of_the_class(facts: Facts) -> str:
+    config, nouns = facts.config, _nouns(facts)
+    if config.method == "textual_inversion":
+        return f"any other {nouns} stays as it was, since the word alone was learned"
+    if config.prior.active:
+        asked = _listed(map(_prompt, config.class_prompts))
+        return f"{asked} still {'asks' if len(config.class_prompts) == 1 else 'ask'} for any {nouns}"
+    held = ", and the drift penalty alone held it back" if config.drift.weight else ""
+    return f"any other {nouns} may come to look like it, since prior preservation was off{held}"
+
+
+def _nouns(facts: Facts) -> str:
+    return _listed(dict.fromkeys(_words(subject.class_noun) for subject in facts.config.subjects), "or")
+
+
+def _listed(parts: Iterable[str], word: str = "and") -> str:
+    """The parts as a phrase: a, b and c."""
+    *first, last = parts
+    return f"{', '.join(first)} {word} {last}" if first else last
+
+
+def _plain(names: Sequence[str]) -> str:
+    """As `Config.sample_prompts` has subjects together."""
+    return " and ".join(names)
+
+
 def _usage(facts: Facts) -> list[str]:
     sampling = facts.config.sampling
-    settings = f"num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance_scale}"
     scheduler = "" if sampling.scheduler == "default" else f" and the scheduler {sampling.scheduler}"
     drawn = f" The pictures on this page were drawn with these settings{scheduler}." if facts.pictures else ""
-    lines = (
-        "from diffusers import DiffusionPipeline",
-        f"pipe = DiffusionPipeline.from_pretrained({_literal(facts.repo_id)})",
-        f'pipe({_literal(facts.config.instance_prompt)}, {settings}).images[0].save("picture.png")',
-    )
+    if facts.weights and facts.config.base_model == TOYBOX:
+        told = "The toybox is a part of DreamBooth Studio, which draws with it"
+    else:
+        peft = "peft " if facts.config.method == "lora" else ""
+        gpu = 'on a GPU, add `.to("cuda")` to the second line'
+        told = f"Install with `pip install diffusers transformers {peft}torch`; {gpu}"
+    if facts.weights and facts.base_repo is None and facts.config.base_model != TOYBOX:
+        told = f"In place of FOLDER give yours of {_words(facts.config.base_model)}, the base model. {told}"
     return [
         "## Use it",
-        "\n".join(["```python", *lines, "```"]),
-        "Install with `pip install diffusers transformers torch`; while this repo is private, log in with "
-        f'`hf auth login`; on a GPU, add `.to("cuda")` to the second line.{drawn}',
+        "\n".join(["```python", *_code(facts), "```"]),
+        f"{told}; while this repo is private, log in with `hf auth login`.{drawn}",
     ]
+
+
+def _code(facts: Facts) -> list[str]:
+    """Lines of Python that draw a picture with stock diffusers; of an adapter of the toybox, which is no repo, with
+    this library."""
+    config, prompt = facts.config, _literal(facts.config.instance_prompt)
+    repo, save = _literal(facts.repo_id), 'save("picture.png")'
+    if facts.weights and config.base_model == TOYBOX:
+        return [
+            "from dreambooth.generate import generate, open_source",
+            f"source = open_source({repo})",
+            f"next(generate(source, [{prompt}], num_images=1))[0].image.{save}",
+        ]
+    source, revision = repo, ""
+    if facts.weights:
+        source = _literal(facts.base_repo or "FOLDER")
+        revision = f", revision={_literal(config.revision)}" if config.revision else ""
+    settings = f"num_inference_steps={config.sampling.steps}, guidance_scale={config.sampling.guidance_scale}"
+    return [
+        "from diffusers import DiffusionPipeline",
+        f"pipe = DiffusionPipeline.from_pretrained({source}{revision})",
+        *(_loading_line(file, config.method, repo) for file in facts.weights),
+        f"pipe({prompt}, {settings}).images[0].{save}",
+    ]
+
+
+def _loading_line(file: str, method: str, repo: str) -> str:
+    """What puts one of an adapter's files into `pipe`."""
+    if fnmatch(file, words.PATTERN):  # the first one's name is that which diffusers looks for
+        more = "" if file == words.file_name(1) else f", weight_name={_literal(file)}"
+        return f"pipe.load_textual_inversion({repo}{more})"
+    if method == "lora":
+        return f"pipe.load_lora_weights({repo})"
+    # without `_pipeline`, diffusers 0.42 reads the file and changes nothing
+    return f"pipe.unet.load_attn_procs({repo}, weight_name={_literal(file)}, _pipeline=pipe)"
 
 
 def _quality(facts: Facts) -> list[str]:
@@ -201,22 +305,32 @@ def _quality(facts: Facts) -> list[str]:
             "## How good it is",
             _headline(facts, own),
             comparison_table(facts.evaluations),
-            f"This model is the row “{_words(capital(own.condition))}”; PPL is prior preservation. Each drew "
-            f"{len(own.prompts)} prompts × {own.images_per_prompt} pictures of the subject and {own.class_images} of "
-            "its class from the same seeds, which were compared with the photos by the DreamBooth paper's protocol. "
-            f"{reading(facts.evaluations)}",
+            f"This model is the row “{_words(capital(own.condition))}”; PPL is prior preservation{_penalty(facts)}. "
+            f"Each drew {len(own.prompts)} prompts × {own.images_per_prompt} pictures of {_measured(facts)} and "
+            f"{own.class_images} of its class from the same seeds, which were compared with the photos by the "
+            f"DreamBooth paper's protocol. {reading(facts.evaluations)}",
             meanings(),
             f"{caution(own.encoders.values())} Every figure, picture by picture: [{FILE}]({FILE}).",
         ]
     if measures and len(measures.measures) > 1:
         return [
             "## How good it is",
-            "Measured on the few sample pictures of the training, too few for intervals:",
+            f"Measured on the few sample pictures of {_measured(facts)} while it trained, too few for intervals:",
             _measured_table(facts, measures),
             meanings(),
             caution(measures.encoders.values()),
         ]
     return ["## How good it is", "It was not measured."]
+
+
+def _penalty(facts: Facts) -> str:
+    named = any("drift" in condition for condition in facts.conditions)
+    return ", the drift penalty holds the weights near the base model's" if named else ""
+
+
+def _measured(facts: Facts) -> str:
+    first = facts.config.subject
+    return "the subject" if len(facts.photos) == 1 else f"the first subject, {_prompt(first.fill('{identifier}'))},"
 
 
 def _headline(facts: Facts, own: Evaluation) -> str:
@@ -242,18 +356,19 @@ def _comparison(facts: Facts) -> list[str]:
     trained = [e.condition for e in facts.evaluations if e.condition != BASE]
     changed = difference_table(facts.evaluations, *reversed(trained)) if len(trained) == 2 else ""
     both = bool(changed) or DRIFT in facts.files
+    pair = capital(_listed(facts.conditions))
     parts = [
-        "## With and without prior preservation" if both else "## Before and after",
+        f"## {pair}" if both else "## Before and after",
         "The same prompts and seeds in every column; the last rows are of the class prompt, without the word for it.",
         f"![Pictures by each model, side by side]({COMPARISON})",
     ]
     if changed:
-        parts += ["What prior preservation changes, prompt by prompt and seed by seed:", changed]
+        parts += ["What the one changes beside the other, prompt by prompt and seed by seed:", changed]
     if DRIFT in facts.files:
         parts += [
             "While training: PRES that rises is a class that comes to look like the subject, DIV that falls is "
             "pictures that come to look like each other.",
-            f"![PRES and DIV against training steps, with and without prior preservation]({DRIFT})",
+            f"![PRES and DIV against training steps: {pair}]({DRIFT})",
         ]
     return parts
 
@@ -269,19 +384,25 @@ def _making(facts: Facts) -> list[str]:
 
 def _settings(facts: Facts) -> str:
     config, train, prior, sampling = facts.config, facts.config.train, facts.config.prior, facts.config.sampling
-    kin = f"λ = {prior.weight:g}, {prior.num_images} pictures of {_prompt(config.class_prompt)}"
+    kin = f"λ = {prior.weight:g}, {prior.num_images} pictures of {_listed(map(_prompt, config.class_prompts))}"
     batch = f"{_count(train.batch_size, 'photo')}{' and as many class images' if prior.active else ''} a step"
     best = f"; this is step {facts.step:,}, whose sample pictures were best" if facts.step != facts.steps else ""
     captioned = ", each with its caption" if config.subject.captions else ""
+    counts = _listed(str(count) for count in facts.photos)
+    of_text = f", {train.text_learning_rate:g} for the text side" if train.text_learning_rate else ""
     rows = {
         "Base model": _base(facts) + (f", revision {_prompt(config.revision)}" if config.revision else ""),
-        "Method": f"{config.method} (denoiser{' and text encoder' if train.text_encoder else ''})",
-        "Photos": f"{facts.photos}, cropped to {facts.side} × {facts.side} px{captioned}",
-        "Instance prompt": _prompt(config.instance_prompt),
+        "Method": f"{get_method(config.method).title}: {_trained(config)}",
+        **_of_the_method(config),
+        "Trained parameters": f"{facts.parameters:,}" if facts.parameters is not None else "",
+        "Size": shown_size(facts.size),
+        "Photos": f"{counts}, cropped to {facts.side} × {facts.side} px{captioned}",
+        "Instance prompt": _listed(map(_prompt, config.instance_prompts)),
         "Prior preservation (PPL)": kin if prior.active else "off",
+        "Drift penalty": f"{config.drift.weight:g} × squared distance of the weights" if config.drift.weight else "",
         "Steps": f"{facts.steps:,}{best}",
         "Batch": batch + (f", {train.gradient_accumulation} times" if train.gradient_accumulation > 1 else ""),
-        "Learning rate": f"{train.learning_rate:g}, {train.lr_schedule}"
+        "Learning rate": f"{train.learning_rate:g}{of_text}, {train.lr_schedule}"
         + (f" after {train.warmup_steps} steps of warm-up" if train.warmup_steps else ""),
         "Optimiser": f"{train.optimizer}, weight decay {train.weight_decay:g}",
         "min-SNR γ": f"{train.snr_gamma:g}" if train.snr_gamma else "",
@@ -292,25 +413,61 @@ def _settings(facts: Facts) -> str:
     return markdown_table(["Setting", "Value"], [[k, v] for k, v in rows.items() if v], words=(0, 1))
 
 
+def _trained(config: Config) -> str:
+    """What the method changes."""
+    word = "the new word" if len(config.subjects) == 1 else "the new words"
+    text_side = " and the text encoder" if config.train.text_encoder else ""
+    parts = {
+        "full": f"every weight of the denoiser{text_side}",
+        "lora": f"matrices beside the weights of the denoiser{text_side}",
+        "textual_inversion": word,
+        "custom_diffusion": f"{word}, and keys and values of the denoiser's cross-attention",
+    }
+    return parts[config.method]
+
+
+def _of_the_method(config: Config) -> dict[str, str]:
+    """The rows of settings that are the method's own."""
+    lora, word, rows = config.lora, config.word, {}
+    if config.method == "lora":
+        rows["LoRA"] = f"rank {lora.rank}, alpha {lora.alpha or lora.rank:g}"
+        rows["LoRA"] += (f", dropout {lora.dropout:g}" if lora.dropout else "") + (", DoRA" if lora.dora else "")
+        rows["LoRA's layers"] = _listed(map(_prompt, lora.targets)) if lora.targets else ""
+    if config.method in LEARNS_WORD:
+        begun = _listed(_prompt(subject.fill(word.initializer)) for subject in config.subjects)
+        rows["New word"] = f"{_count(word.vectors, 'embedding')}, begun as {begun}"
+    elif word.learned:
+        rows["New word"] = "learned by Textual Inversion before, and left as it was (pivotal tuning)"
+    return rows
+
+
 def _limits(facts: Facts) -> list[str]:
-    noun = _words(facts.config.subject.class_noun)
+    config = facts.config
+    many = len(facts.photos) > 1
+    subject = "these subjects" if many else "this subject"
+    checked = {
+        True: "The pipeline's safety checker holds some pictures back and misses others.",
+        False: "The pipeline has no safety checker: nobody looks at the pictures but you.",
+        None: "Whether a safety checker looks at the pictures is up to the base model; it misses some.",
+    }
     lines = [
-        f"It knows its subject from {_count(facts.photos, 'photo')}: sides that they don't show are made up, and "
-        "lettering and fine patterns may come out wrong.",
+        f"It knows its {'subjects' if many else 'subject'} from {_listed(_count(n, 'photo') for n in facts.photos)}: "
+        "sides that they don't show are made up, and lettering and fine patterns may come out wrong.",
         "The further a prompt is from the photos, the less it is followed, and a photo's background may come along.",
         "It inherits what its base model can't draw, and its biases.",
-        "The pipeline's safety checker holds some pictures back and misses others."
-        if facts.safety_checker
-        else "The pipeline has no safety checker: nobody looks at the pictures but you.",
+        checked[facts.safety_checker],
     ]
-    if facts.config.base_model == TOYBOX:
+    if many:
+        lines.append("Of several subjects in one picture, one may take the other's looks, or its place.")
+    if config.base_model == TOYBOX:
         lines[2] += f" The toybox is for trying and teaching: {facts.side} px, few kinds of things, few words."
-    if not facts.config.prior.active:
-        lines.append(f"Prior preservation was off: pictures of any {noun} may have drifted to this one.")
+    if not config.prior.active and config.method != "textual_inversion":
+        held = ", as far as the drift penalty let them" if config.drift.weight else ""
+        lines.append(f"Prior preservation was off: pictures of any {_nouns(facts)} may have drifted to this one{held}.")
     return [
         "## Limits and intended use",
-        "For pictures of this subject, by whoever may make them. Not for pictures that deceive, harass or defame, nor "
-        "of a person who has not agreed.",
+        f"For pictures of {subject}, by whoever may make them. Not for pictures that deceive, harass or defame, nor of "
+        "a person who has not agreed.",
         "\n".join(f"- {line}" for line in lines),
     ]
 
@@ -336,10 +493,11 @@ def _repeating(facts: Facts) -> list[str]:
     missing = [] if facts.shows_photos else ["subject.photos"]
     if facts.base_repo is None and facts.config.base_model != TOYBOX:
         missing.append("base_model")
+    folders = "" if len(facts.photos) == 1 else ", the second subject's photos in the folder `subject-2` in it"
     command = " ".join(
         ["python -m dreambooth train", f"hub:{facts.repo_id}", *(f"--set {key}=FOLDER" for key in missing)]
     )
-    lacking = " What was not published, give from a folder of yours:" if missing else ""
+    lacking = f" What was not published, give from a folder of yours{folders}:" if missing else ""
     return [
         "## Repeat it",
         f"DreamBooth Studio made this model, and makes it again.{lacking}",

@@ -159,6 +159,26 @@ def difference_table(evaluations: Sequence[Evaluation], condition: str, other: s
     return markdown_table(head, rows, words=(0, 2)) if rows else ""
 
 
+def differences_table(evaluations: Sequence[Evaluation], names: Sequence[str], other: str) -> str:
+    """Markdown: a row for each condition of `names` with its paired differences from `other`, the clear ones in bold.
+
+    What pairs with nothing has no row; empty where nothing does.
+    """
+    rows = []
+    for condition in names:
+        if found := differences(evaluations, condition, other):
+            pair = f"{escape(condition)} − {escape(other)}"
+            rows.append([pair, *(_clear(name, found.get(name)) for name in METRICS)])
+    return markdown_table(["", *heads()], rows) if rows else ""
+
+
+def _clear(name: str, difference: Estimate | None) -> str:
+    if difference is None:
+        return "–"
+    text = shown(difference, signed=True)
+    return f"**{text}**" if verdict(name, difference) in ("better", "worse") else text
+
+
 def verdict(metric: str, difference: Estimate) -> str:
     """What a difference says: better or worse where its interval leaves zero out."""
     if difference.low is None or difference.high is None:
@@ -199,6 +219,9 @@ def reading(evaluations: Sequence[Evaluation]) -> str:
         f"Means; in brackets their 95 % intervals, bootstrapped by redrawing {redrawn}. The ceiling is what the "
         "photos score among themselves."
     )
+    trained = [(e.subject, e.condition) for e in evaluations if e.condition != BASE]
+    if trained and len(set(trained)) == len(trained):
+        text += " Each was trained from one seed: what another seed would change is in no interval."
     if left_out := sum(e.left_out for e in evaluations):
         drawn = sum(len(e.pictures) + len(e.class_pictures) for e in evaluations)
         text += f" Left out of all figures: {left_out:,} of {drawn:,} pictures, which were blank or held back."
