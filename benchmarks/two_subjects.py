@@ -69,7 +69,7 @@ def real_pictures(noun: str, pair: Sequence[str]) -> list[Image.Image]:
     return [render(Scene(things, place, "photo", int(rng.integers(2**31)))) for place in CONTEXTS for _ in range(REAL)]
 
 
-def config_of(method: str, pair: Sequence[str], steps: int | None) -> Config:
+def config_of(method: str, pair: Sequence[str], steps: int | None = None) -> Config:
     """Of a run that learns the subjects together."""
     word = "<{}>" if method == "custom_diffusion" else "{}"
     subjects = [
@@ -101,7 +101,9 @@ def alone(config: Config, path: Path) -> list[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("studies/two-subjects"))
-    parser.add_argument("--steps", type=int, help="of the joint trainings; the recipe's if not given")
+    parser.add_argument(
+        "--steps", type=int, default=400, help="of the joint trainings; the recipe's for one subject is 200"
+    )
     given = parser.parse_args()
     quiet_third_parties()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -115,9 +117,9 @@ def main() -> None:
         )
         folder = given.out / "-".join(pair)
         joint = config_of("custom_diffusion", pair, given.steps)
-        lora = config_of("lora", pair, None)
+        lora = config_of("lora", pair)
         together = trained(joint, folder / "together")
-        apart = alone(config_of("custom_diffusion", pair, None), folder / "apart")
+        apart = alone(config_of("custom_diffusion", pair), folder / "apart")
         shutil.rmtree(folder / "merged", ignore_errors=True)
         names = [f"{subject.identifier} {subject.class_noun}" for subject in joint.subjects]
         merge([Part(run / "model", (name,)) for run, name in zip(apart, names)], folder / "merged")

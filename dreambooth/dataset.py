@@ -1,7 +1,7 @@
 """The training examples: everything encoded once, and example number n a pure function of (seed, n).
 
-An item carries `instance_images`, `instance_prompt_ids`, `class_images` and `class_prompt_ids`, the images in cached
-form: a sample of their latents' posterior, (C, h, w), scaled as the denoiser takes them.
+An item carries `instance_images`, `instance_prompt_ids`, `instance_masks` and the same of the class, the images in
+cached form: a sample of their latents' posterior, (C, h, w), scaled as the denoiser takes them.
 """
 
 from __future__ import annotations
@@ -43,9 +43,14 @@ class Encoded:
     """(N, V, C, h, w) posterior standard deviations."""
     prompt_ids: Tensor
     """(N, tokens) int64."""
+    mask: Tensor
+    """(N, V, h, w): 1 where a picture is learned, 0 where it was transparent."""
 
-    def example(self, n: int, seed: int, stream: int) -> tuple[Tensor, Tensor]:
-        """Latents (C, h, w) and prompt ids of the n-th example: pictures shuffled anew each epoch, a random variant."""
+    def example(self, n: int, seed: int, stream: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (C, h, w), prompt ids and mask (h, w) of the n-th example.
+
+        Pictures are shuffled anew each epoch, the variant is random.
+        """
         count, variants = self.mean.shape[:2]
         epoch, place = divmod(n, count)
         order = torch.randperm(count, generator=generator(seed, stream, -1 - epoch & 0xFFFFFFFF))
@@ -53,7 +58,7 @@ class Encoded:
         g = generator(seed, stream, n)
         v = int(torch.randint(variants, (), generator=g))
         sample = self.mean[i, v] + self.std[i, v] * torch.randn(self.mean.shape[2:], generator=g)
-        return sample, self.prompt_ids[i]
+        return sample, self.prompt_ids[i], self.mask[i, v]
 
 
 class DreamBoothDataset(Dataset):
@@ -68,18 +73,24 @@ class DreamBoothDataset(Dataset):
     def __getitem__(self, n: int) -> dict[str, Tensor]:
         if not 0 <= n < self.size:
             raise IndexError(n)
-        item = dict(zip(("instance_images", "instance_prompt_ids"), self.instance.example(n, self.seed, INSTANCE)))
+        item = dict(
+            zip(
+                ("instance_images", "instance_prompt_ids", "instance_masks"),
+                self.instance.example(n, self.seed, INSTANCE),
+            )
+        )
         if self.prior is not None:
-            item |= zip(("class_images", "class_prompt_ids"), self.prior.example(n, self.seed, CLASS))
+            item |= zip(("class_images", "class_prompt_ids", "class_masks"), self.prior.example(n, self.seed, CLASS))
         return item
 
     def batch(self, number: int, size: int) -> dict[str, Tensor]:
-        """Items `number · size` up to the next batch, collated: images (B, C, h, w), prompt ids (B, tokens)."""
+        """Items `number · size` up to the next batch, collated: images (B, C, h, w), ids (B, tokens), masks (B, h, w)."""
         return default_collate([self[n] for n in range(number * size, (number + 1) * size)])
 
 
 def photo_variants(image: Image.Image, config: Config, number: int) -> Tensor:
-    """(V, 3, H, W) pixels in [-1, 1]: the prepared photo, slightly tighter crops of it, then all of them mirrored."""
+    """(V, 3, H, W) pixels in [-1, 1]: the prepared photo, slightly tighter crops of it, then all of them mirrored; (V,
+    4, H, W) of one that is transparent somewhere."""
     plain = _pixels(image)
     side, variants = plain.shape[-1], [plain]
     g = generator(config.seed, CROPS, number)
@@ -103,16 +114,25 @@ def class_variants(path: Path, config: Config) -> Tensor:
 def encode(
     pipe: DiffusionPipeline, family: Family, pictures: Iterator[Tensor], prompts: list[str], dtype: torch.dtype | None
 ) -> Encoded:
-    """Encode pictures, each (V, 3, H, W), with one prompt each; on the pipeline's device, kept on the CPU."""
+    """Encode pictures, each (V, 3 or 4, H, W), with one prompt each; on the pipeline's device, kept on the CPU."""
     device = pipe.vae.device
-    means, stds = [], []
+    means, stds, masks = [], [], []
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for variants in pictures:
-            parts = [family.encode_images(pipe, part.to(device)) for part in variants.split(ENCODE_BATCH)]
+            parts = [family.encode_images(pipe, part[:, :3].to(device)) for part in variants.split(ENCODE_BATCH)]
             means.append(torch.cat([mean for mean, _ in parts]).float().cpu())
             stds.append(torch.cat([std for _, std in parts]).float().cpu())
+            masks.append(_mask(variants, means[-1].shape[-2:]))
     # clone: inference tensors can't take part in training
-    return Encoded(torch.stack(means).clone(), torch.stack(stds).clone(), family.tokenize(pipe, prompts))
+    mean, std, mask = (torch.stack(tensors).clone() for tensors in (means, stds, masks))
+    return Encoded(mean, std, family.tokenize(pipe, prompts), mask)
+
+
+def _mask(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """(V, h, w): 1 where at least half of what a latent position covers is opaque."""
+    if pictures.shape[1] == 3:
+        return torch.ones(len(pictures), *size)
+    return (F.interpolate(pictures[:, 3:], size=size, mode="area")[:, 0] >= 0).float()
 
 
 def _pixels(image: Image.Image) -> Tensor:

@@ -58,10 +58,22 @@ class Diffusion:
         snr = a / (1 - a)
         return (gamma / snr).clamp_max(1) if self.prediction == "epsilon" else snr.clamp_max(gamma) / (snr + 1)
 
-    def loss(self, prediction: Tensor, x0: Tensor, noise: Tensor, t: Tensor, gamma: float | None = None) -> Tensor:
-        """(B,) squared error averaged over each example, in float32, min-SNR-weighted where `gamma` is given."""
+    def loss(
+        self,
+        prediction: Tensor,
+        x0: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        gamma: float | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """(B,) squared error averaged over each example, in float32, min-SNR-weighted where `gamma` is given.
+
+        With `mask`, (B, h, w) of zeros and ones, averaged over the ones.
+        """
         error = prediction.float() - self.target(x0, noise, t).float()
-        losses = error.square().flatten(1).mean(1)
+        mask = torch.ones_like(error[:, 0]) if mask is None else mask
+        losses = (error.square() * mask[:, None]).flatten(1).mean(1) / mask.flatten(1).mean(1)
         return losses if gamma is None else losses * self.weight(t, gamma)
 
     def _coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

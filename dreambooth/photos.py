@@ -352,17 +352,26 @@ def checked_crop(box: Sequence[float], size: tuple[int, int], name: str) -> Crop
     return Crop(left, top, left + side, top + side)
 
 
-def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two square photos of one size, each halved, beside each other on the ground of a picture as large as one.
+DISC = 0.46
+"""Radius of what is learned of a photo beside another, as a share of its side: its middle, where subjects are."""
 
-    What is above them continues their upper edges.
+
+def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two square photos of one size, each halved, beside each other on the ground of an RGBA picture as large as one.
+
+    What is above them continues their upper edges. Opaque is a disc of each photo, which is to be learned; what is
+    transparent, the seam above all, is there for the eye alone.
     """
     side, half = left.width, left.width // 2
-    picture = Image.new("RGB", (side, side))
+    picture, shown = Image.new("RGB", (side, side)), Image.new("L", (side, side))
+    margin = round((0.5 - DISC) * half)
     for x, photo in ((0, left), (side - half, right)):
         small = photo.resize((half, half), Image.Resampling.LANCZOS)
         picture.paste(small.crop((0, 0, half, 1)).resize((half, side - half)), (x, 0))
         picture.paste(small, (x, side - half))
+        disc = (x + margin, side - half + margin, x + half - 1 - margin, side - 1 - margin)
+        ImageDraw.Draw(shown).ellipse(disc, fill=255)
+    picture.putalpha(shown)
     return picture
 
 

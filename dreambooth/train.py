@@ -183,21 +183,22 @@ def train(
         for micro in range(accumulation):
             number = checkpoint.step * accumulation + micro
             batch = dataset.batch(number, batch_size)
-            x0, ids = batch["instance_images"], batch["instance_prompt_ids"]
+            x0, ids, mask = batch["instance_images"], batch["instance_prompt_ids"], batch["instance_masks"]
             noise, t = _noise_and_timesteps(x0, objective, config.seed, INSTANCE, number)
             if use_prior:  # one forward pass for both; the photos' noise is the same with and without
                 x0 = torch.cat([x0, batch["class_images"]])
                 ids = torch.cat([ids, batch["class_prompt_ids"]])
+                mask = torch.cat([mask, batch["class_masks"]])
                 class_noise, class_t = _noise_and_timesteps(
                     batch["class_images"], objective, config.seed, CLASS, number
                 )
                 noise, t = torch.cat([noise, class_noise]), torch.cat([t, class_t])
-            x0, noise, t = x0.to(device), noise.to(device), t.to(device)
+            x0, noise, t, mask = x0.to(device), noise.to(device), t.to(device), mask.to(device)
             if config.lora.dropout:  # it has no generator of its own
                 torch.manual_seed(generator(config.seed, DROPOUT, number).initial_seed())
             with accelerator.autocast():
                 prediction = family.predict(pipe, objective.add_noise(x0, noise, t), t, conditioning(ids))
-            losses = objective.loss(prediction, x0, noise, t, settings.snr_gamma)
+            losses = objective.loss(prediction, x0, noise, t, settings.snr_gamma, mask)
             loss = dreambooth_loss(losses, batch_size, config.prior.weight)
             drift = trainable.drift() if trainable.drift else loss.total.new_zeros(())
             total = loss.total + config.drift.weight * drift
@@ -276,12 +277,17 @@ def _prepare_photos(config: Config, run: Path, resolution: int) -> Iterator[Even
 
 
 def _combinations(config: Config, photos: list[list[Image.Image]]) -> Iterator[tuple[Image.Image, str]]:
-    """Pictures of two subjects side by side, with their prompts: `train.side_by_side` of what is trained on."""
+    """Pictures of two subjects side by side, with their prompts: `train.side_by_side` of what is trained on.
+
+    Whoever is left comes first in the prompt, each as often, so that looks go with words and not with places.
+    """
     pairs = list(combinations(range(len(photos)), 2))
     share = config.train.side_by_side
     for number in range(round(share / (1 - share) * sum(map(len, photos))) if pairs else 0):
         k, (i, j) = number // len(pairs), pairs[number % len(pairs)]
         left, right = photos[i][k % len(photos[i])], photos[j][(k + k // len(photos[j])) % len(photos[j])]
+        if k % 2:
+            left, right, i, j = right, left, j, i
         yield side_by_side(left, right), together_prompt([config.subjects[i], config.subjects[j]])
 
 
@@ -305,9 +311,8 @@ def caption_of(subject: SubjectConfig, photo: Path) -> str:
 def _photos_and_prompts(run: Path) -> tuple[list[Image.Image], list[str]]:
     folders = (run / "photos").glob("*/")
     files = [path for folder in (run / "photos", *sorted(folders)) for path in sorted(folder.glob("*.png"))]
-    return [Image.open(f).convert("RGB") for f in files], [
-        f.with_suffix(".txt").read_text(encoding="utf-8") for f in files
-    ]
+    prompts = [path.with_suffix(".txt").read_text(encoding="utf-8") for path in files]
+    return [Image.open(path) for path in files], prompts
 
 
 def _monitor(config: Config, run: Path, photos: list[Image.Image]) -> Generator[Event, None, Monitor | None]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from dreambooth.dataset import (
     CLASS,
@@ -37,7 +37,8 @@ def numbered(pictures: int, variants: int, start: int = 0) -> Encoded:
     """Encoded pictures without spread, whose latents' first number tells picture and variant: 10·picture + variant."""
     which = start + 10 * torch.arange(pictures)[:, None] + torch.arange(variants)
     mean = which[..., None, None, None].float().expand(pictures, variants, 4, 2, 2).clone()
-    return Encoded(mean, torch.zeros_like(mean), torch.arange(pictures)[:, None].expand(pictures, 5) + start)
+    ids = torch.arange(pictures)[:, None].expand(pictures, 5) + start
+    return Encoded(mean, torch.zeros_like(mean), ids, torch.ones_like(mean[:, :, 0]))
 
 
 def drawn(encoded: Encoded, count: int, seed: int = 0, stream: int = INSTANCE) -> list[int]:
@@ -47,24 +48,25 @@ def drawn(encoded: Encoded, count: int, seed: int = 0, stream: int = INSTANCE) -
 # ---- Items
 
 
-def test_an_item_has_the_four_parts_and_their_shapes(loaded, make_config):
+def test_an_item_has_its_parts_and_their_shapes(loaded, make_config):
     pipe, family = loaded
     config = make_config(train={"crops_per_photo": 2})
     photos = (photo_variants(picture(i), config, i) for i in range(3))
     instance = encode(pipe, family, photos, ["a photo of sks dog"] * 3, None)
     assert instance.mean.shape == instance.std.shape == (3, 2, 4, 8, 8)
-    prior = Encoded(instance.mean[:2, :1], instance.std[:2, :1], instance.prompt_ids[:2])
+    prior = Encoded(instance.mean[:2, :1], instance.std[:2, :1], instance.prompt_ids[:2], instance.mask[:2, :1])
     dataset = DreamBoothDataset(instance, prior, seed=1, size=7)
     assert len(dataset) == 7
     item = dataset[6]
     assert {name: tuple(value.shape) for name, value in item.items()} == {
         "instance_images": (4, 8, 8), "instance_prompt_ids": (16,), "class_images": (4, 8, 8),
-        "class_prompt_ids": (16,),
+        "class_prompt_ids": (16,), "instance_masks": (8, 8), "class_masks": (8, 8),
     }  # fmt: skip
     assert item["instance_images"].dtype == torch.float32
     assert item["instance_prompt_ids"].dtype == torch.int64
     assert torch.equal(item["instance_prompt_ids"], family.tokenize(pipe, ["a photo of sks dog"])[0])
-    assert DreamBoothDataset(instance, None, 1, 7)[0].keys() == {"instance_images", "instance_prompt_ids"}
+    photos_alone = {"instance_images", "instance_prompt_ids", "instance_masks"}
+    assert DreamBoothDataset(instance, None, 1, 7)[0].keys() == photos_alone
 
 
 def test_the_items_end():
@@ -115,7 +117,8 @@ def test_all_variants_of_a_photo_are_used_alike():
 
 
 def test_an_example_is_a_function_of_seed_and_number_alone():
-    encoded = Encoded(torch.zeros(3, 2, 4, 2, 2), torch.ones(3, 2, 4, 2, 2), torch.zeros(3, 5, dtype=torch.int64))
+    spread, ids = torch.ones(3, 2, 4, 2, 2), torch.zeros(3, 5, dtype=torch.int64)
+    encoded = Encoded(torch.zeros_like(spread), spread, ids, torch.ones(3, 2, 2, 2))
     forwards = [encoded.example(n, 9, INSTANCE)[0] for n in range(10)]
     torch.manual_seed(123)
     backwards = [encoded.example(n, 9, INSTANCE)[0] for n in reversed(range(10))]
@@ -155,7 +158,7 @@ def test_latents_equal_a_sample_of_the_vaes_posterior(loaded, make_config):
     variants = [photo_variants(picture(i), config, i) for i in range(2)]
     encoded = encode(pipe, family, iter(variants), ["a dog", "a cat"], None)
     for n in range(6):
-        ours, ids = encoded.example(n, 7, INSTANCE)
+        ours, ids, _mask = encoded.example(n, 7, INSTANCE)
         g = generator(7, INSTANCE, n)
         v = int(torch.randint(3, (), generator=g))
         i = int(torch.equal(ids, encoded.prompt_ids[1]))
@@ -163,6 +166,26 @@ def test_latents_equal_a_sample_of_the_vaes_posterior(loaded, make_config):
             posterior = pipe.vae.encode(variants[i][v][None]).latent_dist
         theirs = posterior.sample(generator=g)[0] * pipe.vae.config.scaling_factor
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_transparent_is_masked_in_every_crop(loaded, make_config):
+    """A disc in the middle: opaque there, transparent in the corners, and larger in tighter crops."""
+    pipe, family = loaded
+    shown, photo = Image.new("L", (32, 32)), picture(0)
+    ImageDraw.Draw(shown).ellipse((8, 8, 23, 23), fill=255)
+    photo.putalpha(shown)
+    config = make_config(train={"crops_per_photo": 2, "crop_scale": 0.5, "flip": True})
+    plain = encode(pipe, family, iter([photo_variants(picture(0), config, 0)]), ["a dog"], None)
+    masked = encode(pipe, family, iter([photo_variants(photo, config, 0)]), ["a dog"], None)
+    torch.testing.assert_close(masked.mean, plain.mean, msg="colours are what they were")
+    assert plain.mask.min() == 1
+    mask = masked.mask[0]
+    assert mask.shape == (4, 8, 8)
+    assert set(mask.unique().tolist()) == {0, 1}
+    assert mask[0, 4, 4] == 1
+    assert mask[0, 0, 0] == mask[0, 7, 7] == 0
+    assert mask[0].sum() < mask[1].sum()
+    assert torch.equal(mask[2:], mask[:2].flip(-1))
 
 
 def test_encoding_in_parts_changes_nothing(loaded, make_config):

@@ -52,6 +52,19 @@ def test_per_example_losses_equal_a_numpy_reference(prediction, gamma):
         assert float(losses[i]) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_masked_loss_is_the_mean_over_what_is_shown():
+    objective = Diffusion(DDPMScheduler().alphas_cumprod, "epsilon")
+    g = torch.Generator().manual_seed(0)
+    prediction, x0, noise = (torch.randn(3, 4, 5, 6, generator=g) for _ in range(3))
+    t, mask = torch.tensor([1, 500, 999]), (torch.rand(3, 5, 6, generator=g) > 0.4).float()
+    error = (prediction.double() - noise.double()).square().numpy()
+    shown = mask.bool().numpy()
+    expected = [error[i][:, shown[i]].mean() for i in range(3)]
+    np.testing.assert_allclose(objective.loss(prediction, x0, noise, t, mask=mask), expected, rtol=1e-6)
+    whole = objective.loss(prediction, x0, noise, t)
+    assert torch.equal(objective.loss(prediction, x0, noise, t, mask=torch.ones(3, 5, 6)), whole)
+
+
 def test_zero_terminal_snr_gives_finite_targets_and_weights():
     betas = schedule("v_prediction", rescale_betas_zero_snr=True)
     objective = Diffusion(betas.alphas_cumprod, "v_prediction")

@@ -485,3 +485,19 @@ def test_a_contact_sheet_shows_every_picture_and_label():
     assert labelled.crop((0, 34, 48, 50)).convert("L").getextrema()[0] < 100
     with pytest.raises(ValueError, match="contact sheet"):
         contact_sheet([], 2)
+
+
+def test_two_photos_side_by_side_stand_on_the_ground_and_show_their_middles():
+    left, right = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
+    left.paste("white", (0, 0, 64, 1))
+    both = photos.side_by_side(left, right)
+    assert (both.size, both.mode) == ((64, 64), "RGBA")
+    assert both.getpixel((16, 48)) == (255, 0, 0, 255)
+    assert both.getpixel((48, 48)) == (0, 0, 255, 255)
+    assert both.getpixel((48, 5))[:3] == (0, 0, 255), "its upper edge goes on"
+    assert min(both.getpixel((16, 5))[:3]) > 60, "as the other's does, which is white"
+    alpha = np.asarray(both.getchannel("A")) > 0
+    assert not alpha[:32].any()
+    assert not alpha[:, 31:33].any(), "the seam is not learned"
+    assert alpha[32:, :32].mean() == pytest.approx(np.pi * photos.DISC**2, abs=0.05)
+    assert photos.side_by_side(left.resize((33, 33)), right.resize((33, 33))).size == (33, 33)
