@@ -19,9 +19,10 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
 from dreambooth import events
+from dreambooth.adapters import is_adapter
 from dreambooth.config import TOYBOX, Config
 from dreambooth.errors import ConfigError, RunError
-from dreambooth.evaluate import BASE, FILE, Evaluation, run_photos, trained_model
+from dreambooth.evaluate import BASE, FILE, Evaluation, trained_model
 from dreambooth.generate import Which, save_picture
 from dreambooth.hub import Token, name_of, plain_failures
 from dreambooth.monitor import FILE as MEASURES
@@ -37,9 +38,11 @@ from dreambooth.reports.model_card import (
     PHOTOS,
     PROGRESS,
     UNKNOWN,
+    WORDS,
     Facts,
     Licence,
     model_card,
+    photos_of,
 )
 from dreambooth.reports.tables import capital
 from dreambooth.runs import Run
@@ -61,20 +64,29 @@ class _Sample(NamedTuple):
 
 
 def assemble(
-    run: Run, folder: Path, *, repo_id: str, licence: Licence, which: Which, photos: bool, partner: Run | None
+    run: Run,
+    folder: Path,
+    *,
+    repo_id: str,
+    licence: Licence,
+    which: Which,
+    photos: bool,
+    half: bool = False,
+    partner: Run | None = None,
 ) -> None:
-    """Write into the empty `folder` the model's repo without its pipeline: card, settings, figures and pictures.
+    """Write into the empty `folder` the repo without the model itself: card, settings, figures and pictures.
 
-    They tell of `which` of the run's models. `partner` is the run that differs in prior preservation alone. The photos,
-    as cropped for training, are written only with `photos`. Raises `RunError` where the run is not finished or its
-    measurements are damaged, and `ConfigError` for a partner that is none.
+    They tell of `which` of the run's models, `half` the size if so. `partner` is the run that differs alone in what
+    keeps the class from drifting. The photos, as cropped for training, are written only with `photos`. Raises
+    `RunError` where the run is not finished or its measurements are damaged, and `ConfigError` for a partner that is
+    none.
     """
     model = trained_model(run.path, run.config, which)
     if partner is not None:
         _check_pair(run, partner)
     own, evaluations = _evaluations(run, partner, which)
-    measures, prepared = read_measures(run.path), run_photos(run.path)
-    config = _portable(run.config)
+    measures, prepared = read_measures(run.path), _photos(run)
+    config = portable(run.config)
     (folder / IMAGES).mkdir()
     _write(folder / CONFIG, config.to_yaml())
     if own:
@@ -84,10 +96,11 @@ def assemble(
         _write(folder / MEASURES, json.dumps(asdict(measures), indent=1))
     pictures = _save_gallery(_gallery(config, _samples(run, model.step) or _drawn(own)), folder)
     if photos:
-        _copy_photos(prepared, folder / PHOTOS, captions=config.subject.captions)
+        _copy_photos(run, prepared, folder / PHOTOS)
     _plots(run, partner, measures, folder)
     _compare(run, partner, which, evaluations, folder / COMPARISON)
-    index = json.loads((model.folder / "model_index.json").read_text(encoding="utf-8"))
+    weights = sorted((path.name for path in model.folder.glob("*.safetensors")), key=lambda name: (len(name), name))
+    size = sum(path.stat().st_size for path in model.folder.rglob("*") if path.is_file())
     facts = Facts(
         config=config,
         repo_id=repo_id,
@@ -95,9 +108,13 @@ def assemble(
         licence=licence,
         steps=measures.measures[-1].step if measures else config.train.steps,
         step=model.step,
-        photos=len(prepared),
-        side=_pixels(prepared[0]).width,
-        safety_checker=(index.get("safety_checker") or [None])[0] is not None,
+        photos=tuple(map(len, prepared)),
+        side=_pixels(prepared[0][0]).width,
+        weights=tuple(weights),
+        parameters=next((int(e.value) for e in run.events() if _counts_parameters(e)), None),
+        size=size // 2 if half else size,
+        safety_checker=None if is_adapter(model.folder) else _has_safety_checker(model.folder),
+        conditions=tuple(one.config.condition for one in _pair(run, partner)),
         own=own,
         evaluations=evaluations,
         measures=measures,
@@ -112,34 +129,63 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _portable(config: Config) -> Config:
-    """The settings without this machine's folders, and without the names of the photos' files."""
+def _has_safety_checker(model: Path) -> bool:
+    index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    return (index.get("safety_checker") or [None])[0] is not None
+
+
+def _counts_parameters(event: events.Event) -> bool:
+    return isinstance(event, events.Metric) and event.name == "trainable_parameters"
+
+
+def _photos(run: Run) -> list[list[Path]]:
+    """The prepared photos of each subject; raises `RunError` where one has none."""
+    folders = [run.path / photos_of(number) for number in range(1, len(run.config.subjects) + 1)]
+    found = [sorted(folder.glob("*.png")) for folder in folders]
+    if not all(found):
+        raise RunError(f"{run.id} has no prepared photos.", "Train it first.")
+    return found
+
+
+def portable(config: Config) -> Config:
+    """The settings without this machine's folders, and without the names of the photos' files.
+
+    What the repo holds is named by its place there: photos, and in the repo itself the word that was learned before.
+    """
     settings = config.model_dump(mode="json")
     settings["base_model"] = name_of(config.base_model)
-    settings["subject"] |= {"photos": PHOTOS, "crops": {}}  # what is published is cropped already
+    for number, subject in enumerate([settings["subject"], *settings["more_subjects"]], 1):
+        subject |= {"photos": photos_of(number), "crops": {}}  # what is published is cropped already
+    settings["word"]["learned"] = config.word.learned and WORDS
     settings["prior"]["pack"] = None  # a short cut, and the name of what may be a private repo
     settings["evaluation"] |= {part: name_of(settings["evaluation"][part]) for part in ("dino", "clip")}
     return Config.model_validate(settings)
 
 
 def _check_pair(run: Run, partner: Run) -> None:
-    """Raise `ConfigError` unless the two differ in prior preservation, and in that alone."""
-    ours, theirs = (_portable(one.config).model_dump() for one in (run, partner))
-    on = [one["prior"].pop("enabled") for one in (ours, theirs)]
+    """Raise `ConfigError` unless the two differ in what keeps the class from drifting, and in that alone."""
+    ours, theirs = (portable(one.config).model_dump() for one in (run, partner))
+    for one in (ours, theirs):
+        del one["prior"]["enabled"], one["drift"]
     differing = [key for key in ours if ours[key] != theirs[key]]
-    if [p.read_bytes() for p in run_photos(run.path)] != [p.read_bytes() for p in run_photos(partner.path)]:
+    seen = [[[photo.read_bytes() for photo in photos] for photos in _photos(one)] for one in (run, partner)]
+    if seen[0] != seen[1]:
         differing.append("photos")
-    if differing or on[0] == on[1]:
-        reason = f"{', '.join(differing)} differ" if differing else "both have prior preservation on, or both off"
+    if differing or run.config.condition == partner.config.condition:
+        reason = f"{', '.join(differing)} differ" if differing else f"both are {run.config.condition}"
         raise ConfigError(
-            f"{partner.id} is no partner of {run.id}: {reason}.", "Give the run that differs in prior.enabled alone."
+            f"{partner.id} is no partner of {run.id}: {reason}.",
+            "Give the run that differs in prior.enabled or drift.weight alone.",
         )
 
 
 def _refuse_paths(run: Run, folder: Path) -> None:
     """Raise `RunError` where a file that is to be published names a folder of this machine."""
     config = run.config
-    given = (config.subject.photos, config.base_model, config.evaluation.dino, config.evaluation.clip)
+    given = (
+        *(subject.photos for subject in config.subjects), config.word.learned or "", config.base_model,
+        config.evaluation.dino, config.evaluation.clip,
+    )  # fmt: skip
     local = {path for path in map(str, given) if Path(path).expanduser().is_absolute()}
     local |= {str(run.path.resolve()), os.path.join(Path.home(), "")}
     for file in (CARD, CONFIG, FILE, MEASURES):
@@ -157,13 +203,14 @@ def _pixels(path: Path) -> Image.Image:
         return Image.fromarray(np.asarray(image.convert("RGB")))
 
 
-def _copy_photos(photos: Sequence[Path], folder: Path, *, captions: bool) -> None:
-    folder.mkdir()
-    for photo in photos:
-        _pixels(photo).save(folder / photo.name)
-        if captions:
-            caption = photo.with_suffix(".txt")
-            _write(folder / caption.name, caption.read_text(encoding="utf-8"))
+def _copy_photos(run: Run, photos: Sequence[Sequence[Path]], folder: Path) -> None:
+    for subject, files in zip(run.config.subjects, photos, strict=True):
+        for photo in files:
+            copied = folder / photo.relative_to(run.path / PHOTOS)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            _pixels(photo).save(copied)
+            if subject.captions:
+                _write(copied.with_suffix(".txt"), photo.with_suffix(".txt").read_text(encoding="utf-8"))
 
 
 def _samples(run: Run, step: int) -> list[_Sample]:
@@ -186,8 +233,8 @@ def _drawn(evaluation: Evaluation | None) -> list[_Sample]:
 
 def _gallery(config: Config, samples: Sequence[_Sample]) -> list[_Sample]:
     """A few of the pictures: the subject's first, each prompt once before any comes again, and its class's last."""
-    of_class = [sample for sample in samples if sample.prompt == config.class_prompt][:OF_CLASS]
-    ours = [sample for sample in samples if sample.prompt != config.class_prompt]
+    of_class = [sample for sample in samples if sample.prompt in config.class_prompts][:OF_CLASS]
+    ours = [sample for sample in samples if sample.prompt not in config.class_prompts]
     return sorted(ours, key=lambda sample: sample.seed)[: PICTURES - len(of_class)] + of_class
 
 
@@ -212,23 +259,20 @@ def _plots(run: Run, partner: Run | None, measures: Measures | None, folder: Pat
     other = read_measures(partner.path) if partner else None
     if other and len(other.measures) > 1:
         by_run = {run: [measures], partner: [other]}
-        drift_plot({_condition(one): by_run[one] for one in _pair(run, partner)}, folder / DRIFT)
+        drift_plot({one.config.condition: by_run[one] for one in _pair(run, partner)}, folder / DRIFT)
     asked = run.config.evaluation
     bounds = bounds_of(measures.base, measures.ceiling, asked.max_drift, asked.max_prompt_loss)
     progress_plot(measures, folder / PROGRESS, bounds)
 
 
 def _pair(run: Run, partner: Run | None) -> list[Run]:
-    """The runs there are: without PPL first."""
-    return sorted((one for one in (run, partner) if one), key=lambda one: one.config.prior.active)
-
-
-def _condition(run: Run) -> str:
-    return "with PPL" if run.config.prior.active else "without PPL"
+    """The runs there are: without PPL first, then with it, and those with the drift penalty last."""
+    found = [one for one in (run, partner) if one]
+    return sorted(found, key=lambda one: (one.config.drift.weight > 0, one.config.prior.active))
 
 
 def _compare(run: Run, partner: Run | None, which: Which, evaluations: Sequence[Evaluation], path: Path) -> None:
-    """Write base, without and with PPL beside each other, from what has more of them; none where there is but one."""
+    """Write base model and runs beside each other, from what has more of them; nothing where there is but one."""
     drawn = [evaluation for evaluation in evaluations if _drawn(evaluation)]
     columns = _sample_columns(run, partner, which)
     if max(len(drawn), len(columns)) < 2:
@@ -244,10 +288,10 @@ def _compare(run: Run, partner: Run | None, which: Which, evaluations: Sequence[
 
 
 def _sample_columns(run: Run, partner: Run | None, which: Which) -> dict[str, list[_Sample]]:
-    """The sample pictures of the base model, without and with PPL, as far as there are any."""
+    """The sample pictures of the base model and of the runs, as far as there are any."""
     columns = {capital(BASE): _samples(run, 0)}
     for one in _pair(run, partner):
-        columns[capital(_condition(one))] = _samples(one, trained_model(one.path, one.config, which).step)
+        columns[capital(one.config.condition)] = _samples(one, trained_model(one.path, one.config, which).step)
     return {title: samples for title, samples in columns.items() if samples}
 
 

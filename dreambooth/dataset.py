@@ -84,7 +84,7 @@ class DreamBoothDataset(Dataset):
         return item
 
     def batch(self, number: int, size: int) -> dict[str, Tensor]:
-        """Items `number · size` up to the next batch, collated: images (B, C, h, w), ids (B, tokens), masks (B, h, w)."""
+        """Items `number · size` up to the next batch, collated: images (B, C, h, w), ids (B, tokens), masks."""
         return default_collate([self[n] for n in range(number * size, (number + 1) * size)])
 
 

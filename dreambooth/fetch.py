@@ -1,4 +1,4 @@
-"""Base models: the built-in one, a folder, or a Hub repo, downloaded if need be and only what loading reads."""
+"""Models: the built-in one, a folder, or a Hub repo, downloaded if need be and only what loading reads."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any, NoReturn
 
 from huggingface_hub import HfApi, auth_check, get_cached_repo_tree, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -28,8 +32,9 @@ from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoFile
 
 from dreambooth.config import MAX_FOREIGN_YAML, TOYBOX
 from dreambooth.errors import DreamBoothError, HubError, ModelError, first_line
-from dreambooth.families import WEIGHTS, family_of, loaded_files
+from dreambooth.families import MAX_VOCABULARY, family_of, loaded_files, shown_name
 from dreambooth.hub import Token, redact, visitors_cache
+from dreambooth.methods import methods
 
 MAX_SMALL_FILE = 2**24
 """Bytes of a model's file that holds no weights; the largest, CLIP's vocabulary in `tokenizer.json`, has 4 MB."""
@@ -37,11 +42,14 @@ MAX_SMALL_FILE = 2**24
 MAX_FILES = 20_000
 """Of a repo so many files are looked at: twice as many as there are class images at most (`prior.num_images`)."""
 
+MAX_HEADER = 2**20
+"""Bytes of the header of an adapter's weights; DoRA of every layer of Stable Diffusion 1.5 has 125,000."""
+
 DOWNLOADS = 8
 """Small files fetched at a time. Source: the Hub client's own default."""
 
-ADAPTER = "adapter.json"
-"""What tells of an adapter, as `model_index.json` of a pipeline."""
+INDEX, ADAPTER = "model_index.json", "adapter.json"
+"""What tells of a pipeline, and of an adapter."""
 
 TOYBOX_FOLDER = Path(__file__).parent / "toybox" / "model"
 
@@ -49,31 +57,35 @@ TOYBOX_FOLDER = Path(__file__).parent / "toybox" / "model"
 def fetch_model(base_model: str, revision: str | None = None, *, token: Token = None, adapters: bool = False) -> Path:
     """The local folder of a base model: the built-in toybox, a folder, or a Hub repo that is downloaded if need be.
 
-    With `adapters` it may be an adapter's. Raises `ModelError` where there is no such model, `HubError` where the Hub
-    refuses or can't be reached.
+    With `adapters` it may be an adapter's. Raises `ModelError` where there is no such model, or it is an adapter and
+    none is asked for, and `HubError` where the Hub refuses or can't be reached.
     """
     if base_model == TOYBOX:
         return TOYBOX_FOLDER
     folder = Path(os.path.expanduser(base_model))
     if folder.exists():
-        if adapters and (folder / ADAPTER).is_file():
-            return folder.resolve()
-        if not (folder / "model_index.json").is_file():
-            raise ModelError(
-                f"{base_model}: no model_index.json in it.", "Give a diffusers pipeline folder or a Hub id."
-            )
+        if (folder / ADAPTER).is_file():
+            return folder.resolve() if adapters else _refuse_adapter(base_model)
+        if not (folder / INDEX).is_file():
+            raise ModelError(f"{base_model}: no {INDEX} in it.", "Give a diffusers pipeline folder or a Hub id.")
         return folder.resolve()
     if base_model.count("/") != 1 or base_model.startswith((".", "/", "~")):
         raise ModelError(
             f"{base_model}: no such folder.", "Give toybox, an existing pipeline folder, or a Hub id OWNER/NAME."
         )
-    return fetch_from_hub(base_model, revision, token=token)
+    return fetch_from_hub(base_model, revision, token=token, adapters=adapters)
 
 
 def fetch_from_hub(
-    repo_id: str, revision: str | None = None, *, token: Token = None, max_bytes: float = math.inf
+    repo_id: str,
+    revision: str | None = None,
+    *,
+    token: Token = None,
+    max_bytes: float = math.inf,
+    adapters: bool = False,
 ) -> Path:
-    """The local folder of a Hub repo's pipeline, downloaded if need be; never a folder of this machine.
+    """The local folder of a Hub repo's pipeline or, with `adapters`, adapter, without its base model; downloaded if
+    need be, and never a folder of this machine.
 
     Of the repo come the files that loading reads, its model card and its `config.yaml`, where they are no larger than
     such files are. Kinds that are not supported, and models of more than `max_bytes`, are refused before their weights
@@ -86,10 +98,12 @@ def fetch_from_hub(
             auth_check(repo_id, token=token)
             revision = HfApi().model_info(repo_id, revision=revision, token=token).sha
             cache = visitors_cache()
-        get_index = partial(hf_hub_download, repo_id, "model_index.json", revision=revision, token=token)
-        _check_small(repo_id, {"model_index.json": get_index(cache_dir=cache, dry_run=True).file_size or 0})
-        index = Path(get_index(cache_dir=cache))
-        commit, family = index.parent.name, family_of(index.parent)
+        index = _fetch_index(
+            repo_id, partial(hf_hub_download, repo_id, revision=revision, token=token, cache_dir=cache)
+        )
+        if index.name == ADAPTER and not adapters:
+            _refuse_adapter(repo_id)
+        commit = index.parent.name
         get = partial(snapshot_download, repo_id, revision=commit, token=token, cache_dir=cache)
         get(allow_patterns=index.name)  # the list of files comes with it
         try:
@@ -99,8 +113,8 @@ def fetch_from_hub(
                 raise
             return index.parent  # without the Hub, what is here is enough
         files = {file.path: file.size for file in tree}
-        wanted = loaded_files(family, files)
-        _check_small(repo_id, {path: files[path] for path in wanted if not WEIGHTS.fullmatch(Path(path).name)})
+        wanted = _loaded_files(index, files)
+        _check_small(repo_id, {path: files[path] for path in wanted if not path.endswith((".safetensors", ".bin"))})
         if (size := sum(files[path] for path in wanted)) > max_bytes:
             raise ModelError(
                 f"{repo_id} has {size / 1e9:.1f} GB, more than the {max_bytes / 1e9:.1f} GB that are fetched here.",
@@ -110,7 +124,64 @@ def fetch_from_hub(
         if about := [name for name in ("README.md", "config.yaml") if files.get(name, math.inf) <= MAX_FOREIGN_YAML]:
             with suppress(LocalEntryNotFoundError):  # out of the Hub's reach a model is one without them, too
                 get(allow_patterns=about)
+        if index.name == ADAPTER:
+            for path in wanted:
+                _check_header(index.parent / path)
         return index.parent
+
+
+def _refuse_adapter(name: str) -> NoReturn:
+    raise ModelError(
+        f"{name} is an adapter, which is no model by itself.", "Give its base model, or `fuse` the two into one first."
+    )
+
+
+def _fetch_index(repo_id: str, get: Callable[..., Any]) -> Path:
+    """The `model_index.json` of a repo or, where it has none, its `adapter.json`, downloaded if need be."""
+    lacking = None
+    for name in (INDEX, ADAPTER):
+        try:
+            _check_small(repo_id, {name: get(name, dry_run=True).file_size or 0})
+            return Path(get(name))
+        except EntryNotFoundError as error:
+            lacking = lacking or error
+            if isinstance(error, LocalEntryNotFoundError):  # out of the Hub's reach, which takes time to find out
+                get = partial(get, local_files_only=True)
+    raise lacking
+
+
+def _loaded_files(index: Path, paths: Iterable[str]) -> list[str]:
+    """Those of a repo's files that loading its pipeline, or adapter, reads; none has a name that could stand for others
+    as a pattern. Raises `ModelError` for kinds that are not supported."""
+    if index.name == INDEX:
+        return loaded_files(family_of(index.parent), paths)
+    try:
+        name = json.loads(index.read_bytes())["method"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        name = None
+    patterns = {method.name: method.files for method in methods() if method.load}
+    if not isinstance(name, str) or name not in patterns:
+        raise ModelError(f"{shown_name(index.parent)}: {ADAPTER} names no method that is known here.",
+                         "Choose another model, or a newer version of this program.")  # fmt: skip
+    plain = [path for path in paths if re.fullmatch(r"[\w.-]+", path)]
+    return sorted(path for path in plain if any(fnmatch(path, pattern) for pattern in patterns[name]))
+
+
+def _check_header(weights: Path) -> None:
+    """Raise `ModelError` for a stranger's safetensors file whose header would take far more memory than its numbers,
+    which reading it checks against the file's size."""
+    name = f"{shown_name(weights.parent)}: {weights.name}"
+    try:
+        with weights.open("rb") as file:
+            if (size := int.from_bytes(file.read(8), "little")) > MAX_HEADER:
+                raise ModelError(f"{name} has a header of {size:,} bytes.", "Choose another model.")
+            header = json.loads(file.read(size))
+        shapes = [entry["shape"] for key, entry in header.items() if key != "__metadata__"]
+        large = [side for shape in shapes for side in shape if side > MAX_VOCABULARY]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ModelError(f"{name} is no safetensors file.", "Download or save it again.") from None
+    if large:
+        raise ModelError(f"{name} holds a side of {large[0]:,}, more than any such model has.", "Choose another one.")
 
 
 def _check_small(repo_id: str, sizes: dict[str, int]) -> None:
@@ -203,16 +274,16 @@ def download_failure(
 def fingerprint(model: Path) -> str:
     """A hash of a pipeline's or an adapter's folder: its files' names, sizes and contents (of big ones, their ends).
 
-    Reading gigabytes for each run would cost more than it tells; training changes weights all over the file. What a
-    repo holds beside the pipeline's parts, such as a card, samples or settings, shapes no picture.
+    Reading gigabytes for each run would cost more than it tells; training changes weights all over the file. Only what
+    loading reads counts, so that it is the same wherever the model was downloaded, and by which program.
     """
     digest = hashlib.sha256()
     if (model / ADAPTER).is_file():
         files = [model / ADAPTER, *model.glob("*.safetensors")]
     else:
-        parts = {"model_index.json", *json.loads((model / "model_index.json").read_text())}
-        files = [path for path in model.rglob("*") if path.relative_to(model).parts[0] in parts and path.is_file()]
-    for path in sorted(p for p in files if p.suffix not in (".md", ".png")):
+        paths = [path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()]
+        files = [model / path for path in (INDEX, *loaded_files(family_of(model), paths))]
+    for path in sorted(files):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(model)} {size}\n".encode())
         with path.open("rb") as file:

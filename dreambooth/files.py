@@ -67,3 +67,9 @@ def is_held(lock: Path) -> bool:
             return True
         probe.release()
     return False
+
+
+def shown_size(size: float) -> str:
+    """Bytes in words: 3.2 kB, 45.1 MB, 512 MB."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
+    return f"{size / unit:.{0 if size >= 100 * unit else 1}f} {name}"

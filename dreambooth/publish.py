@@ -30,6 +30,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from dreambooth import card, events
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError, RunError, first_line
 from dreambooth.events import Event
+from dreambooth.families import FAMILIES, loaded_files
+from dreambooth.fetch import INDEX
 from dreambooth.files import PATIENCE, atomic_file, is_held
 from dreambooth.generate import Which, finished_model
 from dreambooth.hub import TAG, Account, check_repo_id, plain_failures, redact
@@ -38,7 +40,9 @@ from dreambooth.runs import Run, explain
 
 _TRYING, _DONE, _LOCK = "publishing.json", "published.json", ".publishing.lock"
 _OURS = re.compile(
-    r"(?:metrics|measures)\.json|photos/\d\d+\.(?:png|txt)|images/(?:\d\d|loss|drift|progress|comparison)\.png"
+    r"(?:metrics|measures|adapter)\.json|photos/(?:subject-\d+/)?\d\d+\.(?:png|txt)"
+    r"|images/(?:\d\d|loss|drift|progress|comparison)\.png"
+    r"|(?:pytorch_(?:lora|custom_diffusion)_weights|learned_embeds(?:-\d+)?)\.safetensors"
 )
 """Names that publishing gives, by which it knows what another run, or another machine, has put there."""
 _FOLDERS = re.compile(r"(?<![\w/:.])(?:~|\.\.?|[A-Za-z]:)?[/\\](?:[^/\\:'\"]*[/\\])*")
@@ -105,9 +109,10 @@ def publish(run: Run, wanted: Publication, account: Account, *, partner: Run | N
     """Make the run's model a repo of `account` on the Hub, yielding events; `Published` is the last.
 
     It is there as a whole or not at all: large files are sent first, then everything in one commit. After a failure the
-    run can be published again, and files that the Hub has are not sent again. `partner` is the run that differs in PPL
-    alone, for the card. Raises `RunError` for a run that has not finished, or is being published elsewhere, `HubError`
-    where the Hub refuses or can't be reached, `ConfigError` for a repo that is not to be written, or not to be seen.
+    run can be published again, and files that the Hub has are not sent again. `partner` is the run that differs alone
+    in what keeps the class from drifting, for the card. Raises `RunError` for a run that has not finished, or is being
+    published elsewhere, `HubError` where the Hub refuses or can't be reached, `ConfigError` for a repo that is not to
+    be written, or not to be seen.
     """
     if run.status != "finished":
         raise RunError(f"{run.id} has not finished.", "Train it to the end first, then publish it.")
@@ -148,8 +153,9 @@ def _publish(
         beside, made = Path(folder, "beside"), Path(folder, "made")
         beside.mkdir()
         card.assemble(
-            run, beside, repo_id=repo_id, licence=licence, which=wanted.which, photos=wanted.photos, partner=partner
-        )
+            run, beside, repo_id=repo_id, licence=licence, which=wanted.which, photos=wanted.photos, half=wanted.half,
+            partner=partner,
+        )  # fmt: skip
         _check_card(beside / card.CARD, token)
         files = _model_files(model, made)
         if wanted.half:
@@ -273,7 +279,7 @@ def _model_files(model: Path, made: Path) -> dict[str, Path]:
     rewritten in `made`."""
     files = _files_in(model)
     for path, file in files.items():
-        if path.endswith("config.json") or path == "model_index.json":
+        if path.endswith("config.json") or path == INDEX:
             settings = json.loads(file.read_text(encoding="utf-8"))
             clean = {key: value for key, value in settings.items() if not _tells_a_path(key, value)}
             if clean != settings:
@@ -484,4 +490,7 @@ def _published_before(run: Run, repo_id: str) -> list[str]:
 
 def _outdated(there: Collection[str], ours: Collection[str], before: Collection[str]) -> list[str]:
     """What publishing wrote, by what it kept or by its name, and does not any more; anything else is the owner's."""
-    return sorted(path for path in there if path not in ours and (path in before or _OURS.fullmatch(path)))
+    old = {*before, *filter(_OURS.fullmatch, there)}
+    if INDEX in there and INDEX not in ours:  # it was a whole pipeline
+        old |= {INDEX, *(path for family in FAMILIES for path in loaded_files(family, there))}
+    return sorted(path for path in there if path in old and path not in ours)

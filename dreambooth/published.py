@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,24 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
-from dreambooth.config import MAX_FOREIGN_YAML, TOYBOX, Config, absolute, override, read_foreign_yaml
+from dreambooth.config import (
+    MAX_FOREIGN_YAML,
+    TOYBOX,
+    Config,
+    SamplingConfig,
+    make_folders_absolute,
+    override,
+    read_foreign_yaml,
+    validated,
+)
 from dreambooth.errors import ConfigError, ModelError
-from dreambooth.fetch import fetch_files, list_files
+from dreambooth.fetch import MAX_SMALL_FILE, fetch_files, list_files
 from dreambooth.files import atomic_folder
 from dreambooth.hub import TAG, Token, plain_failures
+from dreambooth.methods import get_method
+from dreambooth.methods.words import PATTERN
 from dreambooth.photos import IMAGE_SUFFIXES
-from dreambooth.reports.model_card import CONFIG, PHOTOS
+from dreambooth.reports.model_card import CONFIG, PHOTOS, WORDS, method_of, photos_of
 
 WANTED = "a model that was published with this product"
 
@@ -35,6 +47,8 @@ MAX_PICTURE = 5 * 2**20
 """Bytes of a file that a thumbnail is made of; a sample of 1024 px has under 2 MB."""
 MAX_SIDE = 4096
 """Pixels of a side that a thumbnail is made of, told before any is decoded: a small file may claim to be huge."""
+MAX_SUBJECTS = 9
+"""Subjects whose photos are fetched; `more_subjects` has at most eight."""
 MAX_PHOTOS = 200
 """Photos that are fetched with a published config; the paper uses 3 to 5."""
 MAX_PHOTO = 50 * 2**20
@@ -42,7 +56,7 @@ MAX_PHOTO = 50 * 2**20
 MAX_CAPTION = 2**14
 """Bytes of a photo's caption, a text file of its name."""
 
-_OWN_PHOTOS = "Give photos of your own: --set subject.photos=FOLDER"
+_OWN_PHOTOS = "Give photos of your own: --set subject.photos=FOLDER, a second subject's in its folder subject-2."
 _FOLDERS = {"base_model": (TOYBOX,), "evaluation.dino": (TOYBOX, "auto"), "evaluation.clip": (TOYBOX, "auto")}
 """Settings that may name a folder of this machine, and the words that they may hold beside a Hub id."""
 
@@ -55,6 +69,8 @@ class PublishedModel:
     private: bool
     base_model: str
     """A Hub id; empty where the card names none."""
+    method: str
+    """What an adapter was made by, such as LoRA; empty for a whole model."""
     instance_prompt: str
     """Empty where the card has none."""
     downloads: int
@@ -79,11 +95,13 @@ def list_published(token: Token, *, author: str | None = None, limit: int = 24) 
 
 def _published(model: Any) -> PublishedModel:
     card = model.card_data.to_dict() if model.card_data else {}
-    base_model = card.get("base_model")
+    base_model, tags = card.get("base_model"), card.get("tags")
+    method = method_of([tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else [])
     return PublishedModel(
         repo_id=model.id,
         private=bool(model.private),
         base_model=_text(base_model[0] if isinstance(base_model, list) and base_model else base_model),
+        method=get_method(method).title if method else "",
         instance_prompt=_text(card.get("instance_prompt")),
         downloads=model.downloads or 0,
         likes=model.likes or 0,
@@ -134,18 +152,46 @@ def _small_jpeg(path: Path, side: int) -> bytes | None:
     return jpeg.getvalue()
 
 
+def published_sampling(repo_id: str, token: Token) -> SamplingConfig:
+    """How a published model's pictures are best drawn. Raises as `published_config` does."""
+    _, _, settings = _read_settings(repo_id, None, token)
+    return validated(SamplingConfig, settings.get("sampling", {}), f"{repo_id}: {CONFIG}")
+
+
 def published_config(
     repo_id: str, revision: str | None, token: Token, folder: Path, overrides: Iterable[str] = ()
 ) -> Config:
     """The settings that a model was published with, changed by `key.subkey=value` strings, to train it again.
 
-    Its photos are fetched below `folder`, where they were published; else `subject.photos` must be given. So must a
-    base model or encoder that was a folder of the machine it was trained on: a repo never names a folder of this one.
+    Its photos are fetched below `folder`, where they were published; else `subject.photos` must be given, with a second
+    subject's photos in its folder `subject-2`, and so on. So is a word that was learned before. A base model or encoder
+    that was a folder of the machine it was trained on must be given: a repo never names a folder of this one.
     Raises `ConfigError` for that and for damaged settings, `ModelError` where there is no such published model, and
     `HubError` where the Hub refuses or can't be reached.
     """
+    source, given = f"{repo_id}: {CONFIG}", override({}, overrides)
+    info, files, settings = _read_settings(repo_id, revision, token)
+    _check_folders(repo_id, settings, given)
+    _leave_out(settings, given)
+    settings = override(settings, overrides)
+    if not isinstance(settings.get("subject"), dict):
+        settings["subject"] = {}
+    subjects = [settings["subject"]]
+    if "more_subjects" not in given and isinstance(more := settings.get("more_subjects"), list):
+        subjects += [subject for subject in more[: MAX_SUBJECTS - 1] if isinstance(subject, dict)]
+    if (photos := _value(given, "subject.photos")) is None:
+        photos = _fetch_photos(repo_id, info.sha, files, len(subjects), folder, token)
+    for number, subject in enumerate(subjects, 1):
+        subject["photos"] = str(Path(str(photos)) / Path(photos_of(number)).relative_to(PHOTOS))
+    if _value(settings, "word.learned") == WORDS and _value(given, "word.learned") is None:
+        settings["word"]["learned"] = str(_fetch_words(repo_id, info.sha, files, folder, token))
+    make_folders_absolute(settings, Path())
+    return Config.from_dict(settings, source)
+
+
+def _read_settings(repo_id: str, revision: str | None, token: Token) -> tuple[Any, dict[str, int], dict[str, Any]]:
+    """What the Hub says of a repo, its files' sizes, and its `config.yaml`."""
     source = f"{repo_id}: {CONFIG}"
-    given = override({}, overrides)
     info, files = list_files(repo_id, revision, token, WANTED)
     if CONFIG not in files:
         raise ModelError(f"{repo_id} has no {CONFIG}.", f"Give {WANTED}, or train from a config file of your own.")
@@ -153,17 +199,7 @@ def published_config(
         raise ConfigError(f"{source}: has {files[CONFIG]:,} bytes, too many for settings.")
     with tempfile.TemporaryDirectory() as partial:
         fetch_files(repo_id, info.sha, [CONFIG], Path(partial), token, WANTED)
-        settings = read_foreign_yaml(Path(partial) / CONFIG, source)
-    for key, words in {**_FOLDERS, "subject.photos": (PHOTOS,)}.items():
-        if (value := _value(settings, key)) is not None and _value(given, key) is None:
-            _check_names_no_folder(repo_id, key, value, words)
-    _leave_out(settings, given)
-    settings = override(settings, overrides)
-    if (photos := _value(given, "subject.photos")) is None:
-        photos = str(_fetch_photos(repo_id, info.sha, files, folder, token))
-    subject = settings["subject"] if isinstance(settings.get("subject"), dict) else {}
-    settings["subject"] = subject | {"photos": absolute(str(photos), Path(), "subject.photos")}
-    return Config.from_dict(settings, source)
+        return info, files, read_foreign_yaml(Path(partial) / CONFIG, source)
 
 
 def _value(settings: dict[str, Any], key: str) -> Any:
@@ -173,6 +209,18 @@ def _value(settings: dict[str, Any], key: str) -> Any:
     return settings
 
 
+def _check_folders(repo_id: str, settings: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raise `ConfigError` where the settings of a repo name a folder of this machine that is not given instead."""
+    for key, words in {**_FOLDERS, "subject.photos": (PHOTOS,), "word.learned": (WORDS,)}.items():
+        if (value := _value(settings, key)) is not None and _value(given, key) is None:
+            _check_names_no_folder(repo_id, key, value, words)
+    more = settings.get("more_subjects")
+    if isinstance(more, list) and "more_subjects" not in given and _value(given, "subject.photos") is None:
+        for number, subject in enumerate(more, 2):
+            if isinstance(subject, dict) and (value := subject.get("photos")) is not None:
+                _check_names_no_folder(repo_id, f"more_subjects.{number - 2}.photos", value, (photos_of(number),))
+
+
 def _check_names_no_folder(repo_id: str, key: str, value: Any, words: tuple[str, ...]) -> None:
     """Raise `ConfigError` for a setting of a repo that is neither one of `words` nor the id of a Hub repo.
 
@@ -180,10 +228,10 @@ def _check_names_no_folder(repo_id: str, key: str, value: Any, words: tuple[str,
     """
     if value in words:
         return
-    hint = f"Say what to use on this one: --set {key}=…"
+    hint = _OWN_PHOTOS if key.startswith("more") else f"Say what to use on this one: --set {key}=…"
     try:
         validate_repo_id(value)
-        if value.count("/") != 1 or key == "subject.photos":
+        if value.count("/") != 1 or key not in _FOLDERS:
             raise HFValidationError
     except HFValidationError:
         raise ConfigError(f"{repo_id}: its {key} is {value!r}, of the machine it was trained on.", hint) from None
@@ -195,18 +243,26 @@ def _leave_out(settings: dict[str, Any], given: dict[str, Any]) -> None:
     """Drop what does not go with the photos or the base model that are taken instead of the original ones."""
     if _value(given, "base_model") is not None:
         settings.pop("revision", None)  # it belonged to the other base model
-    for section, key in (("subject", "crops"), ("prior", "pack")):
-        # The published photos are the crops. A pack is a short cut to pictures that can be drawn, and names a download.
-        if isinstance(settings.get(section), dict):
-            settings[section].pop(key, None)
+    # The published photos are the crops. A pack is a short cut to pictures that can be drawn, and names a download.
+    more = settings.get("more_subjects")
+    for subject in (settings.get("subject"), *(more if isinstance(more, list) else ())):
+        if isinstance(subject, dict):
+            subject.pop("crops", None)
+    if isinstance(settings.get("prior"), dict):
+        settings["prior"].pop("pack", None)
 
 
-def _fetch_photos(repo_id: str, commit: str, files: dict[str, int], folder: Path, token: Token) -> Path:
+def _fetch_photos(repo_id: str, commit: str, files: dict[str, int], subjects: int, folder: Path, token: Token) -> Path:
     """Download a repo's photos and their captions, under names of our own; returns the new folder that holds them."""
     suffixes = "|".join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES))
-    photos = sorted(path for path in files if re.fullmatch(rf"{PHOTOS}/[^/]+({suffixes})", path, re.IGNORECASE))
-    if not photos:
+    names = {photos_of(number): rf"{photos_of(number)}/[^/]+({suffixes})" for number in range(1, subjects + 1)}
+    found = {
+        place: sorted(path for path in files if re.fullmatch(pattern, path, re.IGNORECASE))
+        for place, pattern in names.items()
+    }
+    if not all(found.values()):
         raise ConfigError(f"{repo_id} was published without its photos.", _OWN_PHOTOS)
+    photos = [path for paths in found.values() for path in paths]
     captions = {path: text for path in photos if (text := str(Path(path).with_suffix(".txt"))) in files}
     large = [path for path in photos if files[path] > MAX_PHOTO]
     large += [text for text in captions.values() if files[text] > MAX_CAPTION]
@@ -216,11 +272,27 @@ def _fetch_photos(repo_id: str, commit: str, files: dict[str, int], folder: Path
     target = folder / commit[:12] / PHOTOS
     with tempfile.TemporaryDirectory() as partial, atomic_folder(target) as filled:
         fetch_files(repo_id, commit, {*photos, *captions.values()}, Path(partial), token, WANTED)
-        for number, path in enumerate(photos):
-            name = filled / f"{number:02d}{Path(path).suffix.lower()}"
-            shutil.move(Path(partial) / path, name)
-            if path in captions:
-                name.with_suffix(".txt").write_text(_as_it_stands(Path(partial) / captions[path]), encoding="utf-8")
+        for place, paths in found.items():
+            (inside := filled / Path(place).relative_to(PHOTOS)).mkdir(exist_ok=True)
+            for number, path in enumerate(paths):
+                name = inside / f"{number:02d}{Path(path).suffix.lower()}"
+                shutil.move(Path(partial) / path, name)
+                if path in captions:
+                    name.with_suffix(".txt").write_text(_as_it_stands(Path(partial) / captions[path]), encoding="utf-8")
+    return target
+
+
+def _fetch_words(repo_id: str, commit: str, files: dict[str, int], folder: Path, token: Token) -> Path:
+    """Download the words that were learned before; returns the new folder that holds them."""
+    wanted = [path for path in files if "/" not in path and fnmatch(path, PATTERN) and files[path] <= MAX_SMALL_FILE]
+    if not wanted:
+        raise ConfigError(f"{repo_id} lacks the word that it was trained with.", "Give a run that learned it: --set "
+                          "word.learned=RUN")  # fmt: skip
+    target = folder / commit[:12] / "word"
+    with tempfile.TemporaryDirectory() as partial, atomic_folder(target) as filled:
+        fetch_files(repo_id, commit, wanted, Path(partial), token, WANTED)
+        for name in wanted:
+            shutil.move(Path(partial) / name, filled / name)
     return target
 
 

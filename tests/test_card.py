@@ -13,21 +13,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
+from safetensors.torch import load_file
 
+from dreambooth.adapters import load_model
 from dreambooth.card import Licence, assemble, base_licence
 from dreambooth.config import Config, merge, read_yaml, to_yaml
 from dreambooth.errors import ConfigError, HubError, RunError
 from dreambooth.evaluate import Evaluation
-from dreambooth.generate import finished_model
+from dreambooth.families import load_pipeline
+from dreambooth.generate import finished_model, generate, open_source
 from dreambooth.hub import TAG
+from dreambooth.methods.lora import FILE as LORA
+from dreambooth.methods.words import read_words
 from dreambooth.metrics import METRICS
 from dreambooth.monitor import read_measures
+from dreambooth.reports.model_card import method_of
 from dreambooth.runs import Run
 from dreambooth.study import StudyConfig, plan, run_study
 from tests import tiny
+from tests.ui.studios import save_adapter
 
 REPO = "anna/sks-dog"
 APACHE = Licence("apache-2.0", "Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
@@ -312,7 +320,7 @@ def test_prior_preservation_that_was_off_is_a_limit(pair, make):
 def test_what_is_no_partner_is_refused(pair, make, fault):
     run, partner = pair
     if fault == "itself":
-        partner, words = run, "both have prior preservation on"
+        partner, words = run, "both are with PPL"
     elif fault == "seed":
         partner, words = changed(partner, seed=8), "seed differ"
     elif fault == "photos":
@@ -537,3 +545,209 @@ def test_the_toybox_is_told_of(pair, make):
     assert "made from the toybox of DreamBooth Studio" in text
     assert "for trying and teaching" in text
     assert f"train hub:{REPO} --set subject.photos=FOLDER\n" in text
+
+
+# ---- Adapters
+
+
+BASE = "some/base"
+LINES = {
+    "lora": ["pipe.load_lora_weights(REPO)"],
+    "textual_inversion": [
+        "pipe.load_textual_inversion(REPO)",
+        'pipe.load_textual_inversion(REPO, weight_name="learned_embeds-2.safetensors")',
+    ],
+    "custom_diffusion": [
+        "pipe.load_textual_inversion(REPO)",
+        'pipe.unet.load_attn_procs(REPO, weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipe)',
+    ],
+    "pivotal": ["pipe.load_textual_inversion(REPO)", "pipe.load_lora_weights(REPO)"],
+}
+TAGGED = {
+    "lora": ["lora", "template:sd-lora", "dreambooth"], "textual_inversion": ["textual_inversion"],
+    "custom_diffusion": ["custom-diffusion"], "pivotal": ["lora", "template:sd-lora", "dreambooth"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory) -> dict[str, Run]:
+    """A finished run of each method but the paper's, and one of pivotal tuning; textual inversion learned two words."""
+    folder = tmp_path_factory.mktemp("Anna Smiths adapters")
+    base, photos = tiny.stable_diffusion(folder / "my-tiny-sd"), tiny.photos(folder / "Rex")
+    runs: dict[str, Run] = {}
+    for name in LINES:
+        method = "lora" if name == "pivotal" else name
+        settings = {
+            "base_model": str(base), "device": "cpu", "method": method, "prior": {"enabled": False},
+            "subject": {"photos": str(photos), "class_noun": "dog", "identifier": "sks" if name == "lora" else "<sks>"},
+            "train": {"steps": 2, "learning_rate": 0.05, "mixed_precision": "no", "sample_every": 2,
+                      "text_encoder": name == "lora"},
+            "sampling": {"steps": 2, "num_images": 1, "prompts": []}, "evaluation": TOYBOX | {"while_training": False},
+            "lora": {"rank": 2, "dora": name == "lora"}, "word": {"initializer": "{class_noun}"},
+        }  # fmt: skip
+        if name == "textual_inversion":
+            settings["more_subjects"] = [{"photos": str(photos), "class_noun": "cat", "identifier": "<tom>"}]
+            settings["word"] |= {"vectors": 2}
+        if name == "pivotal":
+            settings["word"] = {"learned": str(runs["custom_diffusion"].path)}
+        runs[name] = Run.create(Config.from_dict(settings), folder / name)
+        for _ in runs[name].execute():
+            pass
+    return runs
+
+
+def adapter_run(adapters: dict[str, Run], name: str, tmp_path: Path, **changes) -> Run:
+    """A copy of that run, of a base model of the Hub unless said otherwise."""
+    run = Run.open(shutil.copytree(adapters[name].path, tmp_path / name, symlinks=True))
+    return changed(run, **({"base_model": BASE} | changes))
+
+
+DRAW_ALL = """
+import json, os, pathlib, sys
+import torch
+for name, code in json.load(sys.stdin).items():
+    os.mkdir(name)
+    os.chdir(name)
+    *loading, drawing = code.splitlines()
+    exec("\\n".join(loading), names := {})
+    torch.manual_seed(0)
+    exec(drawing, names)
+    os.chdir("..")
+"""
+
+
+def test_the_lines_of_every_adapters_card_draw_what_it_draws(adapters, make, hub, tmp_path, monkeypatch):
+    """In stock diffusers; those of the toybox, which is no repo, with this library."""
+    shown, expected = {}, {}
+    base = Path(adapters["lora"].config.base_model)
+    hub.add_repo(BASE, base)
+    for name, run in adapters.items():
+        folder = make(adapter_run(adapters, name, tmp_path), repo_id=f"anna/{name}")
+        shutil.copytree(run.path / "model", folder, dirs_exist_ok=True)
+        hub.add_repo(f"anna/{name}", folder)
+        shown[name] = snippet(hub.repos["model", f"anna/{name}"].card)
+        repo = f'"anna/{name}"'
+        assert shown[name].splitlines()[1:-1] == [
+            f'pipe = DiffusionPipeline.from_pretrained("{BASE}")', *(line.replace("REPO", repo) for line in LINES[name])
+        ]  # fmt: skip
+        pipe, _ = load_model(run.path / "model", base)
+        torch.manual_seed(0)
+        prompt = run.config.instance_prompt
+        expected[name] = pipe(prompt, num_inference_steps=2, guidance_scale=7.5).images[0]
+        torch.manual_seed(0)
+        pipe, _ = load_pipeline(base)
+        plain = pipe(prompt, num_inference_steps=2, guidance_scale=7.5).images[0]
+        assert plain.tobytes() != expected[name].tobytes()
+
+    run = adapter_run(adapters, "lora", tmp_path / "toy", base_model="toybox")
+    shutil.rmtree(run.path / "model")
+    save_adapter(run.config, run.path / "model")
+    folder = make(run, repo_id="anna/toy")
+    shutil.copytree(run.path / "model", folder, dirs_exist_ok=True)
+    hub.add_repo("anna/toy", folder)
+    shown["toy"] = snippet(hub.repos["model", "anna/toy"].card)
+    assert shown["toy"].splitlines()[1] == 'source = open_source("anna/toy")'
+    source = open_source(str(run.path))
+    expected["toy"] = next(generate(source, ["a photo of sks dog"], num_images=1))[0].image
+
+    there = tmp_path / "elsewhere"
+    there.mkdir()
+    environment = hub.environment() | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", DRAW_ALL], cwd=there, env=environment, input=json.dumps(shown), capture_output=True,
+        text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name, picture in expected.items():
+        with Image.open(there / name / "picture.png") as drawn:
+            apart = np.abs(np.asarray(drawn, int) - np.asarray(picture, int)).max()
+        assert apart <= 2, f"{name}: {apart}"
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_the_front_matter_says_which_kind_of_adapter_of_what_it_is(adapters, make, tmp_path, name):
+    made = opened(make(adapter_run(adapters, name, tmp_path, revision="fp16")))
+    assert (made.data.base_model, made.data.base_model_relation) == (BASE, "adapter")
+    assert made.data.tags == ["text-to-image", "diffusers", *TAGGED[name], "stable-diffusion", TAG]
+    assert made.data.instance_prompt == ("a photo of sks dog" if name == "lora" else "a photo of <sks> dog")
+    assert f'from_pretrained("{BASE}", revision="fp16")' in snippet(made.text)
+    assert method_of(made.data.tags) == ("lora" if name == "pivotal" else name)
+
+
+def test_the_card_of_an_adapter_says_what_was_trained_and_how_large_it_is(adapters, make, tmp_path):
+    text = opened(make(adapter_run(adapters, "lora", tmp_path))).text
+    assert "An adapter of [some/base](https://huggingface.co/some/base) that teaches it one particular dog" in text
+    assert "with [LoRA](https://arxiv.org/abs/2106.09685)" in text
+    assert "| Method | LoRA: matrices beside the weights of the denoiser and the text encoder |" in text
+    assert "| LoRA | rank 2, alpha 2, DoRA |" in text
+    count = sum(value.numel() for value in load_file(adapters["lora"].path / "model" / LORA).values())
+    size = sum(path.stat().st_size for path in (adapters["lora"].path / "model").iterdir())
+    assert f"| Trained parameters | {count:,} |" in text
+    assert f"| Size | {size / 1e3:.1f} kB |" in text
+    assert "transformers peft torch" in text
+    assert "up to the base model" in text
+    half = opened(make(adapter_run(adapters, "lora", tmp_path / "again"), half=True)).text
+    assert f"| Size | {size // 2 / 1e3:.1f} kB |" in half
+
+    text = opened(make(adapter_run(adapters, "pivotal", tmp_path))).text
+    assert "| New word | learned by Textual Inversion before" in text
+    text = opened(make(adapter_run(adapters, "custom_diffusion", tmp_path))).text
+    assert "| Method | Custom Diffusion: the new word, and keys and values of the denoiser's cross-attention |" in text
+    assert "| New word | 1 embedding, begun as `dog` |" in text
+    assert "pictures of any dog may have drifted" in text
+
+
+def test_the_card_of_several_subjects_tells_of_each(adapters, make, tmp_path):
+    run = adapter_run(adapters, "textual_inversion", tmp_path)
+    folder = make(run, photos=True)
+    made = opened(folder)
+    assert rendered(made.text).startswith("<h1>&lt;sks&gt; dog and &lt;tom&gt; cat</h1>")
+    assert "one particular dog, by the word `<sks>` and one particular cat, by the word `<tom>`" in made.text
+    assert "made from 3 and 3 photos with [Textual Inversion]" in made.text
+    assert "`a photo of <sks> dog and <tom> cat` asks for all in one picture" in made.text
+    assert "any other dog or cat stays as it was" in made.text
+    assert "may have drifted" not in made.text
+    assert "| New word | 2 embeddings, begun as `dog` and `cat` |" in made.text
+    assert "| Photos | 3 and 3, cropped" in made.text
+    assert "one may take the other's looks" in made.text
+    assert {name for name in files(folder) if name.startswith("photos/")} == {
+        f"photos/{place}0{n}.png" for place in ("", "subject-2/") for n in range(3)
+    }
+    assert "subject-2` in it" not in made.text
+    assert [one["text"] for one in made.data.widget][-2:] == ["a photo of a dog", "a photo of a cat"]
+    config = Config.load(folder / "config.yaml")
+    assert [subject.photos for subject in config.subjects] == [folder / "photos", folder / "photos" / "subject-2"]
+    assert "the second subject's photos in the folder `subject-2` in it" in opened(make(run)).text
+
+
+def test_the_settings_of_pivotal_tuning_name_the_word_that_is_beside_them(adapters, make, tmp_path):
+    run = adapter_run(adapters, "pivotal", tmp_path)
+    folder = make(run, photos=True)
+    shutil.copytree(run.path / "model", folder, dirs_exist_ok=True)
+    learned = Config.load(folder / "config.yaml").word.learned
+    assert read_words(learned).keys() == {"<sks>"}
+    for name in sorted(files(folder)):
+        assert b"Anna" not in (folder / name).read_bytes(), name
+
+
+def test_an_adapter_of_a_model_from_a_disk_says_what_it_lacks(adapters, make, tmp_path):
+    base = adapters["lora"].config.base_model
+    made = opened(make(adapter_run(adapters, "lora", tmp_path, base_model=base)))
+    assert made.data.base_model is made.data.get("base_model_relation") is None
+    assert 'from_pretrained("FOLDER")' in snippet(made.text)
+    assert "In place of FOLDER give yours of my-tiny-sd, the base model." in made.text
+    assert "--set base_model=FOLDER" in made.text
+
+
+def test_a_drift_penalty_is_told_and_makes_a_partner(pair, make):
+    run, partner = pair
+    penalised = changed(partner, drift={"weight": 10.0})
+    shutil.rmtree(penalised.path / "evaluation")
+    made = opened(make(run, partner=penalised)).text
+    assert "## With PPL and with drift penalty" in made
+    assert "PPL is prior preservation, the drift penalty holds the weights near the base model's." in made
+    text = opened(make(penalised)).text
+    assert "| Drift penalty | 10 × squared distance of the weights |" in text
+    assert "since prior preservation was off, and the drift penalty alone held it back" in text
+    with pytest.raises(ConfigError, match="both are with drift penalty"):
+        make(penalised, partner=penalised)

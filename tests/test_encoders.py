@@ -24,7 +24,7 @@ from dreambooth.config import EvaluationConfig
 from dreambooth.encoders import Encoders, PatchDistance, embed_files, fetch_encoder, load_encoders
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError
 from tests import pictures, tiny
-from tests.test_families import closed_port, loopback_hub, point_client_at
+from tests.test_fetch import closed_port, loopback_hub, point_client_at
 
 PHOTOS = sorted((Path(encoders.__file__).parent / "toybox" / "subjects").glob("*/*.png"))
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -86,8 +86,8 @@ def test_the_folder_says_what_its_pictures_were_made_from(make_config, pipe, tmp
 
 def test_a_changed_end_of_a_large_file_makes_another_model(tmp_path):
     weights = bytearray(3 << 20)
-    (tmp_path / "model_index.json").write_text('{"_class_name": "X", "unet": ["diffusers", "UNet2DConditionModel"]}')
-    file = tmp_path / "unet" / "weights.safetensors"
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     file.parent.mkdir()
     file.write_bytes(weights)
     before = prior.fingerprint(tmp_path)
@@ -99,7 +99,7 @@ def test_a_changed_end_of_a_large_file_makes_another_model(tmp_path):
         assert prior.fingerprint(tmp_path) != before
     file.write_bytes(weights)
     assert prior.fingerprint(tmp_path) == before
-    file.rename(file.with_name("other.safetensors"))
+    file.rename(file.with_name("model.safetensors"))
     assert prior.fingerprint(tmp_path) != before, "a file's name counts"
 
 

@@ -10,6 +10,7 @@ import threading
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -17,7 +18,11 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from dreambooth import events
+from dreambooth.adapters import load_model
+from dreambooth.config import Config, merge
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError, RunError
+from dreambooth.fetch import fetch_from_hub
+from dreambooth.generate import draw
 from dreambooth.hub import TAG, Account, sign_in
 from dreambooth.publish import Publication, PublishState, publish, read_state
 from dreambooth.runs import Run
@@ -30,16 +35,27 @@ REPO = "anna/dog"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A finished run of a tiny model with sample pictures."""
-    folder = tmp_path_factory.mktemp("publish")
-    model, photos = tiny.stable_diffusion(folder / "base"), tiny.photos(folder / "disc")
-    from dreambooth.config import Config
+    return train(tmp_path_factory.mktemp("publish"))
 
-    config = Config.from_dict({
+
+@pytest.fixture(scope="module")
+def trained_adapter(tmp_path_factory) -> Path:
+    """A finished run of Custom Diffusion with two subjects."""
+    folder = tmp_path_factory.mktemp("publish")
+    cat = {"photos": str(tiny.photos(folder / "cat", 2)), "class_noun": "cat", "identifier": "<tom>"}
+    return train(folder, method="custom_diffusion", subject={"identifier": "<sks>"}, more_subjects=[cat],
+                 train={"text_encoder": False, "learning_rate": 0.05})  # fmt: skip
+
+
+def train(folder: Path, **changes) -> Path:
+    """Train a tiny model with settings changed by nested keyword arguments; returns the run's folder."""
+    model, photos = tiny.stable_diffusion(folder / "base"), tiny.photos(folder / "disc")
+    config = Config.from_dict(merge({
         "base_model": str(model), "device": "cpu", "subject": {"photos": str(photos), "class_noun": "dog"},
         "prior": {"enabled": False}, "sampling": {"steps": 2, "num_images": 1},
         "train": {"steps": 2, "batch_size": 1, "mixed_precision": "no", "checkpoint_every": 2, "sample_every": 2},
         "evaluation": {"while_training": False, "dino": "toybox", "clip": "toybox", "perceptual": "toybox"},
-    })  # fmt: skip
+    }, changes))  # fmt: skip
     run = Run.create(config, folder / "run")
     for _ in run.execute():
         pass
@@ -50,6 +66,12 @@ def trained(tmp_path_factory) -> Path:
 def run(trained: Path, tmp_path: Path) -> Run:
     """A copy of that run of the test's own."""
     return Run(Path(shutil.copytree(trained, tmp_path / "studio" / "dogs")))
+
+
+@pytest.fixture
+def adapter(trained_adapter: Path, tmp_path: Path) -> Run:
+    """A copy of the adapter's run."""
+    return Run(Path(shutil.copytree(trained_adapter, tmp_path / "studio" / "dog and cat")))
 
 
 @pytest.fixture
@@ -187,6 +209,76 @@ def test_a_weight_too_large_for_16_bits_is_an_error(hub, anna, run):
 def test_an_organisation_of_ours(hub, run):
     carry_out(run, sign_in(hub.add_user("anna", orgs=("club",), scopes=("write",))), repo_id="club/dog")
     assert ("model", "club/dog") in hub.repos
+
+
+# ---- Adapters
+
+CUSTOM = "pytorch_custom_diffusion_weights.safetensors"
+PARTS = {"model_index.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"}
+
+
+def drawn(model: Path, run: Run) -> np.ndarray:
+    """Both subjects in a picture, by the adapter in that folder on the run's base model."""
+    pipe, _ = load_model(model, Path(run.config.base_model))
+    return np.asarray(draw(pipe, [run.config.sample_prompts[4]], [5], run.config.sampling)[0], int)
+
+
+@pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
+def test_of_an_adapter_its_weights_are_published_and_come_back(hub, anna, adapter):
+    carry_out(adapter, anna)
+    names = set(repo_of(hub).files) - {".gitattributes"}
+    assert {name for name in names if not name.startswith("images/")} == {
+        "README.md", "config.yaml", "adapter.json", CUSTOM, "learned_embeds.safetensors",
+        "learned_embeds-2.safetensors",
+    }  # fmt: skip
+    assert json.loads(repo_of(hub).read("adapter.json"))["base_model"] == "base", "a folder's name, and no path"
+    back = fetch_from_hub(REPO, token=anna.token, adapters=True)
+    assert (drawn(back, adapter) == drawn(adapter.path / "model", adapter)).all()
+
+
+def test_an_adapter_in_16_bits_draws_alike_in_half_the_size(hub, anna, adapter):
+    carry_out(adapter, anna, half=True)
+    ours = adapter.path / "model" / CUSTOM
+    back = fetch_from_hub(REPO, token=anna.token, adapters=True)
+    assert {value.dtype for value in load_file(back / CUSTOM).values()} == {torch.float16}
+    assert (back / CUSTOM).stat().st_size < 0.75 * ours.stat().st_size, "its header is a part of so small a file"
+    apart = np.abs(drawn(back, adapter) - drawn(adapter.path / "model", adapter))
+    assert 0 < apart.mean() < 2
+
+
+@pytest.mark.parametrize("same_machine", [True, False])
+def test_a_model_of_another_kind_takes_the_place_of_the_one_before(hub, anna, run, adapter, same_machine):
+    """By what publishing kept or, on another machine, by the names of what loading reads; the owner's files stay."""
+    hers = {"unet/other.fp16.safetensors", "unet/notes.md", "mine.safetensors"}
+    carry_out(run, anna)
+    there = repo_of(hub)
+    there.commit("hers", there.files | dict.fromkeys(hers, there.files["README.md"]), "anna")
+    for latest, gone in ((adapter, PARTS), (run, {"adapter.json", CUSTOM, "learned_embeds-2.safetensors"})):
+        assert gone <= set(there.files)
+        if same_machine:
+            done = next(one.path / "published.json" for one in (run, adapter) if one is not latest)
+            shutil.copy(done, latest.path)
+        else:
+            (latest.path / "published.json").unlink(missing_ok=True)
+        carry_out(latest, anna)
+        assert not gone & set(there.files)
+        assert hers <= set(there.files)
+    loadable = {path for path in there.files if path.split("/")[0] in ("unet", "vae", "text_encoder", "tokenizer")}
+    assert loadable - hers == {
+        p for p in json.loads((run.path / "published.json").read_text())["files"] if p in loadable
+    }
+
+
+def test_the_photos_of_every_subject_are_published_if_asked_and_go_if_not(hub, anna, adapter):
+    carry_out(adapter, anna, photos=True)
+    photos = {f"photos/0{n}.png" for n in range(3)} | {f"photos/subject-2/0{n}.png" for n in range(2)}
+    assert {name for name in repo_of(hub).files if name.startswith("photos/")} == photos
+    (adapter.path / "published.json").unlink()
+    carry_out(adapter, anna)
+    assert not any(name.startswith("photos/") for name in repo_of(hub).files)
+    root = str(adapter.path.parent.parent)
+    for path, blob in repo_of(hub).files.items():
+        assert not any(word.encode() in blob.read() for word in (root, str(adapter.config.base_model))), path
 
 
 # ---- Again, and over what is there

@@ -15,7 +15,14 @@ from dreambooth.config import Config
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError
 from dreambooth.hub import TAG, sign_in
 from dreambooth.publish import Publication, publish
-from dreambooth.published import MAX_PICTURE, PublishedModel, list_published, published_config, thumbnail
+from dreambooth.published import (
+    MAX_PICTURE,
+    PublishedModel,
+    list_published,
+    published_config,
+    published_sampling,
+    thumbnail,
+)
 from dreambooth.runs import Run
 from tests import tiny
 from tests.hub import LoopbackHub
@@ -56,12 +63,13 @@ def everything_in(folder: Path) -> bytes:
 def test_the_newest_models_with_the_tag_are_listed_as_their_cards_say(hub: LoopbackHub):
     hub.add_repo("anna/old", {"README.md": card(base_model=["org/base", "org/other"])})
     hub.add_repo("bert/untagged", {"README.md": "# nothing"})
-    hub.add_repo("anna/new", {"README.md": card(base_model="org/base", instance_prompt="a photo of sks dog")})
+    about = {"base_model": "org/base", "instance_prompt": "a photo of sks dog", "tags": [TAG, "lora", "x"]}
+    hub.add_repo("anna/new", {"README.md": card(**about)})
     hub.repos["model", "anna/new"].likes = 3
     new, old = list_published(False)
     assert new.updated == old.updated
-    assert new == PublishedModel("anna/new", False, "org/base", "a photo of sks dog", 0, 3, new.updated)
-    assert (old.repo_id, old.base_model, old.instance_prompt) == ("anna/old", "org/base", "")
+    assert new == PublishedModel("anna/new", False, "org/base", "LoRA", "a photo of sks dog", 0, 3, new.updated)
+    assert (old.repo_id, old.base_model, old.method, old.instance_prompt) == ("anna/old", "org/base", "", "")
     assert len(new.updated) == len("2026-01-31")
     assert [model.repo_id for model in list_published(False, limit=1)] == ["anna/new"]
     assert list_published(False, author="bert") == []
@@ -183,6 +191,75 @@ def test_what_publishing_wrote_trains_to_the_same_weights(hub, tmp_path, make_co
     assert config.model_copy(update={"subject": asked.subject}) == asked
 
 
+CAT = {"photos": "photos/subject-2", "class_noun": "cat", "identifier": "tom", "crops": {"a.jpg": [0, 0, 9, 9]}}
+
+
+def with_two_subjects(**changes) -> dict[str, bytes | str]:
+    """The files of a repo of a dog and a cat."""
+    return with_photos(more_subjects=[CAT | changes]) | {
+        "photos/subject-2/00.png": picture(), "photos/subject-2/00.txt": "a tom cat", "photos/subject-3/00.png": b"x",
+    }  # fmt: skip
+
+
+def test_further_subjects_come_back_with_their_photos(hub, tmp_path):
+    hub.add_repo("anna/pets", with_two_subjects())
+    config = published_config("anna/pets", None, False, tmp_path / "f")
+    dog, cat = config.subjects
+    assert (cat.identifier, cat.crops, cat.photos) == ("tom", {}, dog.photos / "subject-2")
+    names = {path.relative_to(dog.photos).as_posix() for path in dog.photos.rglob("*") if path.is_file()}
+    assert names == {"00.png", "01.png", "subject-2/00.png", "subject-2/00.txt"}
+
+
+def test_own_photos_of_further_subjects_lie_as_published_ones_do(hub, tmp_path, monkeypatch):
+    files = {name: data for name, data in with_two_subjects().items() if not name.startswith("photos/subject-2")}
+    hub.add_repo("anna/pets", files)
+    with pytest.raises(ConfigError, match=r"without its photos\..*a second subject's in its folder subject-2"):
+        published_config("anna/pets", None, False, tmp_path / "f")
+    monkeypatch.chdir(tmp_path)
+    config = published_config("anna/pets", None, False, tmp_path / "f", ["subject.photos=mine"])
+    assert [subject.photos for subject in config.subjects] == [tmp_path / "mine", tmp_path / "mine" / "subject-2"]
+    other = ["more_subjects=[{photos: cats, class_noun: cat, identifier: tim}]"]
+    config = published_config("anna/pets", None, False, tmp_path / "f", other)
+    assert config.subjects[1].photos == tmp_path / "cats"
+    assert config.subject.photos.is_relative_to(tmp_path / "f")
+
+
+def test_what_pivotal_tuning_made_trains_to_the_same_weights(hub, tmp_path, make_config, tiny_model):
+    hub.add_repo("anna/base", tiny_model)
+    base = {"base_model": "anna/base", "prior": {"enabled": False}, "subject": {"identifier": "<sks>"}}
+    quick = {"steps": 1, "text_encoder": False, "resolution": 64}
+    word = Run.create(make_config(method="textual_inversion", train=quick, **base), tmp_path / "word")
+    list(word.execute())
+    asked = make_config(method="lora", train=quick, word={"learned": str(word.path)}, **base)
+    first = Run.create(asked, tmp_path / "first")
+    list(first.execute())
+    account = sign_in(hub.add_user("anna", scopes=("write",)))
+    list(publish(first, Publication(repo_id="dog", photos=True), account))
+    shutil.rmtree(word.path)
+    config = published_config("anna/dog", None, account.token, tmp_path / "fetched")
+    again = Run.create(config, tmp_path / "again")
+    list(again.execute())
+    for name in ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors"):
+        assert (first.path / "model" / name).read_bytes() == (again.path / "model" / name).read_bytes()
+    mine = published_config("anna/dog", None, account.token, tmp_path / "f", [f"word.learned={first.path / 'model'}"])
+    assert mine.word.learned == first.path / "model"
+    hub.repos["model", "anna/dog"].files.pop("learned_embeds.safetensors")
+    with pytest.raises(ConfigError, match=r"lacks the word that it was trained with\..*--set word\.learned=RUN"):
+        published_config("anna/dog", None, account.token, tmp_path / "f")
+
+
+def test_how_a_model_is_drawn_needs_nothing_else_of_its_settings(hub):
+    """Neither its photos nor its base model is asked for."""
+    changes = {"base_model": "my-model", "sampling": {"steps": 7}, "method": "lora", "word": {"learned": "."}}
+    hub.add_repo("anna/dog", {"config.yaml": settings(**changes)})
+    assert published_sampling("anna/dog", False).steps == 7
+    assert not any("photos" in request.path for request in hub.requests)
+    for text, words in (("sampling: {steps: many}", "steps = 'many'"), ("sampling: 5", "sampling")):
+        hub.add_repo("mona/dog", {"config.yaml": text})
+        with pytest.raises(ConfigError, match=f"mona/dog: config.yaml: .*{words}" if "many" in text else "mona/dog: "):
+            published_sampling("mona/dog", False)
+
+
 def test_a_revision_is_that_revision(hub, tmp_path):
     repo = hub.add_repo("anna/dog", with_photos(seed=1))
     first = repo.commits[-1].oid
@@ -245,6 +322,34 @@ def test_a_strangers_settings_name_no_folder_of_this_machine(hub, tmp_path, tiny
     assert str(caught.value).startswith(f"mona/trap: its {key} is {value!r}, ")
     assert f"--set {key}=" in str(caught.value)
     assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize("value", ["/srv/private", "../private", "~/private", "photos", "mine/private", 5])
+def test_a_strangers_further_subjects_and_words_name_no_folder_either(hub, tmp_path, monkeypatch, value):
+    monkeypatch.chdir(tmp_path)
+    hub.add_repo("mona/trap", with_two_subjects(photos=value))
+    with pytest.raises(ConfigError, match=r"mona/trap: its more_subjects\.0\.photos is .*, of the machine it was"):
+        published_config("mona/trap", None, False, tmp_path / "f")
+    hub.add_repo("mona/word", with_photos(word={"learned": value}))
+    with pytest.raises(
+        ConfigError, match=r"mona/word: its word\.learned is .*, of the machine .* --set word\.learned="
+    ):
+        published_config("mona/word", None, False, tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+
+
+NINE = [{"photos": f"photos/subject-{n}", "class_noun": "cat", "identifier": f"tom{n}"} for n in range(2, 11)]
+
+
+@pytest.mark.parametrize(
+    "more", ["5", "[x]", "[[1]]", "{photos: /srv/private}", yaml.safe_dump(NINE, default_flow_style=True)]
+)
+def test_further_subjects_that_are_none_are_told(hub, tmp_path, more):
+    text = f"subject: {{photos: photos, class_noun: dog}}\nmore_subjects: {more}\n"
+    photos = {f"photos/subject-{n}/00.png": picture() for n in range(2, 11)}
+    hub.add_repo("mona/pets", with_photos() | photos | {"config.yaml": text})
+    with pytest.raises(ConfigError, match=r"mona/pets: config\.yaml: .*more_subjects"):
+        published_config("mona/pets", None, False, tmp_path / "f")
 
 
 def test_a_strangers_settings_start_no_download_of_a_pack(hub, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from urllib.parse import quote
@@ -202,15 +202,13 @@ def _base(facts: Facts) -> str:
 
 def _opening(facts: Facts) -> list[str]:
     subjects, method = facts.config.subjects, facts.config.method
-    names = [f"{subject.identifier} {subject.class_noun}" for subject in subjects]
+    names = " and ".join(f"{subject.identifier} {subject.class_noun}" for subject in subjects)
     known = _listed(f"one particular {_words(s.class_noun)}, by the word {_prompt(s.identifier)}" for s in subjects)
     what = f"An adapter of {_base(facts)} that teaches it" if facts.weights else "A text-to-image model that knows"
-    made = f"{_listed(_count(count, 'photo') for count in facts.photos)} with " + (
-        f"[{get_method(method).title}](https://arxiv.org/abs/{PAPERS[method]})"
-    )
-    together = f"; {_prompt(f'a photo of {_plain(names)}')} asks for all in one picture" if len(names) > 1 else ""
+    made = f"{_photos(facts)} with [{get_method(method).title}](https://arxiv.org/abs/{PAPERS[method]})"
+    together = f"; {_prompt(f'a photo of {names}')} asks for all in one picture" if len(subjects) > 1 else ""
     return [
-        f"# {_words(_plain(names))}",
+        f"# {_words(names)}",
         f"{what} {known}. It was made from {made if facts.weights else f'{_base(facts)} and {made}'}. Begin with "
         f"{_listed(map(_prompt, facts.config.instance_prompts), 'or')} and say what else the picture shows{together}; "
         f"{_what_became_of_the_class(facts)}.",
@@ -229,6 +227,11 @@ def _what_became_of_the_class(facts: Facts) -> str:
     return f"any other {nouns} may come to look like it, since prior preservation was off{held}"
 
 
+def _photos(facts: Facts) -> str:
+    """How many of each subject."""
+    return f"{_listed(map(str, facts.photos))} photo{'' if facts.photos == (1,) else 's'}"
+
+
 def _nouns(facts: Facts) -> str:
     return _listed(dict.fromkeys(_words(subject.class_noun) for subject in facts.config.subjects), "or")
 
@@ -237,11 +240,6 @@ def _listed(parts: Iterable[str], word: str = "and") -> str:
     """The parts as a phrase: a, b and c."""
     *first, last = parts
     return f"{', '.join(first)} {word} {last}" if first else last
-
-
-def _plain(names: Sequence[str]) -> str:
-    """As `Config.sample_prompts` has subjects together."""
-    return " and ".join(names)
 
 
 def _usage(facts: Facts) -> list[str]:
@@ -451,7 +449,7 @@ def _limits(facts: Facts) -> list[str]:
         None: "Whether a safety checker looks at the pictures is up to the base model; it misses some.",
     }
     lines = [
-        f"It knows its {'subjects' if many else 'subject'} from {_listed(_count(n, 'photo') for n in facts.photos)}: "
+        f"It knows its {'subjects' if many else 'subject'} from {_photos(facts)}: "
         "sides that they don't show are made up, and lettering and fine patterns may come out wrong.",
         "The further a prompt is from the photos, the less it is followed, and a photo's background may come along.",
         "It inherits what its base model can't draw, and its biases.",

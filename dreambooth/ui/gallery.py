@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -17,7 +16,7 @@ from huggingface_hub import constants
 
 from dreambooth.errors import DreamBoothError, HubError
 from dreambooth.hub import Token, local_token, sign_in
-from dreambooth.published import PublishedModel, list_published, published_config, thumbnail
+from dreambooth.published import PublishedModel, list_published, published_sampling, thumbnail
 from dreambooth.ui import login
 from dreambooth.ui.generate import Form
 from dreambooth.ui.models import shown_sampling
@@ -32,8 +31,6 @@ FRESH = 600.0
 thousand in five minutes."""
 SHOWN_PROMPT = 140
 """Letters of a prompt on a card."""
-STAND_INS = ("subject.photos=.", "base_model=toybox", "evaluation.dino=auto", "evaluation.clip=auto")
-"""For what a published config may name that is not here, where its sampling alone is asked for."""
 LOOKING = "<div class='empty' role='status'>Looking at the Hub …</div>"
 NOTHING = """<div class="empty"><strong>No models yet.</strong> What is published in the Publish tab, here or in another
 studio, is shown in this place, for everybody once it is public.</div>"""
@@ -125,7 +122,7 @@ class Actions:
         """The steps and guidance that a published model is best drawn with; nothing new where it does not tell."""
         eyes = login.reading_token(token, public=self.studio.public)
         try:
-            return shown_sampling(published_config(model, None, eyes, Path(), STAND_INS).sampling)
+            return shown_sampling(published_sampling(model, eyes))
         except DreamBoothError:
             return gr.skip(), gr.skip()
 
@@ -220,6 +217,8 @@ def _card(model: PublishedModel, picture: str) -> str:
 
 
 def _facts(model: PublishedModel) -> Iterable[str]:
+    if model.method:
+        yield model.method
     if model.base_model:
         yield f"from {model.base_model.rpartition('/')[2]}"
     if model.downloads:

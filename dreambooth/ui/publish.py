@@ -13,9 +13,13 @@ from urllib.parse import quote
 import gradio as gr
 from pydantic import ValidationError
 
+from dreambooth.adapters import is_adapter
+from dreambooth.config import TOYBOX
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
+from dreambooth.files import shown_size
 from dreambooth.generate import Which
-from dreambooth.hub import check_repo_id, sign_in
+from dreambooth.hub import check_repo_id, name_of, sign_in
+from dreambooth.methods import get_method
 from dreambooth.publish import Publication, PublishState, read_state
 from dreambooth.runs import Run
 from dreambooth.ui import login, models
@@ -235,13 +239,13 @@ class Actions:
             return ""
         pictures = [self.shown.move_resource_to_block_cache(path) for path in self._pictures(chosen, which)]
         partner = self.studio.partner(chosen)
-        pair = partner is not None and partner.status == "finished"
-        return contents_html(chosen, model, pictures, photos=photos, half=half, pair=pair)
+        beside = partner.config.condition if partner and partner.status == "finished" else ""
+        return contents_html(chosen, model, pictures, photos=photos, half=half, beside=beside)
 
     def _pictures(self, run: Run, which: Which) -> list[Path]:
         """What the chosen one of the run's models drew of the subject while it trained."""
         report = self.digests.report(run)
-        of_subject = [picture for picture in report.pictures if picture.prompt == run.config.instance_prompt]
+        of_subject = [picture for picture in report.pictures if picture.prompt in run.config.instance_prompts]
         steps = models.best_and_last(run)
         step = steps[which] if steps else max((picture.step for picture in of_subject), default=0)
         paths = [run.path / picture.path for picture in of_subject if picture.step == step]
@@ -295,7 +299,7 @@ def standing_html(standing: Standing) -> str:
     link = f"<a href='{html.escape(about.url, quote=True)}' target='_blank' rel='noopener'>{repo}</a>"
     if standing.state == "uploading":
         share = about.done / about.total if about.total else 0
-        words = f"Uploading: {_size(about.done)} of {_size(about.total)}" if about.total else "Preparing"
+        words = f"Uploading: {shown_size(about.done)} of {shown_size(about.total)}" if about.total else "Preparing"
         return f"<div class='live'><h3>{repo}</h3>{bar_html(words, share)}</div>"
     if standing.state == "published":
         chip = f"<span class='chip finished'>{'private' if about.private else 'public'}</span>"
@@ -308,28 +312,34 @@ def standing_html(standing: Standing) -> str:
 
 
 def contents_html(
-    run: Run, model: Path, pictures: Sequence[str], *, photos: bool, half: bool, pair: bool
+    run: Run, model: Path, pictures: Sequence[str], *, photos: bool, half: bool, beside: str = ""
 ) -> str:  # fmt: skip
-    """What goes to the Hub and what stays here: some pictures, and a list."""
+    """What goes to the Hub and what stays here: some pictures, and a list. `beside` is the partner's condition."""
+    config = run.config
     size = sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
-    count = len(list((run.path / "photos").glob("*.png")))
+    about = f"about {shown_size(size / 2 if half else size)}"
+    count = len(list((run.path / "photos").rglob("*.png")))
+    compared = f"; {config.condition} and {beside} side by side" if beside else ""
     rows = [
-        ("good", "The model", f"as diffusers loads it, about {_size(size / 2 if half else size)}"),
         ("good", "A model card", "how to use it, how it was trained, what was measured, and its limits"),
-        ("good", "Pictures", "samples and the loss curve" + ("; with and without PPL side by side" if pair else "")),
+        ("good", "Pictures", f"samples and the loss curve{compared}"),
         ("good", "The settings", "that repeat the training, without any path of a computer"),
         ("warning", f"Your {count} photos", "as cropped for training, for everybody who sees the repo")
         if photos
         else ("tip", f"Your {count} photos", "stay here"),
     ]
+    if is_adapter(model):
+        base = html.escape(name_of(config.base_model))
+        told = f"{about}, to be put on {base}"
+        rows.insert(0, ("good", f"The {get_method(config.method).title} weights", told))
+        if "/" not in base and base != TOYBOX:
+            rows.insert(1, ("warning", f"{base} stays here", "and without it nobody can use what is published"))
+    else:
+        rows.insert(0, ("good", "The model", f"as diffusers loads it, {about}"))
     items = "".join(f"<li class='{kind}'><strong>{what}</strong> {words}</li>" for kind, what, words in rows)
-    prompt = html.escape(run.config.instance_prompt, quote=True)
+    prompt = html.escape(config.instance_prompt, quote=True)
     strip = "".join(f"<img src='gradio_api/file={quote(picture)}' alt='{prompt}'>" for picture in pictures)
     return (
         f"<h3 class='heading'>What goes to the Hub</h3>{f'<p class=strip>{strip}</p>' if strip else ''}"
         f"<ul class='findings'>{items}</ul>"
     )
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -145,12 +145,17 @@ def test_on_a_studio_of_ones_own_the_machines_token_lists_ones_own(
 
 def test_what_others_wrote_is_text_in_the_page():
     evil = "<img src=x onerror=alert(1)>'\">"
-    model = PublishedModel(f"a/{evil}", False, f"b/{evil}", evil * 20, 1, 2000, evil)
+    model = PublishedModel(f"a/{evil}", False, f"b/{evil}", evil, evil * 20, 1, 2000, evil)
     html = as_html(Found([], [model], [evil], False), {}, asks_login=False)
     assert "<img" not in html
     assert "alert(1)>'" not in html
     assert "1 download ·" in html
     assert "2,000 likes ·" in html
+
+
+def test_an_adapter_is_told_with_its_method_and_base_model():
+    model = PublishedModel("a/b", False, "org/base", "LoRA", "a photo of sks dog", 0, 0, "")
+    assert "<span>LoRA ·</span> <span>from base</span>" in as_html(Found([], [model], [], False), {}, asks_login=False)
 
 
 def test_a_cards_button_fills_the_form_that_draws():

@@ -80,10 +80,10 @@ def test_what_is_asked_for_is_what_is_published(actions: Actions, run: Run, hub:
 
 
 def test_a_pair_is_published_with_its_other_run(actions: Actions, studio: Studio, photo_folder: Path, hub: LoopbackHub):
-    with_ppl, without = studios.finished_runs(studio, photo_folder, both_ways=True)
+    with_ppl, without = studios.finished_runs(studio, photo_folder, ways="two")
     chosen = actions.list_runs(ANNA, None, "")[0]
     assert chosen.value == with_ppl.id
-    assert "with and without PPL side by side" in actions.contents(ANNA, without.id, False, False, "last")
+    assert "without PPL and with PPL side by side" in actions.contents(ANNA, without.id, False, False, "last")
     actions.publish(ANNA, without.id, "dog", token=token(hub.add_user("anna")))
     assert ended(actions, without) == "published"
 
@@ -235,6 +235,41 @@ def test_what_goes_to_the_hub_and_what_stays_is_told(actions: Actions, run: Run)
     assert str(run.path) not in told
 
 
+def test_an_adapter_is_published_and_told_with_what_it_needs(
+    actions: Actions, studio: Studio, photo_folder: Path, hub: LoopbackHub
+):
+    word = {"method": "textual_inversion", "subject": {"identifier": "<sks>"}, "train": {"text_encoder": False}}
+    [run] = studios.finished_runs(studio, photo_folder, **word)
+    told = actions.contents(ANNA, run.id, False, False, "last")
+    assert "<strong>The Textual Inversion weights</strong> about" in told
+    assert "kB, to be put on tiny-sd</li>" in told
+    assert "<strong>tiny-sd stays here</strong> and without it nobody can use what is published" in told
+    assert actions.prefill(ANNA, run.id, "anna")[0] == "anna/sks-dog"
+    actions.publish(ANNA, run.id, "dog", token=token(hub.add_user("anna")))
+    assert ended(actions, run) == "published"
+    assert {"adapter.json", "learned_embeds.safetensors"} <= set(hub.repos["model", "anna/dog"].files)
+
+    config = run.path / "config.yaml"
+    config.write_text(config.read_text().replace(str(run.config.base_model), "toybox"))
+    told = actions.contents(ANNA, run.id, False, False, "last")
+    assert "to be put on toybox</li>" in told
+    assert "stays here" not in told
+
+
+def test_the_photos_and_pictures_of_every_subject_are_told(actions: Actions, studio: Studio, photo_folder: Path):
+    [run] = studios.finished_runs(studio, photo_folder, more_subjects=[{"identifier": "ohwx", "class_noun": "cat"}])
+    (run.path / "samples").mkdir()
+    (run.path / "photos" / "subject-2").mkdir(exist_ok=True)
+    one = (run.path / "photos" / "00.png").read_bytes()
+    for number, prompt in enumerate(("a photo of sks dog", "a photo of ohwx cat", "a photo of a cat")):
+        (run.path / "samples" / f"{number}.png").write_bytes(one)
+        run.append(events.Image(f"samples/{number}.png", prompt, 0, 4))
+    (run.path / "photos" / "subject-2" / "00.png").write_bytes(one)
+    told = actions.contents(ANNA, run.id, False, False, "last")
+    assert f"<strong>Your {len(list((run.path / 'photos').rglob('*.png')))} photos</strong> stay here" in told
+    assert told.count("<img src=") == 2
+
+
 def test_damage_keeps_nobody_from_publishing_again(actions: Actions, run: Run):
     (run.path / "publishing.json").write_text("{")
     assert actions.publishing(ANNA, run.id) == {"state": None}
@@ -251,7 +286,7 @@ def test_what_others_wrote_is_text_in_the_page(tmp_path: Path, run: Run):
     )
     assert standing_html(Standing("run")) == ""
     assert "<img src='gradio_api/file=/a%20b%27.png'" in contents_html(
-        run, run.path / "model", ["/a b'.png"], photos=False, half=False, pair=False
+        run, run.path / "model", ["/a b'.png"], photos=False, half=False
     )
 
 
