@@ -12,7 +12,7 @@ from dreambooth.adapters import is_adapter, read_adapter
 from dreambooth.errors import ConfigError
 from dreambooth.families import shown_name
 from dreambooth.files import atomic_file
-from dreambooth.methods.lora import read_weights
+from dreambooth.methods.lora_file import read_weights
 from dreambooth.methods.words import read_words
 
 PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}

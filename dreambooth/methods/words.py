@@ -107,6 +107,24 @@ def load_words(pipe: DiffusionPipeline, family: Family, folder: Path) -> None:
         encoder.config.vocab_size = len(tokenizer)
 
 
+def learned_word(config: Config) -> Path:
+    """The folder that holds the word of `word.learned`: a run's model, or what it saved."""
+    run = config.word.learned
+    return run / "model" if (run / "model").is_dir() else run
+
+
+def take_learned_word(pipe: DiffusionPipeline, family: Family, config: Config) -> None:
+    """Put the word of `word.learned` into the vocabulary, frozen. Raises `ConfigError` where it is no subject's."""
+    folder = learned_word(config)
+    if not (words := read_words(folder)):
+        raise ConfigError(f"word.learned: {config.word.learned} holds no learned word.", "Give a finished "
+                          "textual_inversion run.")  # fmt: skip
+    if lacking := [subject.identifier for subject in config.subjects if subject.identifier not in words]:
+        raise ConfigError(f"word.learned: {config.word.learned} has learned {', '.join(words)}, not {lacking[0]}.",
+                          "Set subject.identifier to that word.")  # fmt: skip
+    load_words(pipe, family, folder)  # its embeddings are frozen
+
+
 def _text_side(pipe: DiffusionPipeline, family: Family, what: str):
     """The only text encoder and its tokenizer."""
     if len(family.text_encoders) != 1:

@@ -1,4 +1,4 @@
-"""Measures against steps, as small inline drawings for the page: a run's while it trains, and a pair's drift."""
+"""Measures against steps, as small inline drawings for the page: a run's while it trains, and several runs' drift."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def chart(
             look = f"dot {line.look}{' marked' if step == best else ''}"
             drawn.append(f"<path class='{look}' d='M{place(step, value)}h0'><title>{html.escape(told)}</title></path>")
     keys = "".join(
-        f"<li class='{line.look}'>{html.escape(line.name)} <b>{line.points[-1][1]:.3f}</b></li>" for line in lines
+        f"<li class='{line.look}'>{html.escape(line.name)} <b>{round(line.points[-1][1], 3) + 0.0:.3f}</b></li>"
+        for line in lines
     ) + "".join(f"<li class='level'>{level.name} <b>{level.value:.3f}</b></li>" for level in levels)
     ticks = "".join(f"<span>{round(value, 9) + 0.0:.3g}</span>" for value in (high, (high + low) / 2, low))
     said = html.escape("; ".join(f"{line.name} {_went(line.points)}" for line in lines), quote=True)
@@ -183,7 +184,7 @@ def _unmeasured(report: Report) -> str:
     return "" if report.status == "queued" else "This run was not measured."
 
 
-# ------------------------------------------------------------------------------------------------------ a pair's drift
+# ------------------------------------------------------------------------------------------------- drift side by side
 
 
 def drift(runs: Sequence[tuple[str, str, Measures | None]], total: int) -> str:

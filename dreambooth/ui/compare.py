@@ -15,31 +15,33 @@ from dreambooth.encoders import Encoders, load_encoders
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.generate import Picture, check_request
 from dreambooth.machine import resolve_device
-from dreambooth.photos import open_photo
-from dreambooth.prompts import suggestions
+from dreambooth.photos import join_names, open_photo
 from dreambooth.reports import Cell, Line, draw_sheet
+from dreambooth.reports.tables import capital
 from dreambooth.runs import Run
 from dreambooth.ui import charts, drawing, figures, models
 from dreambooth.ui.comparison import Comparison, as_html, captioned
-from dreambooth.ui.drawing import Order, Progress
+from dreambooth.ui.drawing import Order, Progress, Weights
 from dreambooth.ui.figures import Figures
-from dreambooth.ui.generate import GUIDANCE_HELP
+from dreambooth.ui.generate import GUIDANCE_HELP, ideas_for
 from dreambooth.ui.studio import QUIET, Studio, gpu_is_lent, in_plain_words
 
-NO_RUN = """<div class="empty"><strong>Nothing to compare yet.</strong> Train a subject first. With <em>both ways</em>
-ticked in the Train tab it is trained with and without prior preservation from the same seeds, and this page shows side
-by side what that changes: in the subject, and in everything else of its class.</div>"""
-PAIR = """<div class="empty"><strong>Trained both ways.</strong> Each row draws one prompt from the same seed with the
-base model, without PPL and with PPL; then all pictures are measured. Look at the class prompt first: without PPL the
-subject tends to take it over.</div>"""
+NO_RUN = """<div class="empty"><strong>Nothing to compare yet.</strong> Train a subject first. The Train tab can do so
+with and without prior preservation from the same seeds; then this page shows side by side what that changes: in the
+subject, and in everything else of its class.</div>"""
+FAMILY = """<div class="empty"><strong>Trained {ways}.</strong> Each row draws one prompt from the same seed with the
+base model, {titles}; then all pictures are measured. Look at the class prompt first: with nothing that keeps its class
+the subject tends to take it over.</div>"""
 SINGLE = """<div class="empty"><strong>Trained one way.</strong> Each row draws one prompt from the same seed with the
-base model and with yours; then all pictures are measured. To see what prior preservation does, train this subject the
-other way too: same photos, seed and settings.</div>"""
-HALF = """<div class="empty"><strong>The other way is {status}.</strong> Look at it in the Train tab; once it is
-finished, the two are compared as a pair.</div>"""
-BASE, WITHOUT, WITH, YOURS = "Base model", "Without PPL", "With PPL", "Your model"
-LOOKS = {WITHOUT: "instance", WITH: "prior", YOURS: "instance"}
-"""Of a run's line in the plots."""
+base model and with yours; then all pictures are measured.{more}</div>"""
+OTHER_WAY = """ To see what prior preservation does, train this subject the other way too: same photos, seed and
+settings."""
+COMING = """<div class="empty"><strong>Still to come: {conditions}.</strong> The Train tab shows how it goes; what is
+finished is compared too.</div>"""
+BASE, YOURS = "Base model", "Your model"
+LOOKS = {"without PPL": "instance", "with PPL": "prior", "with drift penalty": "drift"}
+"""Of a condition's line in the plots; of any other `OTHER_LOOK`."""
+OTHER_LOOK = "both"
 MAX_PROMPTS = 12
 """Rows of a comparison: with three models and four pictures that is 144 pictures, which few would wait for."""
 CONTEXTS_SHOWN = 4
@@ -49,7 +51,7 @@ class Column(NamedTuple):
     """A model that is compared."""
 
     title: str
-    folder: str
+    weights: Weights
 
 
 class Trained(NamedTuple):
@@ -57,6 +59,11 @@ class Trained(NamedTuple):
 
     title: str
     run: Run
+
+    @property
+    def look(self) -> str:
+        """Of its line in the plots."""
+        return LOOKS["without PPL"] if self.title == YOURS else LOOKS.get(self.run.config.condition, OTHER_LOOK)
 
 
 # ----------------------------------------------------------------------------------------------------------- layout
@@ -120,9 +127,9 @@ def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
     drawing.stoppable(
         button, stop, status, fn=actions.compare, inputs=[owner, *vars(form).values()],
         outputs=[pictures, sheet, grid, status, table, measured.figures, shown], api_name="compare", api_description=(
-            "Draw prompts, one a line, with a run's base model and the run, from equal seeds; with both runs where it "
-            "was trained both ways; and measure the pictures. Gives every picture, one PNG of all, the pictures as an "
-            "HTML table, how it went, and the figures, as HTML and as values with their 95 % intervals."
+            "Draw prompts, one a line, with a run's base model and the run, from equal seeds; with all runs where it "
+            "was trained several ways; and measure the pictures. Gives every picture, one PNG of all, the pictures as "
+            "an HTML table, how it went, and the figures, as HTML and as values with their 95 % intervals."
         ),
     )  # fmt: skip
     settings = [form.prompts, form.steps, form.guidance_scale]
@@ -187,7 +194,7 @@ class Actions:
     pictures: gr.Gallery
 
     def list_runs(self, owner: str, chosen: str | None, status: str) -> tuple:
-        """The visitor's finished runs, a pair once; keeps the chosen one, else takes the newest.
+        """The visitor's finished runs, those of a family once; keeps the chosen one, else takes the newest.
 
         What `status` says of a comparison stays.
         """
@@ -196,9 +203,9 @@ class Actions:
         for run in runs:
             if run.id in seen:
                 continue
-            partner = self._finished_partner(run)
-            seen.add(partner.id if partner else "")
-            choices.append((models.label(run, "both ways" if partner else None), run.id))
+            family = self._family(run)
+            seen |= {one.id for one in family}
+            choices.append((models.label(run, _ways(len(family)) if len(family) > 1 else None), run.id))
         known = [run_id for _, run_id in choices]
         value = chosen if chosen in known else known[0] if known else None
         asked = gr.Column(visible=bool(runs))
@@ -222,24 +229,28 @@ class Actions:
     def about(self, owner: str, run: str) -> tuple[str, gr.Button, str]:
         """What a run can be compared with, whether it can be trained the other way, and how it drifted."""
         chosen = self.studio.own_run(owner, run)
-        partner = self.studio.partner(chosen)
-        if partner is None:
-            words = SINGLE
-        else:
-            words = PAIR if partner.status == "finished" else HALF.format(status=partner.status)
-        free = partner is None and chosen.status == "finished" and chosen.config.prior.weight > 0
-        which = "without" if chosen.config.prior.active else "with"
+        config, partners, family = chosen.config, self.studio.partners(chosen), self._family(chosen)
+        possible = config.prior.weight > 0 and config.method != "textual_inversion"
+        free = not partners and chosen.status == "finished" and possible
+        words = []
+        if len(family) > 1:
+            titles = join_names([one.config.condition for one in family])
+            words.append(FAMILY.format(ways=_ways(len(family)), titles=titles))
+        if missing := [f"{one.config.condition} ({one.status})" for one in partners if one.status != "finished"]:
+            words.append(COMING.format(conditions=join_names(missing)))
+        words = "".join(words) or SINGLE.format(more=OTHER_WAY if free else "")
+        which = "without" if config.prior.active else "with"
         return words, gr.Button(f"Train it {which} PPL too", visible=free), self._drift(chosen)
 
     def _settings(self, run: Run) -> tuple:
         config = run.config
-        subject = suggestions(config.base_model, config.subject.class_noun, config.subject.identifier)
-        prompts = "\n".join([config.class_prompt, *subject[:CONTEXTS_SHOWN]])
-        return prompts, *models.shown_sampling(config.sampling)
+        ideas = ideas_for(config.base_model, config.subjects)[: max(CONTEXTS_SHOWN, len(config.subjects) + 1)]
+        prompts = [*config.class_prompts, *ideas][:MAX_PROMPTS]
+        return "\n".join(prompts), *models.shown_sampling(config.sampling)
 
     def _drift(self, run: Run) -> str:
-        """How a run's class came to look like its subject while it trained; both runs' of a pair."""
-        trained = [(one.title, LOOKS[one.title], models.measures_of(one.run)) for one in self.trained(run)]
+        """How a run's class came to look like its subject while it trained; all runs' of a family."""
+        trained = [(one.title, one.look, models.measures_of(one.run)) for one in self.trained(run)]
         return charts.drift(trained, run.config.train.steps)
 
     @in_plain_words
@@ -284,7 +295,7 @@ class Actions:
     ) -> Generator[tuple[Any, ...], None, Comparison]:
         """Draw the prompts with the models; yields what `compare` does, and returns the comparison."""
         places = [(row, column) for row in range(len(texts)) for column in range(len(columns))]
-        orders = [Order(columns[column].folder, texts[row], seed, count) for row, column in places]
+        orders = [Order(columns[column].weights, texts[row], seed, count) for row, column in places]
         progress, shown = Progress(len(orders)), Comparison(tuple(column.title for column in columns))
         for news in drawing.paint(orders, sampling, "", True):
             ended = False
@@ -318,21 +329,20 @@ class Actions:
         return drawing.as_it_happens(work)
 
     def columns(self, run: Run) -> list[Column]:
-        """The base model and the run; both runs of a pair, without PPL first."""
-        trained = [Column(one.title, models.finished_model(one.run)) for one in self.trained(run)]
-        return [Column(BASE, models.base_folder(run.config)), *trained]
+        """The base model and the run; all runs of a family, without PPL first."""
+        trained = [Column(one.title, models.weights_of(one.run)) for one in self.trained(run)]
+        return [Column(BASE, Weights(models.base_folder(run.config))), *trained]
 
     def trained(self, run: Run) -> list[Trained]:
-        """The run, or both of a pair, without PPL first."""
-        partner = self._finished_partner(run)
-        if partner is None:
-            return [Trained(YOURS, run)]
-        pair = sorted((run, partner), key=lambda one: one.config.prior.active)
-        return [Trained(title, one) for title, one in zip((WITHOUT, WITH), pair, strict=True)]
+        """The run, or all of its family by their conditions."""
+        family = self._family(run)
+        return [Trained(YOURS if len(family) == 1 else capital(one.config.condition), one) for one in family]
 
-    def _finished_partner(self, run: Run) -> Run | None:
-        partner = self.studio.partner(run)
-        return partner if partner is not None and partner.status == "finished" else None
+    def _family(self, run: Run) -> list[Run]:
+        """The run and those that differ from it in their condition alone, as far as they are finished: without PPL,
+        with it, with a drift penalty, with both."""
+        others = [one for one in self.studio.partners(run) if one.status == "finished"]
+        return sorted((run, *others), key=lambda one: (one.config.drift.weight > 0, one.config.prior.active))
 
     def _kept(self, picture: Picture) -> Cell:
         if picture.problem:
@@ -370,6 +380,10 @@ def _encoders(config: Config, *, diversity: bool) -> tuple[Encoders, list[str]]:
         return load_encoders(config.evaluation, config.base_model, device, perceptual=diversity), []
     except ConfigError as error:
         return load_encoders(config.evaluation, config.base_model, device, perceptual=False), [str(error)]
+
+
+def _ways(count: int) -> str:
+    return {2: "both ways", 3: "three ways"}.get(count, f"{count} ways")
 
 
 def checked_prompts(text: str | None) -> list[str]:

@@ -44,10 +44,28 @@ T = TypeVar("T")
 # ---------------------------------------------------------------------------------------------------------- drawing
 
 
+class Weights(NamedTuple):
+    """What is loaded to draw with: folders of this machine, and how much of adapters takes part."""
+
+    folder: str
+    """A pipeline's, or an adapter's."""
+    base: str = ""
+    """The adapter's base model."""
+    scale: float = 1.0
+    """How much of the adapter takes part."""
+    adapters: tuple[tuple[str, float], ...] = ()
+    """Further adapters of the same base model, each with its weight."""
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """All that is read."""
+        return tuple(filter(None, (self.folder, self.base, *(folder for folder, _ in self.adapters))))
+
+
 class Order(NamedTuple):
     """A batch of pictures of one prompt, in plain values, since another process may draw it."""
 
-    folder: str
+    weights: Weights
     prompt: str
     seed: int
     """Of the first picture; the next ones count on from it."""
@@ -65,9 +83,9 @@ News = Step | list[Picture] | None
 """What `paint` tells; nothing where nothing happened for a while."""
 
 
-def orders(folder: str, prompt: str, seed: int, count: int) -> list[Order]:
+def orders(weights: Weights, prompt: str, seed: int, count: int) -> list[Order]:
     """`count` pictures in batches."""
-    return [Order(folder, prompt, (seed + i) % 2**32, min(BATCH, count - i)) for i in range(0, count, BATCH)]
+    return [Order(weights, prompt, (seed + i) % 2**32, min(BATCH, count - i)) for i in range(0, count, BATCH)]
 
 
 def as_it_happens(work: Callable[[Callable[[T], None]], None]) -> Iterator[T | None]:
@@ -115,7 +133,7 @@ class _StoppedError(Exception):
 def gpu_seconds(orders: Sequence[Order], sampling: SamplingConfig, *_: object) -> int:
     """How long a drawing may have a GPU that is lent by the second."""
     steps = sampling.steps * sum(order.count for order in orders)
-    return round(LOADING_SECONDS * len({order.folder for order in orders}) + STEP_SECONDS * steps)
+    return round(LOADING_SECONDS * len({order.weights for order in orders}) + STEP_SECONDS * steps)
 
 
 def on_zero_gpu(seconds: Callable[..., int]) -> Callable[[Callable], Callable]:
@@ -140,16 +158,16 @@ def paint(
     def work(tell: Callable[[News], None]) -> None:
         with _ONE_AT_A_TIME:
             device = resolve_device("auto")
-            keep = _fit({order.folder for order in orders}, device)
-            opened: dict[str, Source] = {}
+            keep = _fit({order.weights for order in orders}, device)
+            opened: dict[Weights, Source] = {}
             for order in orders:
                 tell(Step(0, sampling.steps))
-                if order.folder not in opened:
+                if order.weights not in opened:
                     if not keep:
                         opened.clear()
-                    opened[order.folder] = open_source(order.folder, device=device, safety_checker=safety_checker)
+                    opened[order.weights] = _open(order.weights, device, safety_checker)
                 batches = generate(
-                    opened[order.folder], [order.prompt], num_images=order.count, seed=order.seed, sampling=sampling,
+                    opened[order.weights], [order.prompt], num_images=order.count, seed=order.seed, sampling=sampling,
                     negative_prompt=negative_prompt, on_step=lambda done, total: tell(Step(done, total)),
                 )  # fmt: skip
                 tell([picture for batch in batches for picture in batch])
@@ -157,12 +175,19 @@ def paint(
     yield from as_it_happens(work)
 
 
-def _fit(folders: set[str], device: torch.device) -> bool:
+def _open(weights: Weights, device: torch.device, safety_checker: bool) -> Source:
+    base = Path(weights.base) if weights.base else None
+    return open_source(
+        weights.folder, device=device, base=base, scale=weights.scale, adapters=weights.adapters,
+        safety_checker=safety_checker,
+    )  # fmt: skip
+
+
+def _fit(models: set[Weights], device: torch.device) -> bool:
     """Whether all these models can be open at once: files may hold 16 bits a weight where memory holds 32."""
-    weights = [
-        path for folder in folders for path in Path(folder).rglob("*") if path.suffix in (".safetensors", ".bin")
-    ]
-    return 2 * sum(path.stat().st_size for path in weights) < available_memory(device)
+    files = [path for model in models for folder in model.folders for path in Path(folder).rglob("*")]
+    held = sum(path.stat().st_size for path in files if path.suffix in (".safetensors", ".bin"))
+    return 2 * held < available_memory(device)
 
 
 # --------------------------------------------------------------------------------------------------------- the page

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import html
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from dreambooth.config import TOYBOX, Config
 from dreambooth.errors import DreamBoothError, ModelError
 from dreambooth.fetch import fetch_model
-from dreambooth.machine import resolve_device
+from dreambooth.machine import probe, resolve_device, resolve_precision
 from dreambooth.preflight import Estimate, check, gib, roughly
+from dreambooth.rehearsal import Rehearsal
+from dreambooth.ui.studio import Ways, ways_of
 
 KEPT = 256
 """Estimates that are remembered: visitors mostly ask for what a recipe says."""
+PROBED = 60
+"""Seconds for which a measured speed is taken: methods are compared on a machine that is as busy."""
 FIRST_PHOTOS = """<div class="empty">Once there are photos, this says how much memory and time the training takes.
 </div>"""
 ESTIMATING = """<div class="empty" role="status">Estimating memory and time …</div>"""
@@ -30,38 +36,53 @@ class Estimates:
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, Estimate] = OrderedDict()
+        self._last: tuple[object, float, Rehearsal] | None = None
         self._lock = threading.Lock()
 
     def known(self, settings: dict[str, Any]) -> Estimate | None:
         """The estimate for these settings if it was made before."""
         return self._known.get(_config(settings).model_dump_json(exclude={"seed"}))
 
-    def of(self, settings: dict[str, Any], *, both_ways: bool = False) -> Estimate:
-        """What a run with these settings needs; with `both_ways` the memory of the larger and the time of both.
+    def of(self, settings: dict[str, Any], ways: Ways = "one") -> Estimate:
+        """What a run with these settings needs; with several `ways` the memory of the largest and the time of all.
 
         Raises `ConfigError` for what is wrong with them or does not fit, and `ModelError` for a base model that is
         not on this machine.
         """
-        estimate = self._one(_config(settings))
-        if not both_ways:
-            return estimate
-        other = self._one(_config(settings | {"prior": settings.get("prior", {}) | {"enabled": False}}))
-        larger = max(estimate, other, key=lambda e: e.peak_bytes)
-        return replace(larger, seconds=estimate.seconds + other.seconds)
+        found = [self._one(config) for config in ways_of(_config(settings), ways)]
+        largest = max(found, key=lambda estimate: estimate.peak_bytes)
+        return replace(largest, seconds=sum(estimate.seconds for estimate in found))
 
     def _one(self, config: Config) -> Estimate:
         key = config.model_dump_json(exclude={"seed"})
         with self._lock:  # two at once would measure each other's load
             if key not in self._known:
-                self._known[key] = check(config, _folder(config), resolve_device(config.device))
+                device, model = resolve_device(config.device), _folder(config)
+                rehearsal = self._rehearsal(model, device, config.train.mixed_precision)
+                self._known[key] = check(config, model, device, rehearsal=rehearsal)
                 while len(self._known) > KEPT:
                     self._known.popitem(last=False)
             return self._known[key]
 
+    def _rehearsal(self, model: Path, device: torch.device, mixed_precision: str) -> Rehearsal:
+        """The last one, where it was of this model not long ago: what it has rehearsed it remembers."""
+        precision = resolve_precision(mixed_precision, device)
+        asked, now = (model, device, precision), time.monotonic()
+        if self._last is None or self._last[0] != asked or now - self._last[1] > PROBED:
+            self._last = (asked, now, Rehearsal(model, device, probe(device, precision)))
+        return self._last[2]
+
 
 def _config(settings: dict[str, Any]) -> Config:
-    """The settings with words and photos that stand for any."""
-    return Config.from_dict(settings | {"subject": {"photos": ".", "class_noun": "dog"}}, source="Settings")
+    """The settings with words and photos that stand for any: of as many subjects, and as many classes."""
+    subjects = (settings.get("subject", {}), *settings.get("more_subjects", ()))
+    nouns = [subject.get("class_noun", "") for subject in subjects]
+    classes = list(dict.fromkeys(nouns))
+    subject, *more = (
+        {"photos": ".", "identifier": f"<s{number}>", "class_noun": f"thing {classes.index(noun)}"}
+        for number, noun in enumerate(nouns)
+    )
+    return Config.from_dict(settings | {"subject": subject, "more_subjects": more}, source="Settings")
 
 
 def _folder(config: Config) -> Path:
@@ -81,7 +102,7 @@ def _folder(config: Config) -> Path:
 
 
 def as_html(estimate: Estimate) -> str:
-    """The two figures that matter, and what they are based on."""
+    """The figures that matter, and what they are based on."""
     checkpointing = " · gradient checkpointing" if estimate.gradient_checkpointing else ""
     precision = "32 bits" if estimate.mixed_precision == "no" else estimate.mixed_precision
     basis = (
@@ -90,8 +111,22 @@ def as_html(estimate: Estimate) -> str:
     )
     return (
         f"<section class='estimate'><dl><div><dt>Memory</dt><dd>{gib(estimate.peak_bytes)}</dd></div>"
-        f"<div><dt>Time</dt><dd>about {roughly(estimate.seconds)}</dd></div></dl><p>{html.escape(basis)}</p></section>"
+        f"<div><dt>Time</dt><dd>about {roughly(estimate.seconds)}</dd></div>"
+        f"<div><dt>File</dt><dd>{file_size(estimate.model_bytes)}</dd></div></dl>"
+        f"<p>{html.escape(basis)}</p></section>"
     )
+
+
+def in_short(estimate: Estimate) -> str:
+    """The three figures in a line."""
+    size, time = file_size(estimate.model_bytes), roughly(estimate.seconds)
+    return f"File {size} · time about {time} · memory {gib(estimate.peak_bytes)}"
+
+
+def file_size(size: float) -> str:
+    """Bytes of a file in words."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
+    return f"{size / unit:.{0 if size >= 100 * unit else 1}f} {name}"
 
 
 def refusal_html(error: DreamBoothError) -> str:
@@ -107,5 +142,6 @@ def as_dict(estimate: Estimate) -> dict[str, Any]:
         "peak_bytes": estimate.peak_bytes, "seconds": estimate.seconds, "stage": estimate.stage,
         "resolution": estimate.resolution, "mixed_precision": estimate.mixed_precision,
         "gradient_checkpointing": estimate.gradient_checkpointing,
-        "trainable_parameters": estimate.trainable_parameters, "text": estimate.describe(),
+        "trainable_parameters": estimate.trainable_parameters, "model_bytes": estimate.model_bytes,
+        "text": estimate.describe(),
     }  # fmt: skip

@@ -45,8 +45,9 @@ class Figures(NamedTuple):
     """All that is measured."""
 
     rows: tuple[Row, ...]
-    difference: Row | None
-    """Of a pair: with prior preservation less without, prompt by prompt and seed by seed."""
+    differences: tuple[Row, ...]
+    """Of runs that were trained beside each other: each but the first less the first, prompt by prompt and seed by
+    seed."""
     ceilings: dict[str, float]
     encoders: dict[str, str]
     basis: str
@@ -63,8 +64,8 @@ def measure(
 ) -> Iterator[Figures | None]:
     """Measure the pictures of a comparison; yields nothing after each model, and the figures at the end.
 
-    Rows with the identifier count for the subject, and those of the class prompt for PRES; of three columns the last
-    two are a run without prior preservation and its pair with it.
+    Rows with the identifier count for the subject, of several subjects the first where it is alone, and those of the
+    class prompt for PRES. The first column is the base model; all others are runs that differ in their condition alone.
     """
     real = {"dino": encoders.dino.embed(photos), "clip": encoders.clip.embed(photos)}
     columns = []
@@ -73,13 +74,15 @@ def measure(
         columns.append(_of_subject(ours, config, real, encoders) | _of_class(kin, real, encoders))
         yield None
     rows = [Row(title, _estimates(values)) for title, values in zip(shown.titles, columns, strict=True)]
-    difference = _difference(columns[-1], columns[-2]) if len(columns) == 3 else None
+    differences = tuple(
+        Row(row.title, _difference(column, columns[1])) for row, column in zip(rows[2:], columns[2:], strict=True)
+    )
     ceilings = {
         name: float(metrics.ceiling(real[part]).mean())
         for name, part in (("dino", "dino"), ("clip_i", "clip")) if len(photos) > 1
     }  # fmt: skip
     missing = (*notes, *_missing(shown, rows, config, encoders))
-    yield Figures(tuple(rows), difference, ceilings, encoders.names, _basis(shown, config), missing)
+    yield Figures(tuple(rows), differences, ceilings, encoders.names, _basis(shown, config), missing)
 
 
 def _pictures(shown: Comparison, column: int) -> list[Picture]:
@@ -98,19 +101,20 @@ def _sorted(pictures: Sequence[Picture], config: Config) -> tuple[list[Picture],
     return ours, [picture for picture in pictures if picture.prompt == config.class_prompt]
 
 
-def _identifier(config: Config) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(config.subject.identifier)}(?!\w)")
+def _word(identifier: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(identifier)}(?!\w)")
 
 
 def _names_subject(prompt: str, config: Config) -> bool:
-    return _identifier(config).search(prompt) is not None
+    """Whether it asks for the first subject, and for no other."""
+    return [subject for subject in config.subjects if _word(subject.identifier).search(prompt)] == [config.subject]
 
 
 def _of_subject(pictures: list[Picture], config: Config, real: dict[str, np.ndarray], encoders: Encoders) -> Values:
     if not pictures:
         return {}
     images, keys = [p.image for p in pictures], [(p.prompt, p.seed) for p in pictures]
-    looks, word = encoders.clip.embed(images), _identifier(config)
+    looks, word = encoders.clip.embed(images), _word(config.subject.identifier)
     # The invented word means nothing to CLIP.
     texts = encoders.clip.embed_texts([" ".join(word.sub("", p.prompt).split()) for p in pictures])
     scores = {
@@ -149,14 +153,15 @@ def _estimates(values: Values) -> dict[str, Estimate]:
     }
 
 
-def _difference(with_ppl: Values, without: Values) -> Row:
+def _difference(one: Values, other: Values) -> dict[str, Estimate]:
+    """The first less the second, by metric, of the prompts and seeds that both have."""
     found = {}
-    for name in with_ppl.keys() & without.keys():
-        both = [key for key in with_ppl[name] if key in without[name]]
+    for name in one.keys() & other.keys():
+        both = [key for key in one[name] if key in other[name]]
         if both:
-            a, b = ([values[name][key] for key in both] for values in (with_ppl, without))
+            a, b = ([values[name][key] for key in both] for values in (one, other))
             found[name] = metrics.paired_difference(a, b, [redrawn_as(name, key) for key in both])
-    return Row("With − without PPL", found)
+    return found
 
 
 def _basis(shown: Comparison, config: Config) -> str:
@@ -176,6 +181,8 @@ def _missing(shown: Comparison, rows: Sequence[Row], config: Config, encoders: E
         yield f"No row names the subject, {config.subject.identifier}, so only its class is measured."
     elif "div" not in measured and encoders.perceptual is None:
         yield "DIV compares pictures of one prompt: ask for two or more a prompt."
+    if len(config.subjects) > 1:
+        yield f"Of the subjects the first is measured, {config.subject.identifier}, in rows that name it alone."
 
 
 # --------------------------------------------------------------------------------------------------------- the page
@@ -186,8 +193,9 @@ def as_html(figures: Figures) -> str:
     shown = [name for name in METRICS if any(name in row.estimates for row in figures.rows)]
     heads = "".join(f"<th scope='col' title='{METRICS[name].meaning}'>{METRICS[name].head}</th>" for name in shown)
     rows = [_row_html(row, shown) for row in figures.rows]
-    if figures.difference:
-        rows.append(_row_html(figures.difference, shown, "difference"))
+    for row in figures.differences:
+        less = figures.rows[1].title
+        rows.append(_row_html(row._replace(title=f"{row.title} − {less[:1].lower()}{less[1:]}"), shown, "difference"))
     if figures.ceilings:
         photos = Row("The photos themselves", {n: Estimate(v, None, None, 0) for n, v in figures.ceilings.items()})
         rows.append(_row_html(photos, shown, "ceiling"))
@@ -226,6 +234,6 @@ def as_dict(figures: Figures) -> dict[str, Any]:
 
     return {
         "models": {row.title: plain(row) for row in figures.rows},
-        "with_less_without": plain(figures.difference) if figures.difference else None,
+        "differences": {row.title: plain(row) for row in figures.differences},
         "photos": figures.ceilings, "encoders": figures.encoders, "notes": list(figures.notes),
     }  # fmt: skip

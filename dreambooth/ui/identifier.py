@@ -23,16 +23,25 @@ CHOICES = {"good": "A good choice.", "fair": "It will do.", "poor": "Better take
 """What the page says of an identifier, by its verdict."""
 NOT_HERE = """This base model is not on this machine yet, and its vocabulary is not fetched just to look a word up. The
 words below are rare in Stable Diffusion's."""
+NEW = """<div class='word good'><p><strong>A new word.</strong> The chosen method adds <span class='token'>{word}</span>
+to the model's vocabulary, where it means nothing else.</p></div>"""
 
 
-def build(studio: Studio, identifier: gr.Textbox, base_model: gr.Textbox) -> None:
+def as_word(identifier: str) -> str:
+    """An identifier as a new word is written: in angle brackets."""
+    return f"<{identifier.strip().strip('<>')}>"
+
+
+def build(studio: Studio, identifier: gr.Textbox, base_model: gr.Textbox, new_word: gr.Checkbox) -> None:
     """Lay out the advice below the box for the identifier, with rare words to click, and wire it."""
     lookup = Lookup(studio)
     advice = gr.HTML(elem_id="identifier-advice")
     gr.HTML("<p class='aside'>Rare words to take:</p>")
     with gr.Row(elem_classes="chips", elem_id="suggestions"):
         chips = [gr.Button("", size="sm", min_width=60, scale=0, visible=False) for _ in range(SUGGESTIONS)]
-    gr.on(None, lookup.show, [identifier, base_model], [advice, *chips], trigger_mode="always_last", **QUIET)
+    gr.on(
+        None, lookup.show, [identifier, base_model, new_word], [advice, *chips], trigger_mode="always_last", **QUIET
+    )  # fmt: skip
     for chip in chips:
         chip.click(lambda word: word, chip, identifier, **QUIET)
     gr.api(
@@ -61,8 +70,11 @@ class Lookup:
         }
 
     @in_plain_words
-    def show(self, identifier: str | None, base_model: str) -> list:
-        """The advice as HTML, and the suggestions on their buttons."""
+    def show(self, identifier: str | None, base_model: str, new_word: bool = False) -> list:
+        """The advice as HTML, and the suggestions on their buttons; a `new_word` is not looked up."""
+        if new_word:
+            said = NEW.format(word=html.escape(as_word(identifier))) if (identifier or "").strip() else ""
+            return [said, *[gr.skip()] * SUGGESTIONS]
         try:
             advice, suggestions = self._look_up(identifier or "", base_model)
             said = _html(advice)

@@ -15,7 +15,7 @@ from dreambooth.ui import login
 
 PUBLIC_CAPS = {
     "train.keep_checkpoints": 2, "train.batch_size": 8, "train.gradient_accumulation": 8, "prior.steps": 100,
-    "prior.batch_size": 32, "sampling.steps": 100, "sampling.num_images": 4,
+    "prior.batch_size": 32, "sampling.steps": 100, "sampling.num_images": 4, "lora.rank": 64, "word.vectors": 8,
 }  # fmt: skip
 """The most of each setting on a public Space, where one step or one batch must not keep everybody waiting: no less than
 any recipe takes. Of checkpoints only the newest is ever resumed."""
@@ -23,6 +23,10 @@ FOR_ONESELF = ("prior.pack",)
 """Settings that name a download, which is made with the machine's token: nothing that a visitor chooses."""
 MAX_SAMPLED_PROMPTS = 4
 """The most further prompts that are sampled while a run trains on a public Space."""
+MAX_SUBJECTS = 4
+"""The most subjects of a run on a public Space."""
+MAX_TARGETS = 16
+"""The most names in lora.targets on a public Space; a family's own are four."""
 PUBLIC_ENCODERS = ("auto", TOYBOX)
 """What may measure a run on a public Space: nothing that a stranger names."""
 
@@ -60,14 +64,18 @@ class StudioSettings(BaseModel):
         20, "gigabytes of all runs; above it the oldest are removed likewise (a Space has 50 in all)"
     )
     max_waiting: int | None = _on_a_public_space(
-        2, "runs of each visitor that wait or train: two, since training both ways takes two"
+        3, "runs of each visitor that wait or train: three, since training all ways takes three"
     )
     max_queue: int | None = _on_a_public_space(50, "runs of all visitors that wait: more would wait for days")
     max_minutes: int | None = _on_a_public_space(
         60, "minutes that a run trains at a time; it is stopped then, and can be resumed behind the others"
     )
-    max_steps: int | None = _on_a_public_space(2000, "training steps of a run: ten times the toybox's recipe")
-    max_class_images: int | None = _on_a_public_space(200, "class images of a run: as many as the paper uses")
+    max_steps: int | None = _on_a_public_space(
+        3000, "training steps of a run: as many as Textual Inversion's recipe takes"
+    )
+    max_class_images: int | None = _on_a_public_space(
+        600, "class images of a run, for all its class prompts: the paper's 200 for each of two classes and for both"
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> StudioSettings:
@@ -112,14 +120,18 @@ def _shown(value: object) -> str:
 
 def refuse_too_much(config: Config, settings: StudioSettings) -> None:
     """Raise `ConfigError` for a run that asks for more than this studio gives."""
+    classes = len(config.class_prompts) if config.prior.active else 1
+    of_all = "prior.num_images" if classes == 1 else f"prior.num_images for {classes} class prompts together"
     caps = [
         ("train.steps", config.train.steps, settings.max_steps),
-        ("prior.num_images", config.prior.num_images, settings.max_class_images),
+        (of_all, classes * config.prior.num_images, settings.max_class_images),
     ]
     if settings.public:
         wanted = config.model_dump()
         caps += [(name, wanted[name.split(".")[0]][name.split(".")[1]], most) for name, most in PUBLIC_CAPS.items()]
         caps.append(("The number of sampling.prompts", len(config.sampling.prompts), MAX_SAMPLED_PROMPTS))
+        caps.append(("The number of subjects", len(config.subjects), MAX_SUBJECTS))
+        caps.append(("The number of lora.targets", len(config.lora.targets or ()), MAX_TARGETS))
     for name, value, most in caps:
         if most is not None and value > most:
             raise ConfigError(f"{name} is {value}, and this studio takes {most} at most.", "Lower it, or run the "

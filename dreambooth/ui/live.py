@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from dreambooth import events
+from dreambooth.config import together_prompt
 from dreambooth.runs import Run, Status
 from dreambooth.ui.report import ENDINGS, STAGES, Report, duration
 
 STEPS = ("Check", "Load", "Class images", "Encode", "Train", "Save")
 """The stages in a word or two, for the row that shows them all."""
 PHOTOS, CLASS = "the photos (instance)", "class images (prior)"
+DRIFT = "squared distance"
 SMOOTHED = 20
 """Steps that a point of the curves averages at least: single steps differ by their timestep more than by what was
 learned."""
@@ -24,6 +26,8 @@ SMOOTHED_SHARE = 20
 """A long run's points average one in so many of its steps."""
 POINTS = 200
 """Points of a curve at most: more can't be told apart on a screen."""
+FITTING, MIN_COLUMN = 4, 130
+"""More columns of sample pictures than fit are each so many pixels wide, and are scrolled."""
 ROWS = 24
 """Sampling steps that are shown, the best aside: more would load hundreds of pictures."""
 
@@ -69,15 +73,27 @@ def waiting_text(place: int | None, seconds: float | None) -> str:
 
 
 def curves(report: Report) -> str:
-    """Both losses over the steps as a drawing: what single steps had faintly, the running mean boldly."""
-    steps = report.losses.shape[1]
-    if steps < 2:
+    """Both losses over the steps as a drawing, and how far the weights are from the base model's where that counts."""
+    if (steps := report.losses.shape[1]) < 2:
         return ""
     total = max(report.config.train.steps, steps)
     window = max(SMOOTHED, total // SMOOTHED_SHARE)
-    means = [running_mean(loss, window) for loss in report.losses]
-    kinds = zip(("instance", "prior"), (PHOTOS, CLASS), report.losses, means, strict=True)
-    drawn = [(kind, name, loss, mean) for kind, name, loss, mean in kinds if np.isfinite(mean).any()]
+    instance, prior, drift = report.losses
+    said = f"single steps, and the mean of {window}"
+    shown = _curve("Loss", said, {("instance", PHOTOS): instance, ("prior", CLASS): prior}, total, window)
+    if not np.isfinite(drift).any():
+        return shown
+    weight = f"{report.config.drift.weight:g} of it joins the loss"
+    return shown + _curve("Distance from the base model", weight, {("drift", DRIFT): drift}, total, 1)
+
+
+def _curve(title: str, about: str, values: dict[tuple[str, str], np.ndarray], total: int, window: int) -> str:
+    """A drawing of values by step, by how their line looks and what they are: what single steps had faintly, the
+    running mean boldly."""
+    means = [running_mean(loss, window) for loss in values.values()]
+    kinds = zip(values, values.values(), means, strict=True)
+    drawn = [(kind, name, loss, mean) for (kind, name), loss, mean in kinds if np.isfinite(mean).any()]
+    steps = len(means[0])
     # Single steps may be far above the mean; what most of them are decides what is shown.
     top = _nice(max(max(1.2 * np.nanmax(mean), np.nanquantile(loss, 0.98)) for _, _, loss, mean in drawn))
     lines = "".join(
@@ -86,11 +102,11 @@ def curves(report: Report) -> str:
         f"<polyline class='mean {kind}' points='{_points(_thinned(mean), total, top)}'/>" for kind, _, _, mean in drawn
     )
     keys = "".join(f"<li class='{kind}'>{name} <b>{mean[-1]:.3f}</b></li>" for kind, name, _, mean in drawn)
-    said = " and ".join(f"{mean[-1]:.3f} on {name}" for _, name, _, mean in drawn)
+    said = " and ".join(f"{mean[-1]:.3g} ({name})" for _, name, _, mean in drawn)
     ticks = "".join(f"<span>{share * top:.3g}</span>" for share in (1, 0.5, 0))
-    return f"""<figure class="curves"><figcaption>Loss <small>single steps, and the mean of {window}</small>
+    return f"""<figure class="curves"><figcaption>{title} <small>{about}</small>
 <ul>{keys}</ul></figcaption><div class="plot"><div class="ticks" aria-hidden="true">{ticks}</div>
-<svg viewBox="0 0 1000 300" preserveAspectRatio="none" role="img" aria-label="Loss after {steps} steps: {said}">
+<svg viewBox="0 0 1000 300" preserveAspectRatio="none" role="img" aria-label="{title} after {steps} steps: {said}">
 <path class="grid" d="M0 0H1000M0 150H1000M0 300H1000"/>{lines}</svg></div>
 <div class="steps" aria-hidden="true"><span>0</span><span>{total // 2}</span><span>{total} steps</span></div>
 </figure>"""
@@ -135,34 +151,49 @@ def _nice(value: float) -> float:
 
 
 def samples(report: Report, root: Path, url: Url) -> str:
-    """A row for each sampling step, newest first: the subject's pictures beside its class's."""
-    config = report.config
+    """A row for each sampling step, newest first: the subjects' pictures beside their classes'."""
     best = report.measures.best if report.measures else 0
-    asked = {config.instance_prompt: "The subject", config.class_prompt: "Its class"}
-    columns = asked | {picture.prompt: "Your prompt" for picture in report.pictures if picture.prompt not in asked}
+    columns = _columns(report)
     by_step: dict[int, list[events.Image]] = {}
     for picture in sorted(report.pictures, key=lambda p: (-p.step, p.seed)):
         by_step.setdefault(picture.step, []).append(picture)
     if not by_step:
-        every = config.train.sample_every
+        every = report.config.train.sample_every
         soon = f"Sample pictures come here every {every} steps." if every else "This run draws no sample pictures."
         return f"<div class='empty'>{soon}</div>" if report.status == "running" else ""
-    heads = "".join(f"<th scope='col'>{name}<q>{html.escape(prompt)}</q></th>" for prompt, name in columns.items())
+    heads = "".join(
+        f"<th scope='col'>{html.escape(name)}<q>{html.escape(prompt)}</q></th>" for prompt, name in columns.items()
+    )
     rows = []
     for step in _spread(list(by_step), best):
         cells = []
-        for prompt, name in columns.items():
+        for prompt in columns:
             drawn = [
                 f"<a href='{url(root / p.path)}' target='_blank'><img src='{url(root / p.path)}' loading='lazy' "
                 f"alt='{html.escape(prompt, quote=True)}, step {step}, seed {p.seed}'></a>"
                 for p in by_step[step] if p.prompt == prompt
             ]  # fmt: skip
-            cells.append(f"<td class='{name.split()[-1]}'>{''.join(drawn)}</td>")
+            cells.append(f"<td>{''.join(drawn)}</td>")
         said = f"step {step}" if step else "before"
         mark = " <b title='The best step, as the measures say'>best</b>" if best and step == best else ""
         rows.append(f"<tr><th scope='row'>{said}{mark}</th>{''.join(cells)}</tr>")
-    return f"""<div class="samples-table"><table id="samples"><thead><tr><th></th>{heads}</tr></thead>
+    wide = f" style='min-width: {MIN_COLUMN * len(columns)}px'" if len(columns) > FITTING else ""
+    return f"""<div class="samples-table"><table id="samples"{wide}><thead><tr><th></th>{heads}</tr></thead>
 <tbody>{"".join(rows)}</tbody></table></div>"""
+
+
+def _columns(report: Report) -> dict[str, str]:
+    """What each prompt shows, in the order in which they were asked for."""
+    config = report.config
+    if len(config.subjects) == 1:
+        named = {config.instance_prompt: "The subject", config.class_prompt: "Its class"}
+    else:
+        titles = [subject.fill("{identifier} {class_noun}") for subject in config.subjects]
+        named = dict(zip(config.instance_prompts, titles, strict=True))
+        named |= dict.fromkeys(config.class_prompts, "A class") | {together_prompt(config.subjects): "Together"}
+        if len(config.class_prompts) > 1:
+            named[config.class_prompts[-1]] = "The classes"
+    return named | {picture.prompt: "Your prompt" for picture in report.pictures if picture.prompt not in named}
 
 
 def _spread(steps: Sequence[int], best: int) -> list[int]:
@@ -197,11 +228,14 @@ def _thumbnail(run: Run, report: Report) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def twin_text(run: Run, report: Report) -> str:
-    """The other run of a pair that was trained both ways, with a button that shows it."""
-    which = "with" if report.config.prior.active else "without"
-    button = f"<button type='button' data-run='{html.escape(run.id, quote=True)}'>Look at it</button>"
-    return f"Trained both ways: the run {which} PPL is {report.status}. {button}"
+def twin_text(others: Sequence[tuple[Run, Report]]) -> str:
+    """The runs that were trained beside one and differ in their condition alone, with buttons that show them."""
+    shown = "".join(
+        f"<span>The run {report.config.condition} is {report.status}. "
+        f"<button type='button' data-run='{html.escape(run.id, quote=True)}'>Look at it</button></span>"
+        for run, report in others
+    )
+    return f"Trained {'both' if len(others) == 1 else 'three'} ways. {shown}" if others else ""
 
 
 def chip(status: Status) -> str:

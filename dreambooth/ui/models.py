@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -16,14 +16,17 @@ import gradio as gr
 from pydantic import ValidationError
 
 from dreambooth import generate
+from dreambooth.adapters import fetch_base, is_adapter, is_model, read_adapter
 from dreambooth.config import TOYBOX, Config, SamplingConfig, load_preset
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.families import SAFETY_CHECKER
-from dreambooth.fetch import TOYBOX_FOLDER, fetch_from_hub, fetch_model
+from dreambooth.fetch import TOYBOX_FOLDER, fetch_from_hub, fetch_model, fingerprint
 from dreambooth.generate import Which
 from dreambooth.hub import Token, visitors_cache
+from dreambooth.methods import get_method
 from dreambooth.monitor import Measures, read_measures
 from dreambooth.runs import Run
+from dreambooth.ui.drawing import Weights
 from dreambooth.ui.studio import Studio, is_owner, title
 
 MOST_STEPS, MOST_GUIDANCE = 100, 20
@@ -34,6 +37,15 @@ MAX_MODEL = 7.5e9
 
 ROOM_FOR_A_MODEL = 15e9
 """Bytes that must be free before a stranger's model is fetched: twice the largest one's size, since runs need some."""
+
+MAX_ADAPTERS = 3
+"""Put on top of a model: each is loaded anew for a drawing, and more than a few spoil each other."""
+
+MAX_SCALE = 1.5
+"""The end of an adapter's sliders: above, pictures fall apart."""
+
+UNSCALED = ("full", "textual_inversion")
+"""Methods whose models are whole or not at all: a whole pipeline, a word that is there or not."""
 
 BUILD = (
     "sample_size", "in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block",
@@ -50,43 +62,92 @@ class Model:
 
     name: str
     """What pictures and the page call it; never a path of the server."""
-    folder: str
+    weights: Weights
     sampling: SamplingConfig
     """The settings it is best sampled with."""
     which: str = ""
     """Of a run's two models."""
 
 
-def open_model(studio: Studio, owner: str, name: str, which: Which = "last", token: Token = False) -> Model:
+def open_model(
+    studio: Studio, owner: str, name: str, which: Which = "last", token: Token = False, *, scale: float = 1.0,
+    adapters: Sequence[tuple[str, float]] = (),
+) -> Model:  # fmt: skip
     """The model that a visitor names: a base model on offer, a run of theirs, or a Hub repo, downloaded if need be.
 
     `which` is heeded where a run has two. A repo is OWNER/NAME or OWNER/NAME@REVISION; the Hub is asked each time
-    whether `token` may read it. A path of the server is none of these. Raises `ConfigError`, `RunError`, `ModelError`
-    or `HubError`.
+    whether `token` may read it. A path of the server is none of these. An adapter takes part with `scale`; on top come
+    `adapters`, each the id of a run of the visitor's and its weight. Raises `ConfigError`, `RunError`, `ModelError` or
+    `HubError`.
     """
     name = name.strip() if isinstance(name, str) else ""
     if not name:
         raise ConfigError("No model is chosen.", "Choose one from the list, or type a Hub id, OWNER/NAME.")
     if name in studio.base_models:
         wanted = studio.model(name)
-        return Model(name, str(fetch_model(wanted)), base_sampling(wanted))
-    if "/" in name:
-        repo_id, _, revision = name.partition("@")
-        fetch = _fetch_for_stranger if studio.public else fetch_from_hub
-        folder = fetch(repo_id, revision or None, token=token)
-        if studio.public and not (brings_safety_checker(folder) or is_built_as_toybox(folder)):
-            raise ModelError(
-                f"{name} has no safety checker, without which a public studio draws with no stranger's model.",
-                "Choose one that has, or run the studio on a computer of your own.",
-            )
-        settings = generate.published_settings(folder)
-        return Model(name, str(folder), settings.sampling if settings else SamplingConfig())
-    run = studio.own_run(owner, name)
-    folder = finished_model(run, which)
-    return Model(run.id, folder, run.config.sampling, "best" if Path(folder).name == "best" else "last")
+        model = Model(name, Weights(str(fetch_model(wanted))), base_sampling(wanted))
+    elif "/" in name:
+        model = _open_from_hub(studio, name, token)
+    else:
+        run = studio.own_run(owner, name)
+        weights = weights_of(run, which)
+        model = Model(run.id, weights, run.config.sampling, "best" if Path(weights.folder).name == "best" else "last")
+    base = Path(model.weights.base or model.weights.folder)
+    stacked = _stacked(studio, owner, adapters, base)
+    return replace(model, weights=model.weights._replace(scale=_checked_weight(scale), adapters=stacked))
 
 
-def _fetch_for_stranger(repo_id: str, revision: str | None, token: Token) -> Path:
+def _open_from_hub(studio: Studio, name: str, token: Token) -> Model:
+    repo_id, _, revision = name.partition("@")
+    fetch = _fetch_for_stranger if studio.public else fetch_from_hub
+    folder = fetch(repo_id, revision or None, token=token, adapters=True)
+    base = _base_of(studio, folder, token) if is_adapter(folder) else None
+    if studio.public and not (brings_safety_checker(base or folder) or is_built_as_toybox(base or folder)):
+        raise ModelError(
+            f"{name} has no safety checker, without which a public studio draws with no stranger's model.",
+            "Choose one that has, or run the studio on a computer of your own.",
+        )
+    settings = generate.published_settings(folder)
+    return Model(name, Weights(str(folder), str(base or "")), settings.sampling if settings else SamplingConfig())
+
+
+def _base_of(studio: Studio, adapter: Path, token: Token) -> Path:
+    """The folder of a Hub adapter's base model: one on offer here is taken as it is, any other fetched for `token`."""
+    facts = read_adapter(adapter)
+    if facts.base_model in studio.base_models and facts.revision is None:
+        return fetch_model(studio.model(facts.base_model))
+    if studio.public and facts.base_model != TOYBOX:
+        return _fetch_for_stranger(facts.base_model, facts.revision, token)
+    return fetch_base(facts, token=token)
+
+
+def _stacked(
+    studio: Studio, owner: str, adapters: Sequence[tuple[str, float]], base: Path
+) -> tuple[tuple[str, float], ...]:
+    """The folders and weights of a visitor's adapters; raises `ConfigError` for what is none, and `ModelError` for one
+    of another base model than that in `base`."""
+    if len(adapters) > MAX_ADAPTERS:
+        raise ConfigError(f"{len(adapters)} adapters are too many.", f"Add at most {MAX_ADAPTERS}.")
+    found = []
+    for name, weight in adapters:
+        run = studio.own_run(owner, name)
+        folder = Path(finished_model(run, "best"))
+        if not is_adapter(folder):
+            raise ConfigError(f"{label(run)} is a whole model.", "Only adapters can be added to a model.")
+        if read_adapter(folder).base_fingerprint != fingerprint(base):
+            raise ModelError(f"{label(run)} is an adapter of another base model.",
+                             "Add it to that base model, or to another adapter of it.")  # fmt: skip
+        found.append((str(folder), _checked_weight(weight)))
+    return tuple(found)
+
+
+def _checked_weight(weight: object) -> float:
+    if isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight <= MAX_SCALE:
+        return float(weight)
+    raise ConfigError(f"{weight!r:.30} is no strength of an adapter.", f"Give a number from 0 to {MAX_SCALE}.")
+
+
+def _fetch_for_stranger(repo_id: str, revision: str | None, token: Token, adapters: bool = False) -> Path:
     """A Hub model for a visitor of a public studio: one download at a time, and not above `MAX_MODEL`.
 
     Where the disk has too little room, those that visitors asked for longest ago are removed.
@@ -100,7 +161,7 @@ def _fetch_for_stranger(repo_id: str, revision: str | None, token: Token) -> Pat
             if not old:
                 raise RunError("The studio's disk has no room for another model.", "Take one from the list.")
             shutil.rmtree(old.pop(0), ignore_errors=True)
-        folder = fetch_from_hub(repo_id, revision, token=token, max_bytes=MAX_MODEL)
+        folder = fetch_from_hub(repo_id, revision, token=token, max_bytes=MAX_MODEL, adapters=adapters)
         os.utime(folder.parents[1])
         return folder
     finally:
@@ -134,14 +195,20 @@ def finished_model(run: Run, which: Which = "last") -> str:
     """The folder of a run's model; raises `RunError` where it has none yet, `ConfigError` for an unknown `which`."""
     if which not in get_args(Which):
         raise ConfigError(f"{which!r} is none of a run's models.", f"Say {' or '.join(get_args(Which))}.")
-    if not (run.path / "model" / "model_index.json").is_file():  # in words of our own: others name the path
+    if not is_model(run.path / "model"):  # in words of our own: others name the path
         raise RunError(f"This run is {run.status} and has no model yet.", "Wait for its end, or resume it.")
     return str(generate.finished_model(run.path, which))
 
 
+def weights_of(run: Run, which: Which = "last") -> Weights:
+    """What is loaded to draw with a run's model; raises as `finished_model` and `base_folder` do."""
+    folder = finished_model(run, which)
+    return Weights(folder, base_folder(run.config) if is_adapter(Path(folder)) else "")
+
+
 def best_and_last(run: Run) -> dict[Which, int] | None:
     """The steps of a run's two models; None where the last is the best, or nothing was measured."""
-    if not (run.path / "best" / "model_index.json").is_file() or (measures := measures_of(run)) is None:
+    if not is_model(run.path / "best") or (measures := measures_of(run)) is None:
         return None
     return {"best": measures.best, "last": measures.measures[-1].step}
 
@@ -167,11 +234,32 @@ def finished_runs(studio: Studio, owner: str) -> list[Run]:
 
 
 def first_choice(studio: Studio, runs: Sequence[Run]) -> Run | None:
-    """Of a visitor's finished runs the newest; of a pair that was trained both ways, the one with PPL."""
+    """Of a visitor's finished runs the newest; of those trained beside each other, the one with PPL."""
     if not runs:
         return None
-    partner = studio.partner(runs[0])
-    return partner if partner in runs and partner.config.prior.active else runs[0]
+    family = [runs[0], *(run for run in studio.partners(runs[0]) if run in runs)]
+    return max(family, key=lambda run: run.config.condition == "with PPL")
+
+
+def has_strength(run: Run) -> bool:
+    """Whether more or less of what a run trained can take part."""
+    return run.config.method not in UNSCALED
+
+
+def adapters_for(studio: Studio, runs: Sequence[Run], model: str) -> list[Run]:
+    """Of a visitor's finished runs the adapters that can be put on top of the model of that name."""
+    chosen = next((run.config for run in runs if run.id == model), None)
+    if chosen:
+        base = (chosen.base_model, chosen.revision) if get_method(chosen.method).load else None
+    elif model in studio.base_models:
+        base = (studio.model(model), None)
+    else:  # a Hub repo
+        repo_id, _, revision = (model or "").partition("@")
+        base = (repo_id, revision or None)
+    return [
+        run for run in runs
+        if run.id != model and (run.config.base_model, run.config.revision) == base and is_adapter(run.path / "model")
+    ]  # fmt: skip
 
 
 def base_sampling(base_model: str) -> SamplingConfig:
@@ -181,9 +269,12 @@ def base_sampling(base_model: str) -> SamplingConfig:
 
 def label(run: Run, how: str | None = None) -> str:
     """What lists of models call a run."""
-    how = how or ("with PPL" if run.config.prior.active else "without PPL")
+    config = run.config
+    word_alone = config.method == "textual_inversion"  # nothing that could drift
+    how = "" if word_alone else f" · {how or config.condition}"
+    method = "" if config.method == "full" else f" · {get_method(config.method).title}"
     begun = time.strftime("%d %b %H:%M", time.strptime(run.id[:15], "%Y%m%d-%H%M%S"))
-    return f"{title(run)} · {how} · {run.config.train.steps} steps · {begun}"
+    return f"{title(run)}{method}{how} · {config.train.steps} steps · {begun}"
 
 
 def shown_sampling(sampling: SamplingConfig) -> tuple[int, float]:

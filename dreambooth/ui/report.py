@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from dreambooth import events
-from dreambooth.config import Config
+from dreambooth.config import LEARNS_WORD, Config
 from dreambooth.errors import RunError
+from dreambooth.methods import get_method
 from dreambooth.metrics import METRICS
 from dreambooth.monitor import Measures, read_measures
 from dreambooth.preflight import gib
@@ -53,7 +54,8 @@ class Report:
     per_second: float | None
     """Steps, or class images, a second in this stage."""
     losses: np.ndarray
-    """(2, steps) float32: instance and prior loss of each step, NaN where there is none."""
+    """(3, steps) float32: instance and prior loss of each step and its drift penalty, without the weight; NaN where
+    there is none."""
     pictures: tuple[events.Image, ...]
     measures: Measures | None
     """What the sample pictures say; None where nothing was measured."""
@@ -71,16 +73,21 @@ class Report:
     @property
     def name(self) -> str:
         """What the page calls the run."""
-        return f"{self.config.subject.identifier} {self.config.subject.class_noun}"
+        return title_of(self.config)
 
     @property
     def facts(self) -> str:
         """The settings that were chosen, in words."""
         config = self.config
+        method, adapter = get_method(config.method).title, config.method != "full"
         prior = f"{config.prior.num_images} class images" if config.prior.active else "no PPL"
-        text = "" if config.train.text_encoder else " · text encoder frozen"
-        model = Path(config.base_model).name
-        return f"{config.train.steps} steps at {config.train.learning_rate:g} · {prior}{text} · {model}"
+        kept = [prior, f"drift penalty {config.drift.weight:g}"] if config.drift.weight else [prior]
+        frozen = config.train.text_encoder or config.method in LEARNS_WORD
+        parts = [
+            *([method] if adapter else []), f"{config.train.steps} steps at {config.train.learning_rate:g}", *kept,
+            *([] if frozen else ["text encoder frozen"]), Path(config.base_model).name,
+        ]  # fmt: skip
+        return " · ".join(parts)
 
     @property
     def measured(self) -> int:
@@ -127,13 +134,13 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """For API callers."""
-        loss = self.losses[:, -1] if self.losses.size else (math.nan, math.nan)
+        last = self.losses[:, -1] if self.losses.size else (math.nan, math.nan, math.nan)
         measures = self.measures
-        instance, prior = (float(value) if math.isfinite(value) else None for value in loss)
+        instance, prior, drift = (float(value) if math.isfinite(value) else None for value in last)
         return {
             "title": self.name, "settings": self.facts, "status": self.status, "stage": self.stage, "done": self.done,
             "total": self.total, "text": self.text, "per_second": self.per_second, "seconds_left": self.seconds_left,
-            "warnings": list(self.warnings), "instance_loss": instance, "prior_loss": prior,
+            "warnings": list(self.warnings), "instance_loss": instance, "prior_loss": prior, "drift": drift,
             "sample_pictures": len(self.pictures), "best_step": measures.best or None if measures else None,
             "dino_of_photos": measures.ceiling if measures else None,
             "measures": [asdict(measure) for measure in measures.measures] if measures else [],
@@ -152,7 +159,7 @@ class Digest:
         self._read = 0  # bytes
         self._began: float | None = None
         self._last: events.Event | None = None
-        self._losses = np.full((2, 1024), math.nan, np.float32)
+        self._losses = np.full((3, 1024), math.nan, np.float32)
         self._step = 0  # the highest
         self._pictures: dict[str, events.Image] = {}
         self._warnings: dict[str, None] = {}
@@ -210,8 +217,8 @@ class Digest:
         """Steps repeated after a crash count once, as they went the last time."""
         if event.step > self._losses.shape[1]:
             self._losses = np.pad(self._losses, ((0, 0), (0, event.step)), constant_values=math.nan)
-        prior = math.nan if event.prior_loss is None else event.prior_loss
-        self._losses[:, event.step - 1] = event.instance_loss, prior
+        prior, drift = (math.nan if value is None else value for value in (event.prior_loss, event.drift))
+        self._losses[:, event.step - 1] = event.instance_loss, prior, drift
         self._step = max(self._step, event.step)
 
     def _per_second(self) -> float | None:
@@ -269,6 +276,11 @@ class Digests:
             while len(self._digests) > KEPT:
                 self._digests.popitem(last=False)
         return digest.report()
+
+
+def title_of(config: Config) -> str:
+    """What the page calls a run: its subjects."""
+    return " and ".join(subject.fill("{identifier} {class_noun}") for subject in config.subjects)
 
 
 def duration(seconds: float) -> str:

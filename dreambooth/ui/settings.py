@@ -13,16 +13,18 @@ from gradio.components import Component
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from dreambooth.config import TOYBOX, Config, load_preset
+from dreambooth.config import LEARNS_WORD, TOYBOX, Config, load_preset
 from dreambooth.errors import ConfigError
+from dreambooth.methods import methods
 from dreambooth.ui import login
 from dreambooth.ui.limits import FOR_ONESELF
-from dreambooth.ui.studio import QUIET, Studio
+from dreambooth.ui.studio import QUIET, Studio, Ways
 
 # On top stand the settings that decide most often whether a training succeeds. Steps and learning rate together say how
 # much is learned: too little misses the subject, too much copies the photos. Prior preservation keeps the class. The
 # text encoder makes the subject more faithful and costs the most memory. The seed is the cheapest second try, and equal
 # seeds make two runs comparable. Resolution is not among them: `auto`, what the base model was trained at, is right.
+# The method decides what all of this costs, and how large the file is.
 ON_TOP = {
     "train.steps": "steps",
     "train.learning_rate": "learning_rate",
@@ -30,6 +32,8 @@ ON_TOP = {
     "prior.num_images": "class_images",
     "train.text_encoder": "text_encoder",
     "seed": "seed",
+    "method": "method",
+    "drift.weight": "drift",
 }
 """Settings with a place, and a parameter of `start_training`, of their own."""
 
@@ -43,6 +47,8 @@ ELSEWHERE = {
     "subject.crops": "the Photos tab",
     "subject.captions": "captions are files beside the photos, and uploads are pictures alone",
     "subject.instance_prompt": "the Photos tab makes it from identifier and class noun",
+    "more_subjects": "the Photos tab",
+    "word.learned": "chosen among one's own runs, as `learned`: a visitor never sends a path",
     "evaluation.dino": "a visitor would name a folder of the server, or a download; auto suits the base model",
     "evaluation.clip": "as evaluation.dino",
     "evaluation.perceptual": "as evaluation.dino",
@@ -54,9 +60,24 @@ ELSEWHERE = {
 }
 """Settings that are not in the form, and why."""
 
+WAYS = [
+    ("Once, as set here", "one"), ("Twice: with and without PPL", "two"),
+    ("Three times: with PPL, without, with a drift penalty", "three"),
+]  # fmt: skip
+"""How often to train, as the page calls it."""
+
+NO_WORD = ("No: take a rare word of the vocabulary", "")
+
 SMALL = 256
 """Side in pixels of training pictures up to which a base model without a recipe takes the toybox's: its learning rate
 suits small models and would ruin large ones."""
+
+DRIFT = 0.01
+"""Weight of the drift penalty where one is asked for and none is set. Source: a run each of full fine-tuning on the
+toybox's sample backpack without class images: 0.01 lowered PRES by 0.13 and DINO by 0.08, 1 left little of both."""
+
+OF_METHOD = {"lora": ("lora",), "word": LEARNS_WORD}
+"""Sections that are for some methods alone."""
 
 _WORDS = {"num": "number of", "lr": "learning rate", "snr": "SNR", "ema": "EMA", "grad": "gradient", "max": "largest"}
 _LEFT_OUT = object()
@@ -138,7 +159,7 @@ class Setting:
         """What the field shows for a config's value."""
         kind = _kind(self.info.annotation)
         if kind.several:
-            return (", " if kind.several is tuple else "\n").join(map(str, value))
+            return (", " if kind.several is tuple else "\n").join(map(str, value or ()))
         if kind.choices:
             return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
         return "" if value is None else str(value) if kind.optional else value
@@ -149,7 +170,8 @@ class Setting:
         if kind.several is tuple:
             return [part for part in str(shown or "").replace(",", " ").split()] or _LEFT_OUT
         if kind.several:
-            return [line.strip() for line in str(shown or "").splitlines() if line.strip()]
+            lines = [line.strip() for line in str(shown or "").splitlines() if line.strip()]
+            return None if kind.optional and not lines else lines
         empty = shown is None or (isinstance(shown, str) and not shown.strip())
         return _LEFT_OUT if empty and not kind.optional else None if empty else shown
 
@@ -240,26 +262,37 @@ class Choices(NamedTuple):
     class_images: Any
     text_encoder: Any
     seed: Any
-    both_ways: Any
+    ways: Any
+    method: Any
+    drift: Any
+    learned: Any
+    """The id of a run whose word is taken over; `Studio.start` finds it."""
 
     def as_settings(self, studio: Studio, more: Any) -> dict[str, Any]:
         """Nested as in a config file, without the subject; what is None is as the recipe says.
 
         Raises `ConfigError` for a model that is not on offer, and for `more` that may not be set here.
         """
-        recipe = self.recipe or first_recipe(studio, self.base_model)
-        enabled = True if self.both_ways else self.prior
+        recipe = self.recipe or first_recipe(studio, self.base_model, self.method)
+        enabled = True if self.ways in ("two", "three") else self.prior
+        drift = self.drift or DRIFT if self.ways == "three" else self.drift
         on_top = {
             "preset": recipe,
             "base_model": studio.model(self.base_model or model_for(studio, recipe)),
             "prior": _given(enabled=enabled, num_images=None if enabled is False else self.class_images),
             "train": _given(steps=self.steps, learning_rate=self.learning_rate, text_encoder=self.text_encoder),
-            **_given(seed=self.seed),
+            **_given(seed=self.seed, method=self.method),
+            **({"drift": {"weight": drift}} if drift is not None else {}),
         }
         more = checked_more(more)
         return more | {
             name: more.get(name, {}) | value if isinstance(value, dict) else value for name, value in on_top.items()
         }
+
+
+def method_of(settings: dict[str, Any]) -> str:
+    """The method of settings that name a recipe."""
+    return settings.get("method") or recipe_method(settings["preset"])
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -272,6 +305,12 @@ class Form:
 
     top: Choices
     more: dict[Setting, Component]
+    recipes: gr.Dropdown
+    """The list that the recipe is chosen from."""
+    keeping: gr.Column
+    """Holds what keeps the class, for methods that could change it."""
+    of_method: dict[str, gr.Column]
+    """The accordion's sections that are for some methods alone."""
 
     @property
     def components(self) -> list[Component]:
@@ -297,7 +336,10 @@ def for_callers(studio: Studio) -> Choices:
         class_images=gr.Number(None, precision=0, label="class_images", visible=False),
         text_encoder=gr.Dropdown(**switch, label="text_encoder", visible=False),
         seed=gr.Number(None, precision=0, label="seed", visible=False),
-        both_ways=gr.Checkbox(False, label="both_ways", visible=False),
+        ways=gr.Dropdown(list(get_args(Ways)), label="ways", **choice | {"value": "one"}),
+        method=gr.Dropdown([method.name for method in methods()], label="method", **choice),
+        drift=gr.Number(None, label="drift", visible=False),
+        learned=gr.Textbox(None, label="learned", visible=False),
     )
 
 
@@ -310,69 +352,123 @@ def build(studio: Studio) -> Form:
     def on_top(key: str, info: str, **arguments: Any) -> Component:
         return by_key[key].component(value_of(config, key), info=info, **arguments)
 
+    models = gr.Dropdown(list(studio.base_models), value=base_model, label="Base model", elem_id="base-model")
+    method = gr.Radio(
+        method_choices({}), value=config.method, label="Method", elem_id="method",
+        info="What is trained. Size, time and memory are for its recipe on this base model.",
+    )  # fmt: skip
+    # Others than the choices are let in, since the list is a visitor's own; `Studio.start` refuses those of others.
+    learned = gr.Dropdown(
+        [NO_WORD], value="", label="Start from a learned word", visible=False, allow_custom_value=True,
+        elem_id="learned", info="LoRA then adds what the word alone can't tell (pivotal tuning).",
+    )  # fmt: skip
+    # Its name is kept apart from the list, whose choices change: Gradio 6.31 refuses a value that has just left them.
+    chosen = gr.Textbox(recipe, label="recipe", visible="hidden")
     recipes = gr.Dropdown(
-        [(label, name) for name, label in studio.recipes.items()], value=recipe, label="Recipe",
+        recipe_choices(studio, config.method), value=recipe, label="Recipe",
         info="For the kind of subject and the base model; fills in every setting below.", elem_id="recipe",
     )  # fmt: skip
-    models = gr.Dropdown(list(studio.base_models), value=base_model, label="Base model", elem_id="base-model")
-    method = by_key["method"]
-    choices = _kind(method.info.annotation).choices
-    more = {method: method.component(config.method, visible=len(choices) > 1, elem_id="method")}
     with gr.Row():
         steps = on_top("train.steps", "Too many copy the photos.", elem_id="steps", min_width=140)
         rate = on_top("train.learning_rate", "Lower it if pictures decay.", elem_id="learning-rate", min_width=140)
         seed = on_top("seed", "Another one is another try.", elem_id="seed", min_width=140)
-    with gr.Group():
+    with gr.Column(elem_id="keeping") as keeping, gr.Group():
         prior = on_top(
             "prior.enabled", "Trains on the model's own pictures of the class as well, so that it keeps the class.",
             label="Prior preservation (PPL)", elem_id="prior",
         )  # fmt: skip
         images = on_top("prior.num_images", "Drawn once, then shared between runs.", label="Class images",
                         elem_id="class-images", visible=config.prior.enabled)  # fmt: skip
-        both = gr.Checkbox(
-            False, label="Train both ways", elem_id="both-ways",
-            info="Two runs with the same seed, one with and one without PPL, to see what it does.",
+        drift = on_top(
+            "drift.weight", f"Holds the weights near the base model's, without class images; 0 is off, {DRIFT:g} a "
+            "start.", label="Drift penalty", elem_id="drift-weight",
         )  # fmt: skip
-    text = on_top("train.text_encoder", "More faithful to the subject; more memory.", label="Train the text encoder")
-    more |= _accordion(config, known=more, hidden=() if login.for_oneself(public=studio.public) else FOR_ONESELF)
-    form = Form(Choices(recipes, models, steps, rate, prior, images, text, seed, both), more)
+        ways = gr.Radio(
+            WAYS, value="one", label="Train", elem_id="ways",
+            info="Several runs have the same seed and settings else, to see what keeps the class.",
+        )  # fmt: skip
+    text = on_top("train.text_encoder", "More faithful to the subject; more memory.", label="Train the text encoder",
+                  elem_id="text-encoder")  # fmt: skip
+    more, of_method = _accordion(config, hidden=() if login.for_oneself(public=studio.public) else FOR_ONESELF)
+    choices = Choices(chosen, models, steps, rate, prior, images, text, seed, ways, method, drift, learned)
+    form = Form(choices, more, recipes, keeping, of_method)
     _wire(studio, form)
     return form
 
 
-def _accordion(config: Config, known: Iterable[Setting], hidden: Sequence[str]) -> dict[Setting, Component]:
-    """A field for every further setting, under what its section is about; those that are `hidden` are not seen."""
-    components = {}
+def _accordion(config: Config, hidden: Sequence[str]) -> tuple[dict[Setting, Component], dict[str, gr.Column]]:
+    """A field for every further setting, under what its section is about, and the sections that are for some methods
+    alone; fields that are `hidden` are not seen."""
+    components, columns = {}, {}
     with gr.Accordion("All other settings", open=False, elem_id="more-settings"):
         for section in dict.fromkeys(setting.key.rpartition(".")[0] for setting in further_settings()):
             about = _section(Config.model_fields[section]).__doc__ if section else "The run as a whole."
-            gr.Markdown(f"#### {about.splitlines()[0]}")
-            with gr.Row(elem_classes="fields"):
-                for setting in further_settings():
-                    if setting.key.rpartition(".")[0] == section and setting not in known:
-                        value, visible = value_of(config, setting.key), setting.key not in hidden
-                        components[setting] = setting.component(value, visible=visible)
-    return components
+            with gr.Column(visible=config.method in OF_METHOD.get(section, (config.method,))) as column:
+                gr.Markdown(f"#### {about.splitlines()[0]}")
+                with gr.Row(elem_classes="fields"):
+                    for setting in further_settings():
+                        if setting.key.rpartition(".")[0] == section:
+                            value, visible = value_of(config, setting.key), setting.key not in hidden
+                            components[setting] = setting.component(value, visible=visible)
+            if section in OF_METHOD:
+                columns[section] = column
+    return components, columns
 
 
 def _wire(studio: Studio, form: Form) -> None:
-    """A recipe fills in the form; a base model asks for a recipe that suits it; PPL shows what belongs to it."""
-    top, filled = form.top, form.components[1:]
-    filled.remove(top.both_ways)
+    """A method and a base model ask for a recipe that suits them; a recipe fills in the form; what does not belong to
+    the method is not seen."""
+    top, filled = form.top, [form.top.base_model, *(getattr(form.top, name) for name in ON_TOP.values())]
+    filled += form.more.values()
 
     def fill(recipe: str) -> list[Any]:
-        return recipe_values(studio, form, recipe)
+        return [recipe, *recipe_values(studio, form, recipe)]
 
     def suit(base_model: str, recipe: str) -> list[Any]:
         suited = suited_recipe(studio, base_model, recipe)
         if suited == recipe:
-            return [gr.skip()] * (1 + len(filled))
-        return [suited, base_model, *recipe_values(studio, form, suited)[1:]]
+            return [gr.skip()] * (2 + len(filled))
+        return [suited, suited, base_model, *recipe_values(studio, form, suited)[1:]]
 
-    top.recipe.input(fill, top.recipe, filled, **QUIET)
-    top.base_model.input(suit, [top.base_model, top.recipe], [top.recipe, *filled], **QUIET)
+    def choose(base_model: str, method: str) -> list[Any]:
+        recipe = first_recipe(studio, base_model, method)
+        recipes = gr.Dropdown(recipe_choices(studio, method), value=recipe)
+        return [recipes, recipe, base_model, *recipe_values(studio, form, recipe)[1:]]
+
+    def show(method: str) -> list[Any]:
+        keeps = method != "textual_inversion"
+        sections = [gr.Column(visible=method in OF_METHOD[name]) for name in form.of_method]
+        return [
+            gr.Column(visible=keeps), gr.skip() if keeps else "one", gr.Checkbox(visible=method not in LEARNS_WORD),
+            *sections,
+        ]  # fmt: skip
+
+    def turn_on(ways: str, prior: bool, drift: float | None) -> tuple[bool, float | None]:
+        return prior or ways != "one", drift or DRIFT if ways == "three" else drift
+
+    form.recipes.input(fill, form.recipes, [top.recipe, *filled], **QUIET)
+    chosen = [form.recipes, top.recipe, *filled]
+    top.base_model.input(suit, [top.base_model, top.recipe], chosen, **QUIET)
+    top.method.input(choose, [top.base_model, top.method], chosen, **QUIET)
+    top.method.change(show, top.method, [form.keeping, top.ways, top.text_encoder, *form.of_method.values()], **QUIET)
     top.prior.change(lambda on: gr.Number(visible=on), top.prior, top.class_images, **QUIET)
-    top.both_ways.input(lambda both, on: on or both, [top.both_ways, top.prior], top.prior, **QUIET)
+    top.ways.input(turn_on, [top.ways, top.prior, top.drift], [top.prior, top.drift], **QUIET)
+
+
+# ------------------------------------------------------------------------------------------------------------- methods
+
+
+def method_choices(costs: dict[str, str]) -> list[tuple[str, str]]:
+    """The methods as a list to choose from: title, what it is in a sentence, and what it costs where that is known."""
+    return [
+        ("\n".join([method.title, method.description, *filter(None, [costs.get(method.name)])]), method.name)
+        for method in methods()
+    ]
+
+
+def usual_settings(studio: Studio, base_model: str, method: str) -> dict[str, Any]:
+    """A method's recipe on the base model of that name, as it is."""
+    return {"preset": first_recipe(studio, base_model, method), "base_model": studio.model(base_model)}
 
 
 # ------------------------------------------------------------------------------------------------------------- recipes
@@ -386,12 +482,25 @@ def _made_for(recipe: str) -> str:
     return load_preset(recipe)["base_model"]
 
 
-def first_recipe(studio: Studio, base_model: str | None = None) -> str:
-    """The recipe to start with: the first for the base model of that name (by default the studio's), else one for
-    models of the size that the studio's has."""
-    fallback = (
-        next((name for name in studio.recipes if name != TOYBOX), TOYBOX) if studio.resolution > SMALL else TOYBOX
-    )
+def recipe_method(recipe: str) -> str:
+    """The method that a recipe is for."""
+    return load_preset(recipe).get("method", "full")
+
+
+def recipe_choices(studio: Studio, method: str) -> list[tuple[str, str]]:
+    """The recipes for a method, by what the page calls them."""
+    return [(label, name) for name, label in studio.recipes.items() if recipe_method(name) == method]
+
+
+def first_recipe(studio: Studio, base_model: str | None = None, method: str | None = None) -> str:
+    """The recipe of a method to start with: the first for the base model of that name (by default the studio's), else
+    one for models of the size that the studio's has."""
+    names = [name for _, name in recipe_choices(studio, method or "full")]
+    if not names:
+        known = ", ".join(one.name for one in methods())
+        raise ConfigError(f"There is no method {method!r} here.", f"Choose {known}.")
+    small = studio.resolution <= SMALL
+    fallback = next((name for name in names if (_made_for(name) == TOYBOX) == small), names[0])
     return suited_recipe(studio, base_model or studio.default_model, fallback)
 
 
@@ -402,14 +511,15 @@ def model_for(studio: Studio, recipe: str) -> str:
 
 
 def suited_recipe(studio: Studio, base_model: str, recipe: str) -> str:
-    """`recipe`, or the first one that was made for the base model of that name where `recipe` was not."""
+    """`recipe`, or the first one of its method that was made for the base model of that name where it was not."""
     wanted = studio.model(base_model)
-    made = [name for name in studio.recipes if _made_for(name) == wanted]
+    names = [name for _, name in recipe_choices(studio, recipe_method(recipe))]
+    made = [name for name in names if _made_for(name) == wanted]
     return recipe if recipe in made or not made else made[0]
 
 
 def recipe_values(studio: Studio, form: Form, recipe: str) -> list[Any]:
-    """What a recipe puts into the form's fields, from the base model on; training both ways stays as it is."""
+    """What a recipe puts into the base model's field, those on top and the accordion's, in this order."""
     config = _config_of(recipe)
     on_top = [value_of(config, key) for key in ON_TOP]
     return [

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 import gradio as gr
 from PIL import Image
@@ -30,11 +31,13 @@ from dreambooth.fetch import fetch_model
 from dreambooth.files import atomic_folder
 from dreambooth.hub import Account
 from dreambooth.machine import resolve_device
+from dreambooth.methods.words import PATTERN, read_words
 from dreambooth.photos import MIN_SIDE, Crop, checked_crop, join_names, open_photo
 from dreambooth.publish import Publication, read_state
 from dreambooth.runs import Run, Worker, list_runs
 from dreambooth.ui.limits import StudioSettings, is_person, refuse_too_much
 from dreambooth.ui.publishing import Publisher
+from dreambooth.ui.report import title_of
 
 RECIPES = {
     TOYBOX: "Toybox: a minute on any computer",
@@ -42,8 +45,18 @@ RECIPES = {
     "sd15-animal": "Stable Diffusion 1.5: an animal",
     "sd15-person": "Stable Diffusion 1.5: a person",
     "paper": "Stable Diffusion 1.5: as in the paper",
+    "toybox-lora": "Toybox",
+    "sd15-lora": "Stable Diffusion 1.5",
+    "toybox-textual-inversion": "Toybox",
+    "sd15-textual-inversion": "Stable Diffusion 1.5",
+    "toybox-custom-diffusion": "Toybox",
+    "sd15-custom-diffusion": "Stable Diffusion 1.5",
 }
 """The presets on offer, and what the page calls them."""
+
+Ways = Literal["one", "two", "three"]
+"""How often a subject is trained: as the settings say; with and without PPL; with PPL, without it, and with a drift
+penalty in its place."""
 
 QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """Arguments of events that only redraw the page: at once, without a spinner, and nothing for API callers."""
@@ -93,6 +106,15 @@ def _mark_of(path: Path) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------- studio
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A subject's photos as a visitor gave them."""
+
+    photos: Sequence[str]
+    crops: Sequence[Crop | None] | None = None
+    """A box per photo, in pixels of the upright upload, or None where the subject is to be found."""
 
 
 @dataclass(frozen=True)
@@ -175,12 +197,18 @@ class Studio:
         return [run for run in list_runs(self.root) if self._is_owned(run.path, owner) and _is_readable(run)]
 
     def partner(self, run: Run) -> Run | None:
-        """The other run of a pair that was trained both ways, while it is there."""
-        other = Run(self.root / _partner_of(run)) if _RUN_ID.fullmatch(_partner_of(run)) else None
-        if other is None or _partner_of(other) != run.id or not _is_readable(other):
-            return None
+        """The other run of a pair that was trained both ways, while it is there; of several the first."""
+        return next(iter(self.partners(run)), None)
+
+    def partners(self, run: Run) -> list[Run]:
+        """The runs that were trained beside this one and differ in their condition alone, while they are there."""
+        others = [Run(self.root / name) for name in _partners_of(run) if _RUN_ID.fullmatch(name)]
         mark = _mark_of(run.path)
-        return other if mark and hmac.compare_digest(mark, _mark_of(other.path)) else None
+        return [
+            other for other in others
+            if run.id in _partners_of(other) and _is_readable(other)
+            and mark and hmac.compare_digest(mark, _mark_of(other.path))
+        ]  # fmt: skip
 
     def _is_owned(self, path: Path, owner: str) -> bool:
         return hmac.compare_digest(_mark_of(path), _mark(owner))
@@ -189,26 +217,59 @@ class Studio:
 
     def start(
         self, owner: str, settings: dict, photos: Sequence[str], *, crops: Sequence[Crop | None] | None = None,
-        both_ways: bool = False, consent: bool = False, seconds: float | None = None,
+        others: Sequence[Upload] = (), learned: str | None = None, ways: Ways = "one", consent: bool = False,
+        seconds: float | None = None,
     ) -> list[Run]:  # fmt: skip
         """Queue a new run with copies of the photos, without what they tell but pixels (place, camera, name).
 
-        `settings` is nested as in a config file, without `subject.photos`; `crops` holds a box per photo, in pixels of
-        the upright upload, or None where the subject is to be found. With `both_ways` two runs are made that know each
-        other, with and without PPL and else the same. `seconds` is the estimate of one run as `settings` say, where it
-        is known. Raises `ConfigError`, `PhotoError` and, where a limit is reached, `RunError`; nothing is left then.
+        `settings` is nested as in a config file, without folders; `photos` and `crops` are as in `Upload`, and `others`
+        those of its `more_subjects`. `learned` is a run of the same visitor whose word is taken over. With `ways` other
+        than "one" runs are made that know each other and differ in what keeps the class alone, as `ways_of` says.
+        `seconds` is the estimate of one run as `settings` say, where it is known. Raises `ConfigError`, `PhotoError`
+        and, where a limit is reached, `RunError`; nothing is left then.
         """
         owner = checked_owner(owner)
-        if not photos:
-            raise PhotoError("There are no photos yet.", "Add 3 to 5 in the Photos tab, or take a sample subject.")
-        refuse_too_many(photos)
-        if crops and len(crops) != len(photos):
-            raise PhotoError(f"There are {len(crops)} crop boxes for {len(photos)} photos.", "Give one, or none, each.")
-        configs = [self._checked_config(settings, consent)]
-        if both_ways:
-            configs = _both_ways(configs[0])
-        boxes = crops or [None] * len(photos)
-        return self._queue(owner, configs, lambda folder: _keep_photos(photos, boxes, folder), seconds)
+        uploads = [Upload(photos, crops), *others]
+        for upload in uploads:
+            if not upload.photos:
+                raise PhotoError("There are no photos yet.", "Add 3 to 5 in the Photos tab, or take a sample subject.")
+            if upload.crops and len(upload.crops) != len(upload.photos):
+                raise PhotoError(f"There are {len(upload.crops)} crop boxes for {len(upload.photos)} photos.",
+                                 "Give one, or none, each.")  # fmt: skip
+        refuse_too_many([photo for upload in uploads for photo in upload.photos])
+        if learned:
+            settings = settings | {"word": settings.get("word", {}) | {"learned": "."}}
+        config = self._checked_config(settings, consent)
+        if len(config.subjects) != len(uploads):
+            count = f"{len(uploads)} subject{'' if len(uploads) == 1 else 's'}"
+            raise ConfigError(f"There are photos of {count} and words for {len(config.subjects)}.",
+                              "Give each subject both.")  # fmt: skip
+        configs = ways_of(config, ways)
+        word = self._learned_word(owner, learned, config) if learned else None
+
+        def fill(folder: Path) -> list[dict[str, Crop]]:
+            if word:
+                _copy_word(word, folder / "word")
+            return [
+                _keep_photos(upload.photos, upload.crops or [None] * len(upload.photos), place)
+                for upload, place in zip(uploads, _upload_folders(folder, len(uploads)), strict=True)
+            ]
+
+        return self._queue(owner, configs, fill, seconds)
+
+    def _learned_word(self, owner: str, run_id: str, config: Config) -> Path:
+        """The folder with the word that a run of this visitor learned, which is to be the subject's in `config`."""
+        run = self.own_run(owner, run_id)
+        if run.config.method != "textual_inversion" or run.status != "finished":
+            raise ConfigError("This run has not learned a word.", "Choose a finished run of Textual Inversion.")
+        if (run.config.base_model, run.config.revision) != (config.base_model, config.revision):
+            raise ConfigError("This word was learned with another base model.", "Choose that one, or another word.")
+        folder = run.path / "model"
+        known = read_words(folder)
+        if lacking := [subject.identifier for subject in config.subjects if subject.identifier not in known]:
+            raise ConfigError(f"This run has learned {', '.join(known)}, not {lacking[0]}.",
+                              "Take that word as the identifier.")  # fmt: skip
+        return folder
 
     def train_other_way(self, owner: str, run_id: str) -> Run:
         """Queue the run that differs in prior preservation alone from one that is finished, so that they are a pair.
@@ -221,36 +282,38 @@ class Studio:
             raise RunError(f"This run is {run.status}.", "Wait for its end, or resume it.")
         config = run.config
         checked = self._checked_config(config.model_dump(mode="json"), consent=True)  # given for the same photos before
-        other = next(way for way in _both_ways(checked) if way.prior.active != config.prior.active)
+        other = next(way for way in ways_of(checked, "two") if way.prior.active != config.prior.active)
 
-        def copy_photos(folder: Path) -> dict[str, Crop]:
-            shutil.copytree(run.path / "uploads", folder)
-            return config.subject.crops
+        def fill(folder: Path) -> list[dict[str, Crop]]:
+            _copy_uploads(run.path, folder)
+            return [subject.crops for subject in config.subjects]
 
-        return self._queue(owner, [other], copy_photos, pair_with=run)[0]
+        return self._queue(owner, [other], fill, pair_with=run)[0]
 
     def _queue(
-        self, owner: str, configs: Sequence[Config], keep_photos: Callable[[Path], dict[str, Crop]],
+        self, owner: str, configs: Sequence[Config], fill: Callable[[Path], list[dict[str, Crop]]],
         seconds: float | None = None, pair_with: Run | None = None,
     ) -> list[Run]:  # fmt: skip
-        """Queue a run for each config, two as a pair; `keep_photos` fills a new folder and gives the crop boxes."""
+        """Queue a run for each config, several as each other's partners; `fill` puts uploads into a new run's folder
+        and gives each subject's crop boxes."""
+        for config in configs:
+            refuse_too_much(config, self.settings)
         with self._deciding:
             self._refuse_too_many_runs(owner, len(configs))  # before photos are read, which takes a while
 
         ids = [f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}" for _ in configs]
-        partners = [pair_with.id] if pair_with else reversed(ids) if len(ids) == 2 else [""]
+        known = [*ids, *([pair_with.id] if pair_with else [])]
         runs = [Run(self.root / run_id) for run_id in ids]
         with contextlib.ExitStack() as hidden:
             folders = [hidden.enter_context(atomic_folder(run.path)) for run in runs]
-            boxes = keep_photos(folders[0] / "uploads")
+            boxes = fill(folders[0])
             for folder in folders[1:]:
-                shutil.copytree(folders[0] / "uploads", folder / "uploads")
-            for run, folder, config, partner in zip(runs, folders, configs, partners, strict=True):
-                config = _changed(config, subject={"photos": run.path / "uploads", "crops": boxes})
-                (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+                _copy_uploads(folders[0], folder)
+            for run, folder, config in zip(runs, folders, configs, strict=True):
+                (folder / "config.yaml").write_text(_placed(config, run.path, boxes).to_yaml(), encoding="utf-8")
                 (folder / "owner").write_text(_mark(owner))
-                if partner:
-                    (folder / "partner").write_text(partner)
+                if partners := [one for one in known if one != run.id]:
+                    (folder / "partner").write_text("\n".join(partners))
                 Run(folder).append(events.RunQueued(seconds))  # so that it waits from the moment it is there
             with self._deciding:
                 self._refuse_too_many_runs(owner, len(runs))
@@ -307,23 +370,25 @@ class Studio:
 
     def asks_consent(self, config: Config) -> bool:
         """Whether people may be on the photos, and strangers use this studio."""
-        return self.public and (is_person(config.subject.class_noun) or config.preset == "sd15-person")
+        people = any(is_person(subject.class_noun) for subject in config.subjects)
+        return self.public and (people or config.preset == "sd15-person")
 
     def _is_uploaded(self, run: Run) -> bool:
         """Whether it, or the run whose card shows it, is on its way to the Hub, from here or from the command line."""
-        return any(one in self.publisher or _is_uploading(one) for one in (run, self.partner(run)) if one)
+        return any(one in self.publisher or _is_uploading(one) for one in (run, *self.partners(run)))
 
     def _checked_config(self, settings: dict, consent: bool) -> Config:
-        """The settings of one run, its photos aside; raises `ConfigError` for what this studio does not take."""
-        subject = settings.get("subject", {}) | {"photos": ".", "crops": {}}
-        config = Config.from_dict(settings | {"subject": subject}, source="Settings")
+        """The settings of one run, its folders aside; raises `ConfigError` for what this studio does not take."""
+        nowhere = {"photos": ".", "crops": {}}
+        more = [subject | nowhere for subject in settings.get("more_subjects", [])]
+        subject = settings.get("subject", {}) | nowhere
+        config = Config.from_dict(settings | {"subject": subject, "more_subjects": more}, source="Settings")
         if gpu_is_lent():
             config = config.model_copy(update={"device": "cpu"})
         if self.public and config.base_model != TOYBOX:  # what is drawn while training passes no safety checker
             config = _changed(config, train={"sample_every": 0}, sampling={"prompts": []})
         if config.base_model not in self.base_models.values():
             raise ConfigError("This base model is not on offer.", f"Choose {', '.join(self.base_models)}.")
-        refuse_too_much(config, self.settings)
         if self.asks_consent(config) and consent is not True:
             raise ConfigError("Photos of people need consent.", "Tick the box that says that everybody on them agrees.")
         return config
@@ -406,8 +471,7 @@ def gpu_is_lent() -> bool:
 
 def title(run: Run) -> str:
     """What the page calls a run."""
-    subject = run.config.subject
-    return f"{subject.identifier} {subject.class_noun}"
+    return title_of(run.config)
 
 
 def _is_readable(run: Run) -> bool:
@@ -426,11 +490,12 @@ def _is_uploading(run: Run) -> bool:
     return bool(state) and state.state == "uploading"
 
 
-def _partner_of(run: Run) -> str:
+def _partners_of(run: Run) -> list[str]:
+    """The ids in a run's `partner`, one a line."""
     try:
-        return (run.path / "partner").read_text()
+        return (run.path / "partner").read_text().split()
     except (FileNotFoundError, NotADirectoryError):
-        return ""
+        return []
 
 
 def _seconds_to_go(run: Run) -> float | None:
@@ -450,12 +515,56 @@ def _changed(config: Config, **sections: dict) -> Config:
     )
 
 
-def _both_ways(config: Config) -> list[Config]:
-    """The same settings, seeds and all, with PPL and without."""
+def ways_of(config: Config, ways: Ways) -> list[Config]:
+    """The runs that are asked for, the same but for what keeps the class: with PPL, without, with a drift penalty.
+
+    Raises `ConfigError` where two of them would be the same.
+    """
+    if ways not in get_args(Ways):
+        raise ConfigError(f"ways is {ways!r}.", f"Choose {', '.join(get_args(Ways))}.")
+    if ways == "one":
+        return [config]
     pair = [_changed(config, prior={"enabled": enabled}) for enabled in (True, False)]
     if not pair[0].prior.active:
         raise ConfigError("prior.weight is 0, so that both ways would be the same.", "Raise it, or train one way.")
-    return pair
+    if config.method == "textual_inversion":
+        raise ConfigError("Textual Inversion changes nothing that PPL could keep, so that both ways would be the same.",
+                          "Train one way, or take another method.")  # fmt: skip
+    if ways == "two":
+        return pair
+    if not config.drift.weight:
+        raise ConfigError("drift.weight is 0, so that there is no drift penalty to compare with.",
+                          "Raise it, or train with and without PPL alone.")  # fmt: skip
+    return [*(_changed(one, drift={"weight": 0.0}) for one in pair), pair[1]]
+
+
+def _placed(config: Config, run: Path, boxes: Sequence[dict[str, Crop]]) -> Config:
+    """The config with photos, crop boxes and learned word as they lie in the run's directory."""
+    subjects = [
+        subject.model_copy(update={"photos": photos, "crops": crops})
+        for subject, photos, crops in zip(config.subjects, _upload_folders(run, len(boxes)), boxes, strict=True)
+    ]
+    placed = config.model_copy(update={"subject": subjects[0], "more_subjects": subjects[1:]})
+    return _changed(placed, word={"learned": run / "word"}) if config.word.learned else placed
+
+
+def _upload_folders(run: Path, count: int) -> list[Path]:
+    """Where a run keeps the photos of its `count` subjects."""
+    first = run / "uploads"
+    return [first, *(first / f"subject-{number}" for number in range(2, count + 1))]
+
+
+def _copy_word(learned: Path, folder: Path) -> None:
+    folder.mkdir()
+    for path in learned.glob(PATTERN):
+        shutil.copyfile(path, folder / path.name)
+
+
+def _copy_uploads(run: Path, folder: Path) -> None:
+    """Copy what a visitor gave to `run`: photos, and the word that another run had learned."""
+    shutil.copytree(run / "uploads", folder / "uploads")
+    if (run / "word").is_dir():
+        shutil.copytree(run / "word", folder / "word")
 
 
 def _keep_photos(photos: Sequence[str], crops: Sequence[Crop | None], folder: Path) -> dict[str, Crop]:

@@ -63,6 +63,7 @@ footer .divider { display: none !important; }
 .head, .gallery-head { flex-wrap: wrap; align-items: center; gap: 6px 16px; }
 .head > :first-child, .gallery-head > :first-child { flex: 1 1 300px !important; }
 .columns { gap: 24px; }
+.secondary-wrap input[role=combobox] { text-overflow: ellipsis; padding-right: 28px !important; }
 .empty { padding: 14px 16px; border: 1px dashed var(--input-border-color); border-radius: 10px;
   color: var(--body-text-color-subdued); line-height: 1.5; }
 .empty strong { color: var(--body-text-color); }
@@ -149,8 +150,6 @@ footer .divider { display: none !important; }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 .live p.facts { margin: -4px 0 10px; color: var(--body-text-color-subdued); }
 .twin { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: center; }
-.twin button { text-decoration: underline; color: var(--primary-600); cursor: pointer; }
-.dark .twin button { color: var(--primary-400); }
 .stages { display: flex; list-style: none; margin: 0 0 8px; padding: 0; gap: 4px; }
 .stages li { flex: 1; margin: 0; padding: 5px 2px 0; border-top: 3px solid var(--neutral-300); font-size: .82rem;
   line-height: 1.3; color: var(--body-text-color-subdued); }
@@ -159,8 +158,9 @@ footer .divider { display: none !important; }
 .stages li.now { border-color: var(--primary-500); font-weight: 600; color: var(--body-text-color); }
 .dark .stages li.now { border-color: var(--primary-500); }
 
-.curves { --instance: #d2481f; --prior: #1f8a84; margin: 4px 0 0; color: var(--body-text-color); }
-.dark .curves { --instance: #f67d52; --prior: #5cc9c2; }
+.curves { --instance: #d2481f; --prior: #1f8a84; --drift: #6a55b8; --both: #8f5f06; margin: 4px 0 0;
+  color: var(--body-text-color); }
+.dark .curves { --instance: #f67d52; --prior: #5cc9c2; --drift: #b3a1f5; --both: #f0b94a; }
 .curves figcaption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 2px 10px; font-weight: 600; }
 .curves small { font-weight: 400; color: var(--body-text-color-subdued); }
 .curves ul { display: flex; flex-wrap: wrap; gap: 2px 16px; list-style: none; margin: 0 0 0 auto; padding: 0; }
@@ -168,6 +168,8 @@ footer .divider { display: none !important; }
 .curves figcaption li::before { content: ""; display: inline-block; width: 14px; height: 3px; margin-right: 6px;
   vertical-align: middle; border-radius: 2px; background: var(--instance); }
 .curves figcaption li.prior::before { background: var(--prior); }
+.curves figcaption li.drift::before { background: var(--drift); }
+.curves figcaption li.both::before { background: var(--both); }
 .curves .plot { display: flex; gap: 8px; height: 200px; margin-top: 8px; }
 .curves .ticks { display: flex; flex-direction: column; justify-content: space-between; min-width: 2.2rem;
   margin: -8px 0; text-align: right; font-size: .78rem; color: var(--body-text-color-subdued); }
@@ -178,6 +180,7 @@ footer .divider { display: none !important; }
 .curves .grid { stroke: var(--neutral-200); stroke-width: 1; } .dark .curves .grid { stroke: var(--neutral-800); }
 .curves polyline { stroke: var(--instance); stroke-width: 2.5; stroke-linejoin: round; }
 .curves polyline.prior { stroke: var(--prior); }
+.curves polyline.drift { stroke: var(--drift); } .curves polyline.both { stroke: var(--both); }
 .curves polyline.raw { stroke-width: 1; opacity: .3; }
 .charts { display: grid; gap: 0 24px; margin: 10px 0; grid-template-columns: repeat(auto-fit,
   minmax(min(280px, 100%), 1fr)); }
@@ -187,7 +190,8 @@ footer .divider { display: none !important; }
 .curves.small .plot { height: 120px; }
 .curves.small p { margin: 2px 0 0; font-size: .85rem; line-height: 1.35; color: var(--body-text-color-subdued); }
 .curves .dot { stroke: var(--instance); stroke-width: 7; stroke-linecap: round; }
-.curves .dot.prior { stroke: var(--prior); }
+.curves .dot.prior { stroke: var(--prior); } .curves .dot.drift { stroke: var(--drift); }
+.curves .dot.both { stroke: var(--both); }
 .curves .dot.marked { stroke-width: 12; }
 .curves .best { stroke: var(--neutral-400); stroke-width: 1.5; stroke-dasharray: 3 3; }
 .curves .level { stroke: var(--neutral-500); stroke-width: 1; stroke-dasharray: 7 4; }
@@ -248,6 +252,21 @@ footer .divider { display: none !important; }
   #samples th:first-child { width: 2.9rem; }
   .curves ul { margin-left: 0; }
 }
+
+#method .wrap, #ways .wrap { flex-direction: column; flex-wrap: nowrap; align-items: stretch; }
+#method label { align-items: flex-start; }
+#method label span { white-space: pre-line; font-size: .88rem; line-height: 1.4; font-weight: 400; }
+#method label span::first-line { font-weight: 700; font-size: 1rem; }
+.subjects { list-style: none; margin: 6px 0 0; padding: 0; display: grid; gap: 8px; }
+.subjects li { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 12px; margin: 0;
+  color: var(--body-text-color); }
+.subjects li span { flex: 1; min-width: 110px; overflow-wrap: anywhere; }
+.subjects small { display: block; font-size: .85rem; color: var(--body-text-color-subdued); }
+.subjects img { width: 52px; height: 52px; margin: 0; border-radius: 6px; }
+.subjects button, .twin button { text-decoration: underline; color: var(--primary-600); cursor: pointer; }
+.dark .subjects button, .dark .twin button { color: var(--primary-400); }
+.subjects button:focus-visible { outline: 2px solid var(--primary-500); }
+#subjects:not(:has(li)) { display: none; }
 
 .filled-only:not(:has(img)) { display: none !important; }
 .drawing p { margin: 0 0 8px; color: var(--body-text-color); font-variant-numeric: tabular-nums; }

@@ -11,8 +11,9 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from dreambooth.errors import DreamBoothError
-from dreambooth.photos import Crop
+from dreambooth.config import LEARNS_WORD
+from dreambooth.errors import ConfigError, DreamBoothError, ModelError
+from dreambooth.methods import methods
 from dreambooth.runs import Run, Status
 from dreambooth.ui import charts
 from dreambooth.ui import estimate as estimates
@@ -23,9 +24,9 @@ from dreambooth.ui.crops import Boxes, Photos, aligned
 from dreambooth.ui.estimate import Estimates
 from dreambooth.ui.limits import is_person
 from dreambooth.ui.report import Digests, Report
-from dreambooth.ui.settings import Choices, Form
-from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner
-from dreambooth.ui.upload import Subject, show_prompts, words
+from dreambooth.ui.settings import NO_WORD, Choices, Form
+from dreambooth.ui.studio import QUIET, Studio, Upload, Ways, in_plain_words, is_owner, title
+from dreambooth.ui.upload import Kept, Subject, show_in, show_prompts, taught, words
 
 POLL = 1.0
 """Seconds between looks at a run's directory."""
@@ -34,6 +35,10 @@ GONE = -2
 NO_RUN = """<div class="empty"><strong>Nothing trains yet.</strong> Add photos in the first tab, then start a training.
 It goes on when you close this page, and is here when you come back.</div>"""
 SURE = """<p class="aside">Delete this run with its photos, pictures and model? There is no way back.</p>"""
+SEVERAL_HELP = """`more_subjects`: further subjects of the same run, each {"identifier": …, "class_noun": …, "photos":
+how many of `more_photos`, which holds those of all of them in order}, and if you like "crops"."""
+METHOD_HELP = """`learned`: for the method lora, the id of a finished run of yours of the method textual_inversion.
+Methods that learn a word put the identifier into angle brackets."""
 OWNER_HELP = "`owner`: 20 to 64 letters and digits that you make up and keep; who knows them can open your runs."
 MORE_HELP = """`more`: any further settings, nested as in a config file, such as {"train": {"batch_size": 2}}."""
 SMALL = {"scale": 0, "min_width": 130}
@@ -99,7 +104,7 @@ def build(studio: Studio, owner: gr.components.Component, subject: Subject) -> t
     """Lay the tab out and wire it; also returns the arguments of the event that lists the visitor's runs anew."""
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=2, min_width=300):
-            recap = gr.HTML(show_prompts(subject.identifier.value, subject.class_noun.value))
+            show_in(gr.HTML(show_prompts(subject.identifier.value, subject.class_noun.value)), subject)
             form = forms.build(studio)
             consent = gr.Checkbox(
                 False, label="Everybody on these photos agrees", visible=False, elem_id="consent",
@@ -111,14 +116,12 @@ def build(studio: Studio, owner: gr.components.Component, subject: Subject) -> t
             live, sure = _live()
     # Changes with every visit of the tab; Gradio 6.31 tells no changes of a State after events without a queue.
     visited = gr.Number(0, precision=0, visible="hidden")
-    subject_words = [subject.identifier, subject.class_noun]
-    gr.on([c.change for c in subject_words], show_prompts, subject_words, recap, trigger_mode="always_last", **QUIET)
     top = form.top
     top.base_model.change(lambda name: name, top.base_model, subject.base_model, **QUIET)
     if studio.public:
         gr.on(
-            [subject.class_noun.change, top.recipe.change], _ask_for_consent, [subject.class_noun, top.recipe], consent,
-            **QUIET,
+            [subject.class_noun.change, subject.changed.change, top.recipe.change], _ask_for_consent,
+            [subject.class_noun, top.recipe, subject.kept], consent, **QUIET,
         )  # fmt: skip
         subject.photos.change(lambda: False, None, consent, **QUIET)  # other photos, other people
 
@@ -127,14 +130,31 @@ def build(studio: Studio, owner: gr.components.Component, subject: Subject) -> t
         "fn": actions.refresh, "inputs": [owner, live.run, visited],
         "outputs": [live.run, live.history, visited, start], **QUIET,
     }  # fmt: skip
+    _wire_method(actions, owner, subject, visited)
+    given = [subject.photos.change, subject.changed.change, subject.to_training.click, visited.change]
+    changes = [part.change for part in form.components if part is not top.method]  # the recipe changes with it
     gr.on(
-        [subject.photos.change, subject.to_training.click, visited.change, *(c.change for c in form.components)],
-        actions.show_estimate, [subject.photos, *form.components], needs, api_visibility="private",
-        show_progress="hidden", trigger_mode="always_last", **ONE_AT_A_TIME,
+        [*given, *changes], actions.show_estimate, [*subject.all, *form.components], needs,
+        api_visibility="private", show_progress="hidden", trigger_mode="always_last", **ONE_AT_A_TIME,
+    )  # fmt: skip
+    gr.on(
+        [*given, top.base_model.change], actions.show_costs, [*subject.all, top.base_model], top.method,
+        api_visibility="private", show_progress="hidden", trigger_mode="always_last", concurrency_id="costs",
+        concurrency_limit=1,
     )  # fmt: skip
     _wire_start(actions, owner, subject, consent, start, refresh)
     _wire_runs(actions, owner, sure, refresh)
     return live, refresh
+
+
+def _wire_method(actions: Actions, owner: gr.components.Component, subject: Subject, visited: gr.Number) -> None:
+    """A method, or a word that is taken over, decides how the identifier is written."""
+    top = actions.form.top
+    gr.on(
+        [top.method.change, visited.change], actions.offer_words, [owner, top.method, top.learned], top.learned, **QUIET
+    )  # fmt: skip
+    gr.on([top.method.change, top.learned.change], _makes_a_word, [top.method, top.learned], subject.new_word, **QUIET)
+    top.learned.input(actions.take_word, [owner, top.learned], [subject.identifier, subject.class_noun], **QUIET)
 
 
 def _wire_start(
@@ -144,8 +164,10 @@ def _wire_start(
     """The button, which takes the whole form, and the same with named parameters for API callers."""
     live, what = actions.live, [owner, subject.photos, subject.identifier, subject.class_noun]
     started, more = gr.JSON(label="run ids", visible=False), gr.JSON(label="more", visible=False)
+    more_subjects = gr.JSON(label="more_subjects", visible=False)
+    more_photos = gr.Gallery(label="more_photos", type="filepath", visible=False, interactive=True)
     clicked = start.click(
-        actions.start_from_page, [*what, subject.crops, consent, *actions.form.components], started,
+        actions.start_from_page, [owner, *subject.all, consent, *actions.form.components], started,
         api_visibility="private", show_progress_on=start,
     )  # fmt: skip
     shown = clicked.success(actions.show_started, started, [live.headline, live.run], **QUIET)
@@ -153,10 +175,11 @@ def _wire_start(
     shown.success(None, js=f"() => {{ {SHOW}; }}", **QUIET)
     gr.Button(visible=False).click(
         actions.start_training,
-        [*what, *forms.for_callers(actions.studio), subject.given_crops, consent, more], started,
-        api_name="start_training",
-        api_description="Queue a training and return its run's id in a list; two ids, with PPL first, with "
-        f"`both_ways`. Settings that are left out are as the recipe says. {OWNER_HELP} {CROPS_HELP} {MORE_HELP}",
+        [*what, *forms.for_callers(actions.studio), subject.given_crops, consent, more, more_subjects, more_photos],
+        started, api_name="start_training",
+        api_description="Queue a training and return its run's id in a list. `ways` two: two runs and ids, with PPL "
+        "and without it; three: one with a drift penalty in its place, too. Settings that are left out are as the "
+        f"recipe says. {OWNER_HELP} {METHOD_HELP} {CROPS_HELP} {MORE_HELP} {SEVERAL_HELP}",
     )  # fmt: skip
     gr.api(
         actions.estimate, api_name="estimate", **ONE_AT_A_TIME,
@@ -214,8 +237,28 @@ def _wire_runs(actions: Actions, owner: gr.components.Component, sure: Sure, ref
     gr.api(actions.run_status, api_name="run_status", api_description="Where one of your runs stands.", queue=False)
 
 
-def _ask_for_consent(class_noun: str | None, recipe: str) -> dict:
-    return gr.Checkbox(visible=is_person(class_noun or "") or recipe == "sd15-person")
+def _ask_for_consent(class_noun: str | None, recipe: str, kept: Sequence[Kept] = ()) -> dict:
+    nouns = [class_noun or "", *(one.class_noun for one in kept)]
+    return gr.Checkbox(visible=any(map(is_person, nouns)) or recipe == "sd15-person")
+
+
+def _makes_a_word(method: str, learned: str | None) -> bool:
+    return method in LEARNS_WORD or (method == "lora" and bool(learned))
+
+
+def _further(given: Any, photos: Photos | None, new_word: bool) -> Iterator[tuple[Upload, dict[str, str]]]:
+    """Further subjects as an API caller gives them; raises `ConfigError` for what is none."""
+    paths = [path for path, _ in photos or []]
+    for number, one in enumerate(given if isinstance(given, list) else [given] if given else [], 2):
+        count = one.get("photos") if isinstance(one, dict) else None
+        if type(count) is not int or not 0 < count <= len(paths):
+            raise ConfigError(f"Subject {number} has no photos, or more than are left of `more_photos`.", SEVERAL_HELP)
+        said = [one.get(name) if isinstance(one.get(name), str) else "" for name in ("identifier", "class_noun")]
+        own, paths = paths[:count], paths[count:]
+        boxes = aligned([(path, None) for path in own], {}, one.get("crops"))
+        yield Upload(own, boxes), words(*said, new_word)
+    if paths:
+        raise ConfigError(f"{len(paths)} of `more_photos` belong to no subject.", SEVERAL_HELP)
 
 
 def _chosen(event: gr.EventData) -> str:
@@ -239,43 +282,54 @@ class Actions:
         self, owner: str, photos: Photos | None, identifier: str, class_noun: str, recipe: str | None = None,
         base_model: str | None = None, steps: int | None = None, learning_rate: float | None = None,
         prior: bool | None = None, class_images: int | None = None, text_encoder: bool | None = None,
-        seed: int | None = None, both_ways: bool = False, crops: list | None = None, consent: bool = False,
-        more: dict | None = None,
+        seed: int | None = None, ways: Ways = "one", method: str | None = None, drift: float | None = None,
+        learned: str | None = None, crops: list | None = None, consent: bool = False, more: dict | None = None,
+        more_subjects: list | None = None, more_photos: Photos | None = None,
     ) -> list[str]:  # fmt: skip
-        """Queue one training, or two that differ in PPL alone, and return the ids."""
+        """Queue one training, or several that differ in what keeps the class alone, and return the ids."""
         choices = Choices(
-            recipe, base_model, steps, learning_rate, prior, class_images, text_encoder, seed, both_ways
+            recipe, base_model, steps, learning_rate, prior, class_images, text_encoder, seed, ways, method, drift,
+            learned,
         )  # fmt: skip
-        boxes = aligned(photos, {}, crops)
-        return self._start(owner, photos, words(identifier, class_noun), choices, more, boxes, consent)
+        settings = choices.as_settings(self.studio, more)
+        new_word = _makes_a_word(forms.method_of(settings), learned)
+        uploads, said = taught(photos, {}, identifier, class_noun, (), new_word, crops)
+        for upload, one in _further(more_subjects, more_photos, new_word):
+            uploads.append(upload)
+            said.append(one)
+        return self._start(owner, settings, choices, uploads, said, consent)
 
     @in_plain_words
     def start_from_page(
-        self, owner: str, photos: Photos | None, identifier: str, class_noun: str, crops: Boxes, consent: bool,
-        *values: Any,
+        self, owner: str, photos: Photos | None, crops: Boxes, identifier: str, class_noun: str, kept: list[Kept],
+        consent: bool, *values: Any,
     ) -> list[str]:  # fmt: skip
         """The same with what the page shows."""
-        choices, more = self._form_values(values)
-        return self._start(
-            owner, photos, words(identifier, class_noun), choices, more, aligned(photos, crops), consent
-        )  # fmt: skip
+        settings, choices, uploads, said = self._shown(photos, crops, identifier, class_noun, kept, values)
+        return self._start(owner, settings, choices, uploads, said, consent)
 
     def _start(
-        self, owner: str, photos: Photos | None, subject: dict[str, str], choices: Choices, more: Any,
-        crops: list[Crop | None], consent: bool,
+        self, owner: str, settings: dict, choices: Choices, uploads: list[Upload], said: list[dict[str, str]],
+        consent: bool,
     ) -> list[str]:  # fmt: skip
-        settings = choices.as_settings(self.studio, more)
+        settings = settings | {"subject": said[0], "more_subjects": said[1:]}
         known = self.estimates.known(settings)
         runs = self.studio.start(
-            owner, settings | {"subject": subject}, [path for path, _ in photos or []], crops=crops,
-            both_ways=bool(choices.both_ways), consent=consent, seconds=known.seconds if known else None,
+            owner, settings, uploads[0].photos, crops=uploads[0].crops, others=uploads[1:], learned=choices.learned,
+            ways=choices.ways or "one", consent=consent, seconds=known.seconds if known else None,
         )  # fmt: skip
         return [run.id for run in runs]
 
-    def _form_values(self, values: Sequence[Any]) -> tuple[Choices, dict[str, Any]]:
-        """What the form shows: on top, and the accordion's nested like a config file."""
+    def _shown(
+        self, photos: Photos | None, crops: Boxes, identifier: str, class_noun: str, kept: list[Kept],
+        values: Sequence[Any],
+    ) -> tuple[dict[str, Any], Choices, list[Upload], list[dict[str, str]]]:  # fmt: skip
+        """What the page shows: settings nested like a config file, the choices on top, and every subject."""
         count = len(Choices._fields)
-        return Choices(*values[:count]), self.form.more_settings(values[count:])
+        choices = Choices(*values[:count])
+        settings = choices.as_settings(self.studio, self.form.more_settings(values[count:]))
+        new_word = _makes_a_word(forms.method_of(settings), choices.learned)
+        return settings, choices, *taught(photos, crops, identifier, class_noun, kept, new_word)
 
     def show_started(self, runs: list[str]) -> tuple[str, str]:
         """The first of the new runs, looked at."""
@@ -285,26 +339,71 @@ class Actions:
     def estimate(
         self, recipe: str | None = None, base_model: str | None = None, steps: int | None = None,
         learning_rate: float | None = None, prior: bool | None = None, class_images: int | None = None,
-        text_encoder: bool | None = None, both_ways: bool = False, more: dict | None = None,
+        text_encoder: bool | None = None, ways: Ways = "one", method: str | None = None, drift: float | None = None,
+        more: dict | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """What a training needs; what is not given is as the recipe says."""
         choices = Choices(
-            recipe, base_model, steps, learning_rate, prior, class_images, text_encoder, None, both_ways
+            recipe, base_model, steps, learning_rate, prior, class_images, text_encoder, None, ways, method, drift, None
         )  # fmt: skip
-        return estimates.as_dict(self.estimates.of(choices.as_settings(self.studio, more), both_ways=both_ways))
+        return estimates.as_dict(self.estimates.of(choices.as_settings(self.studio, more), ways))
 
-    def show_estimate(self, photos: Photos | None, *values: Any) -> Iterator[str]:
+    def show_estimate(
+        self, photos: Photos | None, crops: Boxes, identifier: str, class_noun: str, kept: list[Kept], *values: Any
+    ) -> Iterator[str]:
         """The estimate of what the form shows, as HTML; said there, not in a toast, since nobody asked for it."""
-        if not photos:
+        if not (photos or kept):
             yield estimates.FIRST_PHOTOS
             return
         yield estimates.ESTIMATING
         try:
-            choices, more = self._form_values(values)
-            settings = choices.as_settings(self.studio, more)
-            yield estimates.as_html(self.estimates.of(settings, both_ways=bool(choices.both_ways)))
+            settings, choices, _, said = self._shown(photos, crops, identifier, class_noun, kept, values)
+            settings |= {"subject": said[0], "more_subjects": said[1:]}
+            yield estimates.as_html(self.estimates.of(settings, choices.ways))
         except DreamBoothError as error:
             yield estimates.refusal_html(error)
+
+    # -- the method
+
+    def show_costs(
+        self, photos: Photos | None, crops: Boxes, identifier: str, class_noun: str, kept: list[Kept], base_model: str
+    ) -> Iterator[gr.Radio]:
+        """What each method costs with its recipe on that base model, one after the other as they are estimated; not
+        before there are photos, since nobody asked for it."""
+        usual = {method.name: forms.usual_settings(self.studio, base_model, method.name) for method in methods()}
+        known = {name: self.estimates.known(settings) for name, settings in usual.items()}
+        costs = {name: estimates.in_short(found) if found else "Estimating …" for name, found in known.items()}
+        for name in [name for name, found in known.items() if not found] if photos or kept else ():
+            yield gr.Radio(forms.method_choices(costs))
+            costs[name] = self._cost(usual[name])
+        yield gr.Radio(forms.method_choices(costs if photos or kept else {}))
+
+    def _cost(self, settings: dict[str, Any]) -> str:
+        try:
+            return estimates.in_short(self.estimates.of(settings))
+        except ModelError:
+            return "Size, time and memory are known once this base model is here."
+        except ConfigError as error:
+            return error.message
+
+    @in_plain_words
+    def offer_words(self, owner: str, method: str, chosen: str | None) -> gr.Dropdown:
+        """The visitor's runs that learned a word, for a method that can go on from one; keeps the chosen one."""
+        choices = [NO_WORD]
+        if method == "lora" and is_owner(owner):
+            learned = [run for run, _ in self._own(owner) if run.config.method == "textual_inversion"]
+            choices += [(title(run), run.id) for run in learned if run.status == "finished"]
+        value = chosen if chosen in {run_id for _, run_id in choices} else ""
+        return gr.Dropdown(choices, value=value, visible=len(choices) > 1)
+
+    @in_plain_words
+    def take_word(self, owner: str, learned: str | None) -> list[Any]:
+        """The word that was chosen, without its angle brackets, and what it means, for identifier and class noun."""
+        try:
+            subject = self.studio.own_run(owner, learned).config.subject
+        except DreamBoothError:  # none is chosen
+            return [gr.skip()] * 2
+        return [subject.identifier.strip("<>"), subject.class_noun]
 
     # -- runs that are there
 
@@ -334,9 +433,10 @@ class Actions:
         return self._summary(self.studio.own_run(owner, run))
 
     def _summary(self, run: Run) -> dict[str, Any]:
-        partner, worker = self.studio.partner(run), self.studio.worker
+        partners, worker = [partner.id for partner in self.studio.partners(run)], self.studio.worker
         return {
-            "id": run.id, **self.digests.report(run).as_dict(), "partner": partner.id if partner else None,
+            "id": run.id, **self.digests.report(run).as_dict(), "partner": partners[0] if partners else None,
+            "partners": partners, "condition": run.config.condition,
             "position": worker.position(run), "seconds_until_start": worker.seconds_until_start(run),
         }  # fmt: skip
 
@@ -397,11 +497,11 @@ class Actions:
         if before.pictures != now.pictures or ended_or_measured:
             new[live.samples] = view.samples(report, run.path, self._url)
         if before.status != now.status or before.pictures != now.pictures or before.moving != moving:
-            runs, partner = self._own(owner), self.studio.partner(run)
+            runs = self._own(owner)
             new[live.history] = view.history(runs, run.id, self._url)
             now = now._replace(
                 moving=tuple((own.id, of_own.status) for own, of_own in runs if of_own.moving),
-                twin=view.twin_text(partner, self.digests.report(partner)) if partner else "",
+                twin=view.twin_text([(other, self.digests.report(other)) for other in self.studio.partners(run)]),
             )
         if before.status != now.status:
             new[live.stop] = gr.Button(visible=report.moving)

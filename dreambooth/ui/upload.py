@@ -10,20 +10,22 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth import toybox
 from dreambooth.coach import Finding, coach
-from dreambooth.config import TOYBOX, Config
+from dreambooth.config import TOYBOX, Config, together_prompt
 from dreambooth.errors import ConfigError, PhotoError
 from dreambooth.photos import IMAGE_SUFFIXES, SHOWN, Crop, Prepared, show_crop
 from dreambooth.toybox.world import CLASSES
 from dreambooth.ui import crops as boxes
 from dreambooth.ui import identifier as lookup
 from dreambooth.ui.crops import Boxes, Editor, Photos, aligned, prepared
-from dreambooth.ui.studio import QUIET, Studio, in_plain_words, refuse_too_many
+from dreambooth.ui.limits import MAX_SUBJECTS
+from dreambooth.ui.studio import QUIET, Studio, Upload, in_plain_words, refuse_too_many
 
 SUBJECTS = Path(toybox.__file__).parent / "subjects"
 PEOPLE_AND_MORE = ("person", "toy", "watch", "shoe", "bottle", "plant")
@@ -31,6 +33,23 @@ OF_ALL = ("too_few", "too_many", "same_background", "same_pose")
 """Findings about the photos as a set."""
 WAITING = """<div class="empty"><strong>No photos yet.</strong> Drop three to five, each from another angle and in
 another place: that is how the model tells your subject from its surroundings.</div>"""
+MOST_SUBJECTS = 9
+"""Of one run, where no studio's limit is lower: as many as `Config` takes."""
+CHOOSE = """element.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-subject]");
+  if (button) trigger("click", {subject: Number(button.dataset.subject), act: button.dataset.act});
+});"""
+"""Tells which button of which subject in the list was clicked."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A subject that is set aside while another one is filled in."""
+
+    photos: tuple[str, ...]
+    crops: Boxes
+    identifier: str
+    class_noun: str
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,17 @@ class Subject:
     """Never shown: how an API caller gives crop boxes. `aligned` takes both."""
     base_model: gr.Textbox
     """Never shown: the name of the base model in whose vocabulary identifiers are looked up, set where it is chosen."""
+    new_word: gr.Checkbox
+    """Never shown: whether the identifier becomes a new word, set where the method is chosen."""
+    kept: gr.State
+    """The subjects that are set aside, a list of `Kept`."""
+    changed: gr.Number
+    """Never shown: counts changes of `kept`, which tells of none itself."""
+
+    @property
+    def all(self) -> list[gr.components.Component]:
+        """What `taught` takes."""
+        return [self.photos, self.crops, self.identifier, self.class_noun, self.kept]
 
 
 def build(studio: Studio) -> Subject:
@@ -54,6 +84,8 @@ def build(studio: Studio) -> Subject:
     crops = gr.State({})
     # No state: in Gradio 6.31 an event past the queue tells no change of one.
     base_model = gr.Textbox(studio.default_model, label="Base model", visible="hidden")
+    new_word = gr.Checkbox(False, label="New word", visible="hidden")
+    kept, changed = gr.State([]), gr.Number(0, precision=0, visible="hidden")
     given_crops = gr.JSON(label="crops", visible=False)
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=3, min_width=320):
@@ -78,14 +110,25 @@ def build(studio: Studio) -> Subject:
                 "sks", label="Identifier", max_length=60, elem_id="identifier",
                 info="A rare word that will mean your subject, so that no other meaning gets in its way.",
             )  # fmt: skip
-            lookup.build(studio, identifier, base_model)
+            lookup.build(studio, identifier, base_model, new_word)
             prompts = gr.HTML(show_prompts("sks", "dog"), elem_id="prompts")
+            listed = gr.HTML(elem_id="subjects", js_on_load=CHOOSE, apply_default_css=False)
             to_training = gr.Button("Next: train", variant="primary")
-    subject = Subject(photos, class_noun, identifier, to_training, crops, given_crops, base_model)
-    _wire_photos(studio, subject, editor, samples, marked, findings)
-    subject_words = [identifier, class_noun]
-    gr.on([c.change for c in subject_words], show_prompts, subject_words, prompts, trigger_mode="always_last", **QUIET)
+            another = gr.Button("Teach another subject too", size="sm", elem_id="another-subject")
+    subject = Subject(
+        photos, class_noun, identifier, to_training, crops, given_crops, base_model, new_word, kept, changed
+    )  # fmt: skip
+    checked = _wire_photos(studio, subject, editor, samples, marked, findings)
+    _wire_several(studio, subject, another, listed, checked)
+    show_in(prompts, subject)
     return subject
+
+
+def show_in(prompts: gr.HTML, subject: Subject) -> None:
+    """Keep the prompts of all subjects in `prompts`."""
+    given = [subject.identifier, subject.class_noun, subject.new_word, subject.photos, subject.kept]
+    changes = [*(part.change for part in given[:-1]), subject.changed.change]
+    gr.on(changes, show_prompts, given, prompts, trigger_mode="always_last", **QUIET)
 
 
 def _sample_buttons() -> list[gr.Button]:
@@ -101,7 +144,8 @@ def _sample_buttons() -> list[gr.Button]:
 
 def _wire_photos(
     studio: Studio, subject: Subject, editor: Editor, samples: list[gr.Button], marked: gr.Gallery, findings: gr.HTML
-) -> None:
+) -> list[dict[str, Any]]:
+    """Wire the photos; returns what follows where a function fills them, since Gradio 6.31 tells no such change."""
     photos, crops = subject.photos, subject.crops
 
     @in_plain_words
@@ -132,8 +176,115 @@ def _wire_photos(
             take := taking(button.value), None, [photos, subject.class_noun], api_name=take.__name__,
             api_description="A sample subject's photos and class noun.",
         )  # fmt: skip
-        # Gradio 6.31: a gallery filled by a function tells no change.
         taken.success(**forget).success(**check, api_visibility="private")
+    return [forget, check | {"api_visibility": "private"}]
+
+
+def _wire_several(
+    studio: Studio, subject: Subject, another: gr.Button, listed: gr.HTML, checked: list[dict[str, Any]]
+) -> None:
+    """Let subjects be set aside, taken up again and removed."""
+    actions = Several(studio, subject.photos)
+    loud = {"show_progress": "hidden", "api_visibility": "private"}  # queued: Gradio 6.31 shows no errors of others
+    filled = [subject.photos, subject.crops, subject.identifier, subject.class_noun, subject.kept, listed]
+    for event in (
+        another.click(actions.set_aside, subject.all, filled, **loud),
+        listed.click(actions.act, subject.all, filled, **loud),
+    ):
+        event = event.success(lambda count: count + 1, subject.changed, subject.changed, **QUIET)
+        for following in checked:
+            event = event.success(**following)
+
+
+# -------------------------------------------------------------------------------------------------- several subjects
+
+
+@dataclass(frozen=True)
+class Several:
+    """What is done with subjects that are set aside; each handler gives the form, those set aside, and their list."""
+
+    studio: Studio
+    gallery: gr.Gallery
+
+    @in_plain_words
+    def set_aside(
+        self, photos: Photos | None, crops: Boxes, identifier: str | None, class_noun: str | None, kept: list[Kept]
+    ) -> list[Any]:
+        """Keep the subject that is in the form, and empty it for another one."""
+        kept = [*kept, self._checked(photos, crops, identifier, class_noun, kept)]
+        taken = {one.identifier for one in kept}
+        word = next((word for word in lookup.RARE_WORDS if word not in taken), "")
+        return [None, {}, word, class_noun, kept, subjects_html(self.studio.resolution, kept)]
+
+    @in_plain_words
+    def act(
+        self, photos: Photos | None, crops: Boxes, identifier: str | None, class_noun: str | None, kept: list[Kept],
+        event: gr.EventData,
+    ) -> list[Any]:  # fmt: skip
+        """Remove a subject, or take it into the form, whose own takes its place."""
+        if event.subject not in range(len(kept)):  # gone meanwhile
+            return [gr.skip()] * 6
+        chosen, others = kept[event.subject], [*kept[: event.subject], *kept[event.subject + 1 :]]
+        if event.act == "remove":
+            return [*[gr.skip()] * 4, others, subjects_html(self.studio.resolution, others)]
+        if photos:
+            others.insert(event.subject, self._checked(photos, crops, identifier, class_noun, others))
+        moved = {path: self.gallery.move_resource_to_block_cache(path) for path in chosen.photos}
+        boxes = {moved[path]: crop for path, crop in chosen.crops.items()}
+        listed = subjects_html(self.studio.resolution, others)
+        return [list(moved.values()), boxes, chosen.identifier, chosen.class_noun, others, listed]
+
+    def _checked(
+        self, photos: Photos | None, crops: Boxes, identifier: str | None, class_noun: str | None, kept: list[Kept]
+    ) -> Kept:
+        """The subject in the form; raises `DreamBoothError` for what no training would take."""
+        if not photos:
+            raise PhotoError("There are no photos of this subject yet.", "Add 3 to 5 before you go on to another one.")
+        given = words(identifier, class_noun)
+        subject = Kept(tuple(path for path, _ in photos), crops, **{name: word.strip() for name, word in given.items()})
+        if subject.identifier in {one.identifier for one in kept}:
+            raise ConfigError(f"Another subject is called {subject.identifier} already.", "Give each its own word.")
+        most = MAX_SUBJECTS if self.studio.public else MOST_SUBJECTS
+        if len(kept) + 2 > most:
+            raise ConfigError(f"A run takes {most} subjects at most here.", "Train the others in a run of their own.")
+        refuse_too_many([photo for one in (*kept, subject) for photo in one.photos])
+        for path in subject.photos:
+            prepared(path, self.studio.resolution, crops.get(path))
+        return subject
+
+
+def subjects_html(resolution: int, kept: Sequence[Kept]) -> str:
+    """The subjects that are set aside, each with a photo and buttons; nothing where there are none."""
+    rows = []
+    for number, one in enumerate(kept):
+        first = prepared(one.photos[0], resolution, one.crops.get(one.photos[0]))
+        name = html.escape(f"{one.identifier} {one.class_noun}", quote=True)
+        buttons = "".join(
+            f"<button type='button' data-subject='{number}' data-act='{act}' aria-label='{what} {name}'>{what}</button>"
+            for act, what in (("change", "Change"), ("remove", "Remove"))
+        )
+        count = f"{len(one.photos)} photo{'' if len(one.photos) == 1 else 's'}"
+        rows.append(f"<li>{_thumbnail(first)}<span><strong>{name}</strong><small>{count}</small></span>{buttons}</li>")
+    if not rows:
+        return ""
+    return f"<h3 class='heading'>In the same training</h3><ul class='subjects'>{''.join(rows)}</ul>"
+
+
+def taught(
+    photos: Photos | None, crops: Boxes, identifier: str | None, class_noun: str | None, kept: Sequence[Kept],
+    new_word: bool = False, given_crops: list | None = None,
+) -> tuple[list[Upload], list[dict[str, str]]]:  # fmt: skip
+    """The photos and the words of every subject: of those set aside, and of the one in the form unless it is empty.
+
+    `given_crops` are an API caller's, for the form's photos. Raises `DreamBoothError` for words that are missing, and
+    boxes that are none.
+    """
+    uploads = [Upload(one.photos, [one.crops.get(path) for path in one.photos]) for one in kept]
+    said = [words(one.identifier, one.class_noun, new_word) for one in kept]
+    if photos or not kept:
+        uploads.append(Upload([path for path, _ in photos or []], aligned(photos, crops, given_crops)))
+        said.append(words(identifier, class_noun, new_word))
+    return uploads, said
 
 
 # ----------------------------------------------------------------------------------------------------------- photos
@@ -197,14 +348,17 @@ def _advice(photos: Sequence[Prepared | PhotoError]) -> str:
 
 def _row(photo: Prepared, findings: Sequence[Finding]) -> str:
     """A photo as training sees it, and beside it what concerns it."""
-    file = io.BytesIO()
-    photo.preview.resize((144, 144), Image.Resampling.LANCZOS).save(file, "JPEG", quality=80)
     name = html.escape(photo.name)
     remarks = [_remark(f.severity, _without(photo.name, f)) for f in findings]
-    return (
-        f"<li><img src='data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}' alt='Crop of {name}'>"
-        f"<div><strong>{name}</strong>{_remarks(remarks) or ' <span>Good as it is.</span>'}</div></li>"
-    )
+    said = _remarks(remarks) or " <span>Good as it is.</span>"
+    return f"<li>{_thumbnail(photo)}<div><strong>{name}</strong>{said}</div></li>"
+
+
+def _thumbnail(photo: Prepared) -> str:
+    file = io.BytesIO()
+    photo.preview.resize((144, 144), Image.Resampling.LANCZOS).save(file, "JPEG", quality=80)
+    name, data = html.escape(photo.name, quote=True), base64.b64encode(file.getvalue()).decode()
+    return f"<img src='data:image/jpeg;base64,{data}' alt='Crop of {name}'>"
 
 
 def _without(name: str, finding: Finding) -> str:
@@ -226,23 +380,37 @@ def _remarks(items: Iterable[str]) -> str:
 # ------------------------------------------------------------------------------------------------------------ words
 
 
-def show_prompts(identifier: str | None, class_noun: str | None) -> str:
-    """The prompts that the words make, as HTML, or what is wrong with the words."""
+def show_prompts(
+    identifier: str | None, class_noun: str | None, new_word: bool = False, photos: Photos | None = None,
+    kept: Sequence[Kept] = (),
+) -> str:  # fmt: skip
+    """The prompts that the words of all subjects make, as HTML, or what is wrong with the words."""
     try:
+        _, said = taught(photos, {}, identifier, class_noun, kept, new_word)
+        subject, *more = ({"photos": "."} | one for one in said)
+        method = "custom_diffusion" if new_word else "full"  # which refuses what is no new word
         config = Config.from_dict(
-            {"base_model": TOYBOX, "subject": {"photos": ".", **words(identifier, class_noun)}}, source="Words"
+            {"base_model": TOYBOX, "method": method, "subject": subject, "more_subjects": more}, source="Words"
         )
     except ConfigError as error:
         return f"<div class='empty'>{html.escape(str(error))}</div>"
-    rows = (("Your subject will be", config.instance_prompt), ("Its class stays", config.class_prompt))
-    cells = "".join(f"<dt>{label}</dt><dd>{html.escape(prompt)}</dd>" for label, prompt in rows)
+    one = len(said) == 1
+    rows = [
+        ("Your subject will be" if one else "Your subjects will be", config.instance_prompts),
+        ("Its class stays" if len(config.class_prompts) == 1 else "Their classes stay", config.class_prompts),
+        *([] if one else [("Together they are", [together_prompt(config.subjects)])]),
+    ]
+    cells = "".join(
+        f"<dt>{label}</dt>{''.join(f'<dd>{html.escape(prompt)}</dd>' for prompt in prompts)}" for label, prompts in rows
+    )
     return f"<dl class='prompts'>{cells}</dl>"
 
 
-def words(identifier: str | None, class_noun: str | None) -> dict[str, str]:
-    """Identifier and class noun as settings; raises `ConfigError` where one is not given."""
+def words(identifier: str | None, class_noun: str | None, new_word: bool = False) -> dict[str, str]:
+    """Identifier, in angle brackets where it becomes a new word, and class noun as settings; raises `ConfigError`
+    where one is not given."""
     if not (class_noun or "").strip():
         raise ConfigError("The class noun is empty.", "Say what kind of thing your subject is: dog, backpack, person.")
     if not (identifier or "").strip():
         raise ConfigError("The identifier is empty.", "Give a rare word that will mean your subject, such as sks.")
-    return {"identifier": identifier, "class_noun": class_noun}
+    return {"identifier": lookup.as_word(identifier) if new_word else identifier, "class_noun": class_noun}

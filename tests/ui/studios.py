@@ -7,11 +7,18 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from dreambooth import events
+from dreambooth.adapters import save_trained
+from dreambooth.config import Config, merge
+from dreambooth.families import load_pipeline
+from dreambooth.fetch import fetch_model
+from dreambooth.methods import get_method
 from dreambooth.monitor import Measure, Measures
 from dreambooth.runs import Run, Worker
 from dreambooth.ui.limits import StudioSettings
-from dreambooth.ui.studio import Studio, new_owner
+from dreambooth.ui.studio import Studio, Upload, Ways, new_owner
 
 ANNA, BERT = new_owner(), new_owner()
 
@@ -22,20 +29,40 @@ def studio(root: Path, model: Path, **settings: object) -> Studio:
 
 
 def finished_runs(
-    studio: Studio, photos: Path, *, both_ways: bool = False, models: list[Path] | None = None
-) -> list[Run]:
-    """Anna's run, or pair of runs, as training leaves them; each has its own of `models`, else the base model."""
+    studio: Studio, photos: Path, *, ways: Ways = "one", models: list[Path] | None = None, owner: str = ANNA,
+    **changes: object,
+) -> list[Run]:  # fmt: skip
+    """Anna's run, or as many as `ways` asks for, as training leaves them; each has its own of `models`, else the base
+    model or an adapter with weights of chance. `changes` are settings."""
     base = studio.model("tiny-sd")
     settings = {
         "base_model": base, "subject": {"identifier": "sks", "class_noun": "dog"}, "sampling": {"steps": 2},
         "evaluation": dict.fromkeys(("dino", "clip", "perceptual"), "toybox"),
     }  # fmt: skip
-    runs = studio.start(ANNA, settings, sorted(map(str, photos.iterdir())), both_ways=both_ways)
-    for run, model in zip(runs, models or [Path(base)] * len(runs), strict=True):
-        shutil.copytree(model, run.path / "model")
+    settings, paths = merge(settings, changes), sorted(map(str, photos.iterdir()))
+    others = [Upload(paths)] * len(settings.get("more_subjects", ()))
+    runs = studio.start(owner, settings, paths, others=others, ways=ways)
+    for number, (run, model) in enumerate(zip(runs, models or [Path(base)] * len(runs), strict=True)):
+        if run.config.method == "full":
+            shutil.copytree(model, run.path / "model")
+        else:
+            save_adapter(run.config, run.path / "model", seed=number + len(list(studio.root.iterdir())))
         shutil.copytree(run.path / "uploads", run.path / "photos")
         run.append(events.Finished("model", 1.0))
     return runs
+
+
+def save_adapter(config: Config, folder: Path, seed: int = 0) -> Path:
+    """What training with an adapter's method saves, with weights of chance."""
+    base = fetch_model(config.base_model)
+    pipe, family = load_pipeline(base)
+    trainable = get_method(config.method).attach(pipe, family, config)
+    generator = torch.Generator().manual_seed(seed)
+    for weights in trainable.parameters:
+        weights.data += 0.3 * torch.randn(weights.shape, generator=generator)
+    folder.mkdir(parents=True)
+    save_trained(trainable, config, base, folder)
+    return folder
 
 
 def measured(run: Run, *pres: float, best: int, step: int = 50) -> None:

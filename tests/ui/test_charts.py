@@ -7,7 +7,7 @@ import pytest
 
 from dreambooth.config import EvaluationConfig
 from dreambooth.monitor import Measure, Measures, best_of
-from dreambooth.ui import charts
+from dreambooth.ui import charts, theme
 from dreambooth.ui.charts import Level, Line
 from tests.ui.test_live import report
 
@@ -58,6 +58,10 @@ def test_ends_and_middle_are_round_and_all_is_between(values: list[float], expec
     assert ticks(shown) == pytest.approx(expected)
     assert "-0<" not in shown
     assert all(0 < y < charts.HEIGHT for _, y in drawn(shown))
+
+
+def test_next_to_nothing_is_not_minus_nothing():
+    assert "<b>0.000</b>" in charts.chart("pres", "ViT", [Line("", "instance", [(0, 0.1), (5, -0.0001)])], 10)
 
 
 def test_many_points_become_few_the_best_among_them():
@@ -125,10 +129,12 @@ def test_what_is_not_measured_is_told_in_words(section: str, changes: dict, stat
     assert charts.progress(report(status="queued")) == ""
 
 
-def test_the_drift_of_a_pair_is_drawn_together():
-    runs = [("Without PPL", "instance", measures(*STEPS)), ("With PPL", "prior", measures(*STEPS[:2]))]
+def test_the_drift_of_runs_is_drawn_together():
+    runs = [("Without PPL", "instance", measures(*STEPS)), ("With PPL", "prior", measures(*STEPS[:2])),
+            ("With drift penalty", "drift", measures(*STEPS))]  # fmt: skip
     shown = charts.drift(runs, 200)
     assert re.findall(r"<figcaption>([\w-]+)", shown) == ["PRES", "DIV"]
-    assert (len(drawn(shown)), len(drawn(shown, "prior"))) == (3, 2)
+    assert [len(drawn(shown, look)) for look in ("instance", "prior", "drift")] == [3, 2, 3]
+    assert all(f".curves polyline.{look} " in theme.CSS for look in ("prior", "drift", "both"))
     assert charts.drift([("Your model", "instance", None), runs[1]], 200).count("<polyline") == 2
     assert charts.drift([("Your model", "instance", None)], 200) == ""

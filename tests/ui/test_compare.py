@@ -13,7 +13,7 @@ from dreambooth import events
 from dreambooth.config import EvaluationConfig
 from dreambooth.errors import ConfigError
 from dreambooth.reports.gallery import CELL
-from dreambooth.ui.compare import NO_RUN, PAIR, SINGLE, Actions, checked_prompts
+from dreambooth.ui.compare import NO_RUN, Actions, checked_prompts
 from dreambooth.ui.comparison import Comparison
 from dreambooth.ui.studio import Studio
 from tests import tiny
@@ -33,7 +33,7 @@ def actions(studio: Studio, gallery: gr.Gallery) -> Actions:
 @pytest.fixture
 def pair(studio: Studio, photo_folder: Path, tmp_path: Path) -> list:
     models = [tiny.stable_diffusion(tmp_path / name, seed=seed) for name, seed in (("with", 5), ("without", 9))]
-    return studios.finished_runs(studio, photo_folder, both_ways=True, models=models)
+    return studios.finished_runs(studio, photo_folder, ways="two", models=models)
 
 
 def pixels(path: str) -> np.ndarray:
@@ -73,7 +73,7 @@ def test_a_pair_is_drawn_row_by_row_from_equal_seeds(actions: Actions, pair: lis
         assert {name: metric["count"] for name, metric in metrics.items()} == {
             "dino": 2, "clip_i": 2, "clip_t": 2, "pres": 2, "div": 1,
         }  # fmt: skip
-    assert values["with_less_without"].keys() == metrics.keys()
+    assert values["differences"]["With PPL"].keys() == metrics.keys()
     assert values["encoders"]["dino"] == "toybox ViT"
     assert "What the pictures say" in figures
     assert "2 of the subject from 1 prompt, 2 of the class prompt" in figures
@@ -93,7 +93,7 @@ def test_a_run_alone_is_compared_with_its_base_model(actions: Actions, studio: S
     [run] = studios.finished_runs(studio, photo_folder)
     *_, figures, values, shown = list(actions.compare(ANNA, run.id, "a photo of a dog", 2, 3.0, 0, 1))[-1]
     assert shown.titles == ("Base model", "Your model")
-    assert values["with_less_without"] is None
+    assert values["differences"] == {}
     base, ours = (metrics["pres"]["value"] for metrics in values["models"].values())
     assert base == ours
     assert "No row names the subject, sks" in figures
@@ -123,14 +123,15 @@ def test_a_run_is_trained_the_other_way_and_becomes_a_pair(actions: Actions, stu
     [run] = studios.finished_runs(studio, photo_folder)
     studios.measured(run, 0.2, 0.3, best=50)
     words, button, drift = actions.about(ANNA, run.id)
-    assert words == SINGLE
+    assert "Trained one way" in words
+    assert "train this subject the other way too" in words
     assert (button.visible, button.value) == (True, "Train it without PPL too")
     assert drift.count("<polyline") == 2, "PRES and DIV"
     with pytest.raises(gr.Error, match="You have no such run"):
         actions.train_other_way(BERT, run.id)
     other = studio.own_run(ANNA, actions.train_other_way(ANNA, run.id))
     words, button, _ = actions.about(ANNA, run.id)
-    assert "The other way is queued" in words
+    assert "Still to come: without PPL (queued)." in words
     assert not button.visible
     with pytest.raises(gr.Error, match="both ways already"):
         actions.train_other_way(ANNA, run.id)
@@ -140,11 +141,41 @@ def test_a_run_is_trained_the_other_way_and_becomes_a_pair(actions: Actions, stu
     other.append(events.Finished("model", 1.0))
     studios.measured(other, 0.2, 0.7, best=50)
     words, _, drift = actions.about(ANNA, run.id)
-    assert words == PAIR
+    assert "Trained both ways" in words
+    assert "base model, without PPL and with PPL;" in words
     assert drift.count("<polyline") == 4
     assert "Without PPL <b>0.700</b>" in drift
     assert [column.title for column in actions.columns(run)] == ["Base model", "Without PPL", "With PPL"]
     assert len(actions.list_runs(ANNA, None, "")[0].choices) == 1
+
+
+def test_none_ppl_and_drift_penalty_stand_side_by_side(actions: Actions, studio: Studio, photo_folder: Path):
+    lora = {"method": "lora", "drift": {"weight": 1.0}, "lora": {"rank": 2}}
+    runs = studios.finished_runs(studio, photo_folder, ways="three", **lora)
+    for run in runs:
+        studios.measured(run, 0.2, 0.3, best=50)
+    words, button, drift = actions.about(ANNA, runs[0].id)
+    assert "Trained three ways" in words
+    assert "base model, without PPL, with PPL and with drift penalty;" in words
+    assert not button.visible
+    assert [look in drift for look in ("'instance'", "'prior'", "'drift'")] == [True] * 3
+    [(label, _)] = actions.list_runs(ANNA, None, NO_RUN)[0].choices
+    assert "sks dog · LoRA · three ways" in label
+    *_, figures, values, shown = list(actions.compare(ANNA, runs[2].id, "a photo of a dog", 2, 3.0, 0, 1))[-1]
+    assert shown.titles == ("Base model", "Without PPL", "With PPL", "With drift penalty")
+    assert len({pixels(cell.path).tobytes() for cell in shown.lines[0].cells}) == 4
+    assert list(values["differences"]) == ["With PPL", "With drift penalty"]
+    assert "With drift penalty − without PPL</th>" in figures
+
+
+def test_several_subjects_are_compared_alone_and_together(actions: Actions, studio: Studio, photo_folder: Path):
+    cat = {"identifier": "<b>", "class_noun": "cat"}
+    [run] = studios.finished_runs(
+        studio, photo_folder, method="custom_diffusion", subject={"identifier": "<a>"}, more_subjects=[cat]
+    )
+    prompts = actions.prefill(ANNA, run.id)[3].splitlines()
+    assert prompts[:3] == ["a photo of a dog", "a photo of a cat", "a photo of a dog and a cat"]
+    assert prompts[3:6] == ["a <a> dog and <b> cat in the jungle", "a <a> dog in the jungle", "a <b> cat in the jungle"]
 
 
 def test_only_ones_own_runs_are_compared(actions: Actions, pair: list):
@@ -182,11 +213,11 @@ def test_the_list_names_a_pair_once_and_says_what_to_do_without_a_run(
     run, asked, status, *_ = actions.list_runs("", None, NO_RUN)
     assert (run.choices, asked.visible) == ([], False)
     assert is_skip(status), "the page says so from the beginning"
-    gone = actions.list_runs(ANNA, "deleted-meanwhile", PAIR)
+    gone = actions.list_runs(ANNA, "deleted-meanwhile", "<div class='drawing'>")
     assert gone[2] == NO_RUN
     assert (gone[3].visible, gone[4]) == (False, "")
     [single] = studios.finished_runs(studio, photo_folder)
-    pair = studios.finished_runs(studio, photo_folder, both_ways=True)
+    pair = studios.finished_runs(studio, photo_folder, ways="two")
     run, asked, status, other_way, _, prompts, steps, _ = actions.list_runs(ANNA, None, NO_RUN)
     assert asked.visible
     assert not other_way.visible
@@ -198,8 +229,8 @@ def test_the_list_names_a_pair_once_and_says_what_to_do_without_a_run(
         "a sks dog on a cobblestone street",
     ]  # fmt: skip
     assert steps == 2
-    assert status == PAIR
-    assert actions.prefill(ANNA, single.id)[0] == SINGLE
+    assert "Trained both ways" in status
+    assert "Trained one way" in actions.prefill(ANNA, single.id)[0]
     kept = actions.list_runs(ANNA, single.id, "<div class='drawing'>2 prompts …")
     assert "value" not in kept[0].constructor_args
     assert is_skip(kept[2]), "what is said of a comparison stays"

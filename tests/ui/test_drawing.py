@@ -6,11 +6,13 @@ from pathlib import Path
 from types import ModuleType
 
 import gradio as gr
+import numpy as np
 import pytest
 
 from dreambooth.config import SamplingConfig
 from dreambooth.ui import drawing
-from dreambooth.ui.drawing import Order, Progress, Step, as_it_happens, paint
+from dreambooth.ui.drawing import Order, Progress, Step, Weights, as_it_happens, paint
+from tests.ui import studios
 
 QUICK = SamplingConfig(steps=3)
 
@@ -61,7 +63,7 @@ def test_a_closed_watch_ends_the_work_at_its_next_word():
 
 
 def test_painting_tells_steps_and_pictures_and_stops_between_steps(tiny_model: Path, monkeypatch):
-    orders = [Order(str(tiny_model), "a dog", 7, 2), Order(str(tiny_model), "a cat", 7, 1)]
+    orders = [Order(Weights(str(tiny_model)), "a dog", 7, 2), Order(Weights(str(tiny_model)), "a cat", 7, 1)]
     news = [told for told in paint(orders, QUICK, "", True) if told is not None]
     kinds = ["pictures" if isinstance(told, list) else told.done for told in news]
     assert kinds == [0, 1, 2, 3, "pictures", 0, 1, 2, 3, "pictures"]
@@ -78,16 +80,47 @@ def test_painting_tells_steps_and_pictures_and_stops_between_steps(tiny_model: P
 
 
 def test_models_that_do_not_fit_together_are_opened_one_after_the_other(tiny_model: Path, tmp_path: Path, monkeypatch):
-    orders = [Order(str(tiny_model), "a dog", 0, 1), Order(str(tiny_model.resolve()) + "/.", "a dog", 0, 1)]
+    orders = [
+        Order(Weights(str(tiny_model)), "a dog", 0, 1),
+        Order(Weights(f"{tiny_model.resolve()}/."), "a dog", 0, 1),
+    ]
     monkeypatch.setattr(drawing, "available_memory", lambda device: 1)
     drawn = [told for told in paint(orders, QUICK, "", True) if isinstance(told, list)]
     assert drawn[0][0].image.tobytes() == drawn[1][0].image.tobytes()
 
 
+def test_adapters_are_drawn_with_as_much_as_is_asked_for(tiny_model: Path, make_config, tmp_path: Path):
+    folders = [studios.save_adapter(make_config(method="lora"), tmp_path / str(seed), seed) for seed in (1, 2)]
+    one, other = map(str, folders)
+    base = str(tiny_model)
+    asked = {
+        "base": Weights(base), "none of it": Weights(one, base, 0.0), "half": Weights(one, base, 0.5),
+        "half on top": Weights(base, adapters=((one, 0.5),)), "both": Weights(one, base, 0.5, ((other, 0.7),)),
+    }  # fmt: skip
+    told = paint([Order(weights, "a dog", 3, 1) for weights in asked.values()], QUICK, "", True)
+    drawn = [np.asarray(news[0].image, np.int16) for news in told if isinstance(news, list)]
+    seen = dict(zip(asked, drawn, strict=True))
+    for name, other, same in [
+        ("none of it", "base", True), ("half on top", "half", True), ("half", "base", False), ("both", "half", False),
+    ]:  # fmt: skip
+        apart = np.abs(seen[name] - seen[other]).max()
+        assert apart <= 1 if same else apart > 5, name
+
+
+def test_what_is_loaded_is_counted(tiny_model: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "a.safetensors").write_bytes(bytes(100))
+    (tmp_path / "notes").write_bytes(bytes(1000))
+    model = Weights(str(tmp_path), str(tiny_model), adapters=((str(tmp_path), 1.0),))
+    base = sum(path.stat().st_size for path in tiny_model.rglob("*.safetensors"))
+    for free, fits in ((2 * (base + 200) + 1, True), (2 * (base + 200), False)):
+        monkeypatch.setattr(drawing, "available_memory", lambda device, free=free: free)
+        assert drawing._fit({model}, "cpu") is fits
+
+
 def test_an_error_while_painting_is_a_sentence(tmp_path: Path):
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(gr.Error) as told:
-        list(paint([Order(str(tmp_path), "a dog", 0, 1)], QUICK, "", True))
+        list(paint([Order(Weights(str(tmp_path)), "a dog", 0, 1)], QUICK, "", True))
     assert "model_index.json can't be read" in told.value.message
     assert str(tmp_path.parent) not in told.value.message
 
@@ -108,7 +141,12 @@ def test_on_zero_gpu_the_function_asks_for_as_long_as_the_drawing_takes(monkeypa
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     assert drawing.on_zero_gpu(drawing.gpu_seconds)(len) is len
     seconds = asked[len]
-    few, many, two = [Order("a", "", 0, 1)], [Order("a", "", 0, 4)] * 4, [Order("a", "", 0, 1), Order("b", "", 0, 1)]
+    one, other = Weights("a"), Weights("a", scale=0.5)
+    few, many, two = (
+        [Order(one, "", 0, 1)],
+        [Order(one, "", 0, 4)] * 4,
+        [Order(model, "", 0, 1) for model in (one, other)],
+    )
     assert 20 < seconds(few, SamplingConfig(steps=50), "", True) < 60
     assert seconds(many, SamplingConfig(steps=50), "", True) > seconds(two, SamplingConfig(steps=50), "", True) > 40
 

@@ -56,7 +56,7 @@ def measured(shown: Comparison, config: Config, photos: list[Image.Image], encod
 def test_each_figure_is_the_mean_that_its_metric_says(
     tmp_path: Path, config: Config, photos: list[Image.Image], encoders: Encoders
 ):
-    titles = ("Base model", "Without PPL", "With PPL")
+    titles = ("Base model", "Without PPL", "With PPL", "With drift penalty")
     found = measured(drawn(tmp_path, titles), config, photos, encoders)
     assert tuple(row.title for row in found.rows) == titles
     real = encoders.dino.embed(photos)
@@ -76,23 +76,26 @@ def test_each_figure_is_the_mean_that_its_metric_says(
             "dino": 4, "clip_i": 4, "clip_t": 4, "pres": 2, "div": 2,
         }  # fmt: skip
         assert all(e.low <= e.value <= e.high for e in row.estimates.values())
-    without, with_ppl = (row.estimates for row in found.rows[1:])
-    for name, estimate in found.difference.estimates.items():
-        assert estimate.value == pytest.approx(with_ppl[name].value - without[name].value)
+    without, *others = found.rows[1:]
+    assert [row.title for row in found.differences] == ["With PPL", "With drift penalty"]
+    for row, difference in zip(others, found.differences, strict=True):
+        assert difference.estimates.keys() == row.estimates.keys()
+        for name, estimate in difference.estimates.items():
+            assert estimate.value == pytest.approx(row.estimates[name].value - without.estimates[name].value)
     among = real @ real.T
     assert found.ceilings["dino"] == pytest.approx((among.sum() - 3) / 6, abs=1e-5)
     assert found.basis == "4 of the subject from 2 prompts, 2 of the class prompt"
     assert found.notes == ()
 
 
-def test_pairs_alone_have_a_difference_and_held_back_pictures_count_for_nothing(
+def test_a_run_alone_has_no_difference_and_held_back_pictures_count_for_nothing(
     tmp_path: Path, config: Config, photos: list[Image.Image], encoders: Encoders
 ):
     shown = drawn(tmp_path, ("Base model", "Your model"))
     first, *rest = shown.lines
     held = first._replace(cells=(first.cells[0], Cell("", "held back")))
     found = measured(shown._replace(lines=(held, *rest)), config, photos[:1], encoders)
-    assert found.difference is None
+    assert found.differences == ()
     assert found.ceilings == {}
     assert [row.estimates["pres"].count for row in found.rows] == [2, 1]
     assert found.rows[1].estimates["pres"].low is None
@@ -113,6 +116,19 @@ def test_what_there_are_no_pictures_for_is_told(
     figures.as_html(found)
 
 
+def test_of_several_subjects_the_first_is_measured_where_it_is_alone(
+    tmp_path: Path, photos: list[Image.Image], encoders: Encoders
+):
+    subjects = {"subject": {"photos": ".", "identifier": "<a>", "class_noun": "dog"},
+                "more_subjects": [{"photos": ".", "identifier": "<b>", "class_noun": "cat"}]}  # fmt: skip
+    prompts = ("a photo of <a> dog", "a photo of <b> cat", "a photo of <a> dog and <b> cat", "a photo of a dog")
+    shown = drawn(tmp_path, ("Base model", "Your model"), prompts)
+    found = measured(shown, Config.from_dict(subjects | {"prior": {"enabled": False}}), photos, encoders)
+    assert found.basis == "2 of the subject from 1 prompt, 2 of the class prompt"
+    assert found.notes == ("Of the subjects the first is measured, <a>, in rows that name it alone.",)
+    assert "&lt;a&gt;" in figures.as_html(found)
+
+
 def test_one_picture_a_prompt_has_no_div(tmp_path: Path, config: Config, photos: list[Image.Image]):
     without = load_encoders(EvaluationConfig(), "toybox", "cpu", perceptual=False)
     found = measured(drawn(tmp_path, ("Base model", "Your model"), count=1), config, photos, without)
@@ -129,9 +145,11 @@ def test_the_table_has_a_row_a_model_and_says_what_each_metric_tells(
     for row in found.rows:
         pres = row.estimates["pres"]
         assert f"<td data-metric='PRES'>{pres.value:.3f}<small>{pres.low:.3f} to {pres.high:.3f}</small></td>" in shown
-    assert f"{found.difference.estimates['div'].value:+.3f}<small>" in shown
+    assert "With PPL − without PPL</th>" in shown
+    assert f"{found.differences[0].estimates['div'].value:+.3f}<small>" in shown
     assert "PRES ↓" in shown
     assert "By toybox ViT patch distance." in shown
     values = figures.as_dict(found)
     assert values["models"]["With PPL"]["pres"]["low"] == found.rows[2].estimates["pres"].low
+    assert values["differences"]["With PPL"]["div"]["value"] == found.differences[0].estimates["div"].value
     assert values["photos"] == found.ceilings

@@ -18,6 +18,12 @@ from tests.ui import studios
 from tests.ui.studios import ANNA, BERT
 
 ASKED = ("a photo of a dog", "a cat", 2, 3.0, 7, 2)
+NOTHING = ("", "", "")
+"""No adapter added."""
+WORD = {"subject": {"identifier": "<b>", "class_noun": "cat"}, "train": {"text_encoder": False},
+        "prior": {"enabled": False}}  # fmt: skip
+UNSTACKED = (1.0, *NOTHING, 1.0, 1.0, 1.0)
+"""What a picture says of adapters where there are none."""
 
 
 @pytest.fixture
@@ -84,27 +90,26 @@ def test_the_models_are_the_visitors_finished_runs_and_the_base_models(
     actions: Actions, studio: Studio, photo_folder: Path
 ):
     base = [("tiny-sd (base model, untrained)", "tiny-sd")]
-    model, newest, *rest = actions.list_models("", "tiny-sd", None)
-    assert len(rest) == 4
+    model, newest, *rest = actions.list_models("", None, "tiny-sd", *NOTHING)
     assert (model.choices, newest) == (base, None)
-    assert all(is_skip(value) for value in rest)
+    assert all(is_skip(value) for value in rest[:4])
     [run] = studios.finished_runs(studio, photo_folder)
-    model, newest, prompt, steps, guidance, which = actions.list_models(ANNA, "tiny-sd", None)
+    model, newest, prompt, steps, guidance, which, *_ = actions.list_models(ANNA, None, "tiny-sd", *NOTHING)
     assert model.choices == [(models.label(run), run.id), *base]
     assert (model.value, newest, steps) == (run.id, run.id, 2)
     assert (prompt, guidance, which) == ("a sks dog in the jungle", 7.5, "best")
     for chosen in ("tiny-sd", "owner/tiny", run.id):
-        model, _, *rest = actions.list_models(ANNA, chosen, run.id)
+        model, _, *rest = actions.list_models(ANNA, run.id, chosen, *NOTHING)
         assert "value" not in model.constructor_args, "a choice is kept"
-        assert all(is_skip(value) for value in rest)
-    assert actions.list_models(BERT, run.id, run.id)[0].value == "tiny-sd"
+        assert all(is_skip(value) for value in rest[:4])
+    assert actions.list_models(BERT, run.id, run.id, *NOTHING)[0].value == "tiny-sd"
     assert [named["model"] for named in actions.models(ANNA)] == [run.id, "tiny-sd"]
     assert [named["model"] for named in actions.models(BERT)] == ["tiny-sd"]
 
 
 def test_of_a_pair_the_one_with_ppl_is_chosen(actions: Actions, studio: Studio, photo_folder: Path):
-    with_ppl, _ = studios.finished_runs(studio, photo_folder, both_ways=True)
-    model, newest, *_ = actions.list_models(ANNA, "tiny-sd", None)
+    with_ppl, _ = studios.finished_runs(studio, photo_folder, ways="two")
+    model, newest, *_ = actions.list_models(ANNA, None, "tiny-sd", *NOTHING)
     assert (model.value, newest) == (with_ppl.id, with_ppl.id)
     assert len(model.choices) == 3
 
@@ -113,15 +118,15 @@ def test_the_best_and_the_last_model_are_offered_where_both_are_kept(
     actions: Actions, studio: Studio, photo_folder: Path, tmp_path: Path
 ):
     [run] = studios.finished_runs(studio, photo_folder, models=[tiny.stable_diffusion(tmp_path / "last", seed=5)])
-    assert not actions.offer_which(ANNA, run.id).visible
+    assert not actions.offer(ANNA, run.id)[1].visible
     studios.measured(run, 0.2, 0.3, 0.5, best=50)
     shutil.rmtree(run.path / "best")
     tiny.stable_diffusion(run.path / "best", seed=9)
-    offered = actions.offer_which(ANNA, run.id)
+    offered = actions.offer(ANNA, run.id)[1]
     assert offered.visible
     assert offered.choices == [("Best step (50)", "best"), ("Last step (100)", "last")]
     assert "value" not in offered.constructor_args, "what is chosen stays"
-    assert not actions.offer_which(BERT, run.id).visible
+    assert not actions.offer(BERT, run.id)[1].visible
     assert actions.models(ANNA)[0]["steps"] == {"best": 50, "last": 100}
 
     pictures = {}
@@ -131,7 +136,63 @@ def test_the_best_and_the_last_model_are_offered_where_both_are_kept(
             assert image.text["which"] == which
             pictures.setdefault(which, []).append(image.tobytes())
     assert pictures["last"][0] == pictures["last"][1] != pictures["best"][0]
-    assert actions.copy_settings(ANNA, items[0][0])[-1] == "last"
+    assert actions.copy_settings(ANNA, items[0][0])[6] == "last"
+
+
+def test_adapters_are_offered_where_they_fit_and_drawn_with(actions: Actions, studio: Studio, photo_folder: Path):
+    [lora] = studios.finished_runs(studio, photo_folder, method="lora")
+    [cat] = studios.finished_runs(studio, photo_folder, method="textual_inversion", **WORD)
+    [whole] = studios.finished_runs(studio, photo_folder)
+    assert {model["model"]: set(model["adapters"]) for model in actions.models(ANNA)} == {
+        "tiny-sd": {lora.id, cat.id}, lora.id: {cat.id}, cat.id: {lora.id}, whole.id: set(),
+    }  # fmt: skip
+
+    ideas, _, scale, stack, *parts = actions.offer(ANNA, lora.id, *NOTHING)
+    assert (scale.visible, stack.visible) == (True, True)
+    assert [part.visible for part in parts] == [True, False, False, False, False, False]
+    assert parts[0].choices == [("None", ""), (models.label(cat), cat.id)]
+    ideas, _, _, _, *parts = actions.offer(ANNA, lora.id, cat.id, "", "")
+    assert ideas.raw_samples[:3] == [["a sks dog and <b> cat in the jungle"], ["a sks dog in the jungle"],
+                                     ["a <b> cat in the jungle"]]  # fmt: skip
+    assert [part.visible for part in parts] == [True, True, False, False, False, False], "a word has no strength"
+    _, _, scale, _, *parts = actions.offer(ANNA, cat.id, lora.id, "", "")
+    assert (scale.visible, scale.value) == (False, 1)
+    assert [part.visible for part in parts] == [True, True, False, True, False, False]
+    _, _, _, stack, *parts = actions.offer(ANNA, whole.id, lora.id, "", "")
+    assert (stack.visible, parts[0].value) == (False, "")
+    assert not actions.offer(BERT, lora.id, *NOTHING)[3].visible
+
+    asked = ("a photo of a <b> cat", "", 2, 3.0, 7, 1, True, "last")
+    items, _ = list(actions.generate(ANNA, lora.id, *asked, 0.5, cat.id))[-1]
+    with Image.open(items[0][0]) as image:
+        assert (image.text["scale"], image.text["adapters"]) == ("0.5", f"{cat.id}:1")
+        stacked = image.tobytes()
+    copied = actions.copy_settings(ANNA, items[0][0])
+    assert copied[7:] == (0.5, cat.id, "", "", 1.0, 1.0, 1.0)
+    assert actions.copy_settings(BERT, items[0][0])[7:] == (0.5, *UNSTACKED[1:]), "another's adapter stays theirs"
+    for more in ((1.0, cat.id), (0.5,)):
+        items, _ = list(actions.generate(ANNA, lora.id, *asked, *more))[-1]
+        with Image.open(items[0][0]) as image:
+            assert image.tobytes() != stacked
+    for owner, model, more, words in [
+        (ANNA, whole.id, (0.5,), "this is a whole model"), (ANNA, "tiny-sd", (0.5,), "this is a whole model"),
+        (ANNA, lora.id, (2.0,), "is no strength"), (ANNA, cat.id, (0.5,), "A learned word has no weight"),
+        (ANNA, lora.id, (1.0, cat.id, 0.5), "A learned word has no weight"),
+        (BERT, "tiny-sd", (1.0, lora.id), "You have no such run"),
+        (ANNA, "tiny-sd", (1.0, "", 1.0, cat.id, 1.0, cat.id), "is in the model"),
+    ]:  # fmt: skip
+        with pytest.raises(gr.Error, match=words):
+            list(actions.generate(owner, model, *asked, *more))
+
+
+def test_several_subjects_are_suggested_together_and_alone(actions: Actions, studio: Studio, photo_folder: Path):
+    [run] = studios.finished_runs(
+        studio, photo_folder, method="custom_diffusion", train={"text_encoder": False}, subject={"identifier": "<a>"},
+        more_subjects=[{"identifier": "<b>", "class_noun": "cat"}],
+    )  # fmt: skip
+    assert actions.prefill(ANNA, run.id)[0] == "a <a> dog and <b> cat in the jungle"
+    ideas = [idea for [idea] in actions.list_ideas(ANNA, run.id).raw_samples]
+    assert ideas[1:4] == ["a <a> dog in the jungle", "a <b> cat in the jungle", "a <a> dog and <b> cat in the snow"]
 
 
 def test_a_models_own_ideas_are_suggested(actions: Actions, studio: Studio, photo_folder: Path):
@@ -149,10 +210,10 @@ def test_settings_are_copied_back_from_a_picture(actions: Actions, studio: Studi
     assert path == items[1][0]
     assert "<dd>a photo of a dog</dd>" in facts.value
     assert button.visible
-    assert actions.copy_picked(ANNA, path) == (run.id, "a photo of a dog", "a cat", 2, 3.0, 8, "last")
+    assert actions.copy_picked(ANNA, path) == (run.id, "a photo of a dog", "a cat", 2, 3.0, 8, "last", *UNSTACKED)
     stranger = actions.copy_settings(BERT, path)
     assert is_skip(stranger[0]), "whose run it is stays out of a stranger's form"
-    assert stranger[1:] == ("a photo of a dog", "a cat", 2, 3.0, 8, "last")
+    assert stranger[1:] == ("a photo of a dog", "a cat", 2, 3.0, 8, "last", *UNSTACKED)
 
 
 def test_nothing_is_picked_where_there_is_no_picture(actions: Actions, tmp_path: Path):

@@ -11,6 +11,10 @@ from dreambooth.ui.studio import RECIPES
 from tests.ui.test_login import on_a_space
 
 
+def subjects(count: int) -> list[dict]:
+    return [{"photos": ".", "identifier": f"s{n}", "class_noun": f"thing {n}"} for n in range(count)]
+
+
 def test_settings_are_read_from_the_environment(tmp_path: Path):
     plain = StudioSettings.from_environment({"HOME": "/", "DREAMBOOTH_CACHE": "x", "DREAMBOOTH_WORKERS": " "})
     assert plain == StudioSettings()
@@ -46,7 +50,7 @@ def test_the_table_has_a_row_for_every_setting():
     table = StudioSettings.table()
     assert len(table) == len(StudioSettings.model_fields)
     assert table[0].startswith("| `DREAMBOOTH_BASE_MODEL` | `toybox` | the base model")
-    assert any(row.startswith("| `DREAMBOOTH_MAX_STEPS` | `2000` if public | ") for row in table)
+    assert any(row.startswith("| `DREAMBOOTH_MAX_STEPS` | `3000` if public | ") for row in table)
     assert all(row.count("|") == 4 for row in table)
 
 
@@ -72,6 +76,11 @@ def test_the_readme_lists_every_setting_of_the_studio():
     ({"train": {"batch_size": 256}}, "train.batch_size is 256, and this studio takes 8 at most"),
     ({"sampling": {"steps": 1000}}, "sampling.steps is 1000"),
     ({"sampling": {"prompts": ["a dog"] * 5}}, "The number of sampling.prompts is 5"),
+    ({"lora": {"rank": 1024}}, "lora.rank is 1024, and this studio takes 64 at most"),
+    ({"lora": {"targets": ["to_k"] * 17}}, "The number of lora.targets is 17"),
+    ({"word": {"vectors": 16}}, "word.vectors is 16"),
+    ({"more_subjects": subjects(4), "prior": {"enabled": False}}, "The number of subjects is 5, and .* 4 at most"),
+    ({"more_subjects": subjects(3), "prior": {"num_images": 121}}, "for 5 class prompts together is 605"),
     ({"evaluation": {"dino": "facebook/dino-vits8"}}, "evaluation.dino can't be chosen on a public studio"),
     ({"evaluation": {"clip": "/etc"}}, "evaluation.clip can't be chosen on a public studio. Leave it out"),
     ({"prior": {"pack": "somebody/dogs"}}, "prior.pack can't be chosen on a studio of somebody else's"),
@@ -81,6 +90,12 @@ def test_no_stranger_keeps_a_public_studio_waiting_or_names_what_it_fetches(more
     with pytest.raises(ConfigError, match=said):
         refuse_too_much(asked, StudioSettings(public=True))
     refuse_too_much(asked, StudioSettings())
+
+
+def test_class_images_count_only_where_they_are_drawn():
+    asked = {"preset": "toybox", "prior": {"enabled": False}, "more_subjects": subjects(3)}
+    config = Config.from_dict(asked | {"subject": {"photos": ".", "class_noun": "dog"}})
+    refuse_too_much(config, StudioSettings(public=True))
 
 
 def test_nobody_who_logs_in_names_what_the_hosts_token_fetches(monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,7 @@ from dreambooth.runs import Run
 from dreambooth.ui import live
 from dreambooth.ui.report import Report
 
-NONE = np.empty((2, 0), np.float32)
+NONE = np.empty((3, 0), np.float32)
 
 
 def report(**changes) -> Report:
@@ -67,7 +67,7 @@ def test_a_waiting_run_tells_its_place(place: int | None, seconds: float | None,
 
 
 def test_curves_are_the_running_means_over_what_single_steps_had():
-    losses = np.array([[1, 3] * 50, [np.nan] * 100], np.float32)
+    losses = np.array([[1, 3] * 50, [np.nan] * 100, [np.nan] * 100], np.float32)
     shown = live.curves(report(losses=losses))
     assert "mean of 20" in shown
     assert shown.count("<polyline") == 2, "no line for a loss that there is not"
@@ -80,7 +80,7 @@ def test_curves_are_the_running_means_over_what_single_steps_had():
 
 
 def test_a_long_run_is_drawn_with_few_points_that_keep_its_extremes():
-    losses = np.full((2, 20_000), 0.1, np.float32)
+    losses = np.full((3, 20_000), [[0.1], [0.1], [np.nan]], np.float32)
     losses[0, 12_345] = 0.4
     shown = live.curves(report(losses=losses, config=report().config.model_copy(
         update={"train": report().config.train.model_copy(update={"steps": 20_000})})))  # fmt: skip
@@ -89,6 +89,19 @@ def test_a_long_run_is_drawn_with_few_points_that_keep_its_extremes():
     raw = re.search("class='raw instance' points='([^']*)'", shown)[1].split()
     assert len(raw) == 2 * live.POINTS
     assert min(float(point.split(",")[1]) for point in raw) < 0, "what is far above goes out of the picture"
+
+
+def test_the_distance_that_is_penalised_has_a_drawing_of_its_own():
+    config = Config.from_dict(
+        {"base_model": "models/tiny", "drift": {"weight": 0.5}, "subject": {"photos": ".", "class_noun": "dog"}}
+    )
+    losses = np.array([[1, 3] * 5, [np.nan] * 10, np.arange(10)], np.float32)
+    shown = live.curves(report(losses=losses, config=config))
+    assert shown.count("<figure") == 2
+    distance = shown.split("<figure")[2]
+    assert "0.5 of it joins the loss" in distance
+    assert "<b>9.000</b>" in distance, "as it is, not as it was in the mean"
+    assert distance.count("class='mean drift'") == 1
 
 
 def test_running_means_leave_out_what_is_missing():
@@ -101,11 +114,28 @@ def test_samples_stand_side_by_side_newest_first(tmp_path: Path):
     shown = live.samples(report(pictures=pictures(3)), tmp_path, lambda path: f"u/{path.name}")
     assert re.findall(r">step (\d+)<", shown) == ["150", "100", "50"]
     [newest, *_] = re.findall(r"<tr><th scope='row'>.*?</tr>", shown)
-    assert re.findall(r"<td class='(\w+)'>(.*?)</td>", newest)[0][0] == "subject"
+    assert re.search(r"<td>(.*?)</td>", newest)[1].count("sks") == 2
     assert re.findall(r"src='([^']*)'", newest) == ["u/3-0-0.png", "u/3-1-0.png", "u/3-0-1.png", "u/3-1-1.png"]
     assert "alt='a photo of sks &lt;b&gt;dog, step 150, seed 0'" in newest
     more = live.samples(report(pictures=pictures(1, ("a photo of sks <b>dog", "on a beach"))), tmp_path, str)
     assert more.count("scope='col'") == 3
+
+
+def test_samples_of_several_subjects_have_a_column_each_and_one_together(tmp_path: Path):
+    subjects = [
+        {"photos": ".", "identifier": name, "class_noun": noun} for name, noun in (("<a>", "dog"), ("b", "cat"))
+    ]
+    config = Config.from_dict({"base_model": "models/tiny", "subject": subjects[0], "more_subjects": subjects[1:]})
+    drawn = pictures(1, tuple(reversed(config.sample_prompts)))
+    shown = live.samples(report(config=config, pictures=drawn), tmp_path, str)
+    assert re.findall(r"<th scope='col'>([^<]*)<q>([^<]*)", shown) == [
+        ("&lt;a&gt; dog", "a photo of &lt;a&gt; dog"), ("b cat", "a photo of b cat"),
+        ("A class", "a photo of a dog"), ("A class", "a photo of a cat"),
+        ("The classes", "a photo of a dog and a cat"), ("Together", "a photo of &lt;a&gt; dog and b cat"),
+        ("Your prompt", "a &lt;a&gt; dog on the beach"),
+    ]  # fmt: skip
+    assert "min-width: 910px" in shown
+    assert shown.count("<img") == 14
 
 
 def test_the_base_models_samples_and_the_best_ones_are_marked(tmp_path: Path):
@@ -145,7 +175,11 @@ def test_the_history_is_a_list_of_buttons_with_the_newest_picture(tmp_path: Path
     assert "data-run='20260101-a' aria-current='true'><img src='2-1-0.png'" in shown
     assert "sks &lt;b&gt;dog" in shown
     assert "400 steps at 5e-06" in shown
-    assert "20260101-a" in live.twin_text(run, replace(report(), status="queued"))
+    two = live.twin_text([(run, replace(report(), status="queued")), (run, report(config=_without_prior()))])
+    assert two.startswith("Trained three ways. <span>The run with PPL is queued. <button type='button' data-run='2026")
+    assert "The run without PPL is running." in two
+    assert live.twin_text([(run, report())]).startswith("Trained both ways.")
+    assert live.twin_text([]) == ""
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(5, "just now"), (600, "10 min ago"), (7200, "2 h ago"),

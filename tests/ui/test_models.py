@@ -13,8 +13,10 @@ from dreambooth.errors import ConfigError, HubError, ModelError, RunError
 from dreambooth.fetch import TOYBOX_FOLDER, fetch_from_hub
 from dreambooth.runs import Run
 from dreambooth.ui import models
+from dreambooth.ui.drawing import Weights
 from dreambooth.ui.models import open_model
 from dreambooth.ui.studio import Studio
+from tests import tiny
 from tests.hub import LoopbackHub
 from tests.ui import studios
 from tests.ui.studios import ANNA, BERT
@@ -22,13 +24,13 @@ from tests.ui.studios import ANNA, BERT
 
 def test_a_base_model_is_named_as_the_page_shows_it(studio: Studio, tiny_model: Path):
     model = open_model(studio, ANNA, " tiny-sd ")
-    assert (model.name, model.folder, model.sampling) == ("tiny-sd", str(tiny_model), SamplingConfig())
+    assert (model.name, model.weights, model.sampling) == ("tiny-sd", Weights(str(tiny_model)), SamplingConfig())
 
 
 def test_a_run_is_opened_for_its_owner_alone_and_once_it_is_finished(studio: Studio, photo_folder: Path):
     [run] = studios.finished_runs(studio, photo_folder)
     model = open_model(studio, ANNA, run.id)
-    assert (model.name, model.folder) == (run.id, str(run.path / "model"))
+    assert (model.name, model.weights.folder) == (run.id, str(run.path / "model"))
     assert model.sampling.steps == 2
     with pytest.raises(RunError, match="You have no such run"):
         open_model(studio, BERT, run.id)
@@ -39,6 +41,88 @@ def test_a_run_is_opened_for_its_owner_alone_and_once_it_is_finished(studio: Stu
     assert str(studio.root) not in str(told.value)
 
 
+def test_an_adapter_is_opened_with_its_base_model(studio: Studio, photo_folder: Path, tiny_model: Path):
+    [run] = studios.finished_runs(studio, photo_folder, method="lora")
+    assert open_model(studio, ANNA, run.id).weights == Weights(str(run.path / "model"), str(tiny_model))
+    assert open_model(studio, ANNA, run.id, scale=0.5).weights.scale == 0.5
+    studios.measured(run, 0.2, 0.3, 0.5, best=50)
+    assert models.best_and_last(run) == {"best": 50, "last": 100}
+    assert open_model(studio, ANNA, run.id, "best").weights.folder == str(run.path / "best")
+    assert models.label(run).startswith("sks dog · LoRA · with PPL · ")
+
+
+def test_ones_own_adapters_of_the_same_base_model_go_on_top(studio: Studio, photo_folder: Path, tmp_path: Path):
+    [lora] = studios.finished_runs(studio, photo_folder, method="lora")
+    word = {"subject": {"identifier": "<sks>"}, "train": {"text_encoder": False}, "prior": {"enabled": False}}
+    [inversion] = studios.finished_runs(studio, photo_folder, method="textual_inversion", **word)
+    [whole] = studios.finished_runs(studio, photo_folder)
+    runs = models.finished_runs(studio, ANNA)
+    ids = {
+        name: {run.id for run in models.adapters_for(studio, runs, name)} for name in ("tiny-sd", *(r.id for r in runs))
+    }
+    assert models.label(inversion).startswith("<sks> dog · Textual Inversion · 3000 steps"), "no PPL: nothing drifts"
+    both = {lora.id, inversion.id}
+    assert ids == {"tiny-sd": both, lora.id: {inversion.id}, inversion.id: {lora.id}, whole.id: set()}
+    assert models.adapters_for(studio, runs, "owner/tiny") == []
+    assert [models.has_strength(run) for run in (lora, inversion, whole)] == [True, False, False]
+    top = ((str(inversion.path / "model"), 1.0), (str(lora.path / "model"), 0.5))
+    opened = open_model(studio, ANNA, "tiny-sd", adapters=[(inversion.id, 1), (lora.id, 0.5)])
+    assert opened.weights.adapters == top
+    assert opened.weights.base == ""
+
+    other = studios.studio(studio.root, tiny.stable_diffusion(tmp_path / "other", seed=9))
+    for at, owner, model, added, error, words in [
+        (studio, BERT, "tiny-sd", [(lora.id, 1)], RunError, "You have no such run"),
+        (studio, ANNA, "tiny-sd", [(str(lora.path), 1)], RunError, "You have no such run"),
+        (studio, ANNA, "tiny-sd", [("owner/lora", 1)], RunError, "You have no such run"),
+        (studio, ANNA, "tiny-sd", [(whole.id, 1)], ConfigError, "is a whole model"),
+        (studio, ANNA, whole.id, [(lora.id, 1)], None, ""),
+        (other, ANNA, "tiny-sd", [(lora.id, 1)], ModelError, "is an adapter of another base model"),
+        (studio, ANNA, "tiny-sd", [(lora.id, 1)] * 4, ConfigError, "4 adapters are too many"),
+        *((studio, ANNA, "tiny-sd", [(lora.id, weight)], ConfigError, "is no strength")
+          for weight in (-0.1, 1.6, float("nan"), "1", None, True)),
+    ]:  # fmt: skip
+        if error is None:  # an untrained copy of the base model is that base model
+            assert open_model(at, owner, model, adapters=added).weights.adapters
+            continue
+        with pytest.raises(error, match=words):
+            open_model(at, owner, model, adapters=added)
+
+
+def test_an_adapter_of_the_hub_is_opened_with_the_base_model_that_it_names(
+    studio: Studio, tiny_model: Path, make_config, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    adapter = studios.save_adapter(make_config(method="lora"), tmp_path / "adapter")
+
+    def publish(name: str, base_model: str) -> None:
+        facts = json.loads((adapter / "adapter.json").read_text()) | {"base_model": base_model}
+        (adapter / "adapter.json").write_text(json.dumps(facts))
+        hub.add_repo(name, adapter)
+
+    publish("owner/here", "tiny-sd")  # the name of what is on offer
+    assert open_model(studio, ANNA, "owner/here").weights.base == str(tiny_model)
+    hub.add_repo("owner/base", tiny_model)
+    publish("owner/there", "owner/base")
+    opened = open_model(studio, ANNA, "owner/there", scale=0.5)
+    assert "models--owner--base" in opened.weights.base
+    assert opened.weights.scale == 0.5
+    publish("owner/elsewhere", str(tiny_model))
+    publish("owner/private", "owner/none")
+    for name, words in [("owner/elsewhere", "is not on the Hub"), ("owner/private", "owner/none is not on the Hub")]:
+        with pytest.raises(ModelError, match=words):
+            open_model(studio, ANNA, name)
+
+    monkeypatch.setattr(models, "ROOM_FOR_A_MODEL", 0)
+    public = studios.studio(studio.root, tiny_model, public=True)
+    with pytest.raises(ModelError, match="owner/there has no safety checker"):
+        open_model(public, ANNA, "owner/there")
+    monkeypatch.setattr(models, "is_built_as_toybox", lambda folder: folder.parents[1].name == "models--owner--base")
+    assert open_model(public, ANNA, "owner/there").weights.base
+    monkeypatch.setattr(models, "MAX_MODEL", 100_000)
+    with pytest.raises(ModelError, match=r"owner/base has .* GB, more than the"):
+        open_model(public, ANNA, "owner/there")
+
+
 def test_a_run_has_its_last_model_and_where_that_is_not_the_best_its_best(studio: Studio, photo_folder: Path):
     kept, last_is_best, unmeasured = (studios.finished_runs(studio, photo_folder)[0] for _ in range(3))
     studios.measured(kept, 0.2, 0.3, 0.5, best=50)
@@ -47,7 +131,7 @@ def test_a_run_has_its_last_model_and_where_that_is_not_the_best_its_best(studio
     assert models.best_and_last(last_is_best) is models.best_and_last(unmeasured) is None
     for run, which, folder in [(kept, "best", "best"), (kept, "last", "model"), (last_is_best, "best", "model")]:
         model = open_model(studio, ANNA, run.id, which)
-        assert model.folder == str(run.path / folder)
+        assert model.weights.folder == str(run.path / folder)
         assert model.which == ("best" if folder == "best" else "last")
     assert open_model(studio, ANNA, kept.id).which == "last", "as it was before there were two"
     with pytest.raises(ConfigError, match=r"'first' is none of a run's models\. Say last or best"):
@@ -73,11 +157,11 @@ def test_no_model_is_asked_for(studio: Studio, name: object):
 def test_any_model_of_the_hub_can_be_named(studio: Studio, tiny_model: Path, hub: LoopbackHub):
     repo = hub.add_repo("owner/tiny", tiny_model)
     model = open_model(studio, ANNA, "owner/tiny")
-    assert (model.name, Path(model.folder).name) == ("owner/tiny", repo.commits[-1].oid)
+    assert (model.name, Path(model.weights.folder).name) == ("owner/tiny", repo.commits[-1].oid)
     repo.refs["v1"] = repo.commits[-1].oid
     repo.commit("the same again", repo.files, "owner")
     model = open_model(studio, ANNA, "owner/tiny@v1")
-    assert (model.name, Path(model.folder).name) == ("owner/tiny@v1", repo.refs["v1"])
+    assert (model.name, Path(model.weights.folder).name) == ("owner/tiny@v1", repo.refs["v1"])
     with pytest.raises(ModelError, match="owner/tiny has no revision 'v2'"):
         open_model(studio, ANNA, "owner/tiny@v2")
     with pytest.raises(ModelError, match="owner/none is not on the Hub, or is private"):
@@ -133,7 +217,7 @@ def test_where_the_disk_is_full_the_models_go_that_visitors_asked_for_longest_ag
     for name in "abcd":
         hub.add_repo(f"owner/{name}", tiny_model)
     owners = fetch_from_hub("owner/a")  # who runs the studio, for themselves
-    folders = {name: Path(open_model(public, ANNA, f"owner/{name}").folder) for name in "abc"}
+    folders = {name: Path(open_model(public, ANNA, f"owner/{name}").weights.folder) for name in "abc"}
     for age, name in ((1, "b"), (2, "a"), (3, "c")):
         os.utime(folders[name].parents[1], (time.time() - 1000 * age,) * 2)
     open_model(public, ANNA, "owner/c")  # asked for again

@@ -12,6 +12,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from dreambooth.ui.studio import new_owner
+from tests.ui import studios
 from tests.ui.conftest import ROOT, Served, serve
 from tests.ui.test_crowd import until
 
@@ -22,11 +23,11 @@ def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
-def start_training(page: Page, steps: int, *, both_ways: bool = False) -> None:
+def start_training(page: Page, steps: int, *, ways: str = "Once") -> None:
     open_tab(page, "Train")
     page.locator("#steps input").fill(str(steps))
     page.locator("#class-images input").fill("4")
-    page.locator("#both-ways input").set_checked(both_ways)
+    page.get_by_role("radio", name=ways).check()
     page.get_by_role("button", name="Start training").click()
 
 
@@ -68,7 +69,7 @@ def test_a_visitor_goes_from_photos_to_a_comparison(toybox_studio: Served, brows
     # Both ways: the first of the two comes to its end with losses, samples and what they say; the second one follows.
     page.get_by_role("button", name="Next: train").click()
     expect(page.locator("#estimate")).to_contain_text("Memory")
-    start_training(page, 6, both_ways=True)
+    start_training(page, 6, ways="Twice")
     expect(headline).to_contain_text(re.compile("ohwx bear (running|finished)"))
     expect(headline).to_contain_text("ohwx bear finished")
     expect(page.locator("#curves svg")).to_be_visible()
@@ -98,7 +99,7 @@ def test_a_visitor_goes_from_photos_to_a_comparison(toybox_studio: Served, brows
     expect(page.locator("#comparison td img")).to_have_count(12)
     expect(page.locator("#overlay")).to_be_visible()
     expect(page.locator("#figures tbody th")).to_have_text(
-        ["Base model", "Without PPL", "With PPL", "With − without PPL", "The photos themselves"]
+        ["Base model", "Without PPL", "With PPL", "With PPL − without PPL", "The photos themselves"]
     )
     expect(page.locator("#figures [data-metric=PRES]")).to_have_count(4)
 
@@ -127,6 +128,43 @@ def test_a_visitor_goes_from_photos_to_a_comparison(toybox_studio: Served, brows
     assert not served.errors.read_text(), "the console is not clean"
 
 
+def test_a_visitor_puts_adapters_on_top_of_each_other(served: Served, tiny_model: Path, browser: Browser):
+    page, visitor = browser.new_page(), re.compile(r'"([\w-]{32})"')
+    with page.expect_request(lambda request: visitor.search(request.post_data or "")) as asked:
+        page.goto(served.url)
+    owner = visitor.search(asked.value.post_data)[1]
+    open_tab(page, "Generate")
+    expect(page.locator("#model input")).to_have_value(re.compile("tiny-sd"))
+    expect(page.get_by_text("Add adapters")).to_be_hidden()
+    studio = studios.studio(served.runs, tiny_model)
+    for identifier, method in (("<b>", "textual_inversion"), ("sks", "lora")):
+        only = {"train": {"text_encoder": False}, "subject": {"identifier": identifier}, "prior": {"enabled": False}}
+        studios.finished_runs(studio, served.photos[0].parent, owner=owner, method=method, **only)
+    page.reload()
+    open_tab(page, "Generate")
+    expect(page.locator("#model input")).to_have_value(re.compile("sks dog · LoRA"))
+    page.locator("#scale input[type=number]").fill("0.5")
+    page.get_by_text("Add adapters").click()
+    expect(page.locator("#adapter2")).to_be_hidden()
+    page.locator("#adapter input").click()
+    page.get_by_role("option", name="Textual Inversion").click()
+    expect(page.locator("#adapter2")).to_be_visible()
+    expect(page.locator("#weight")).to_be_hidden()
+    page.locator("#ideas").get_by_text("a sks dog and <b> dog in the jungle").click()
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.locator("#generate-status")).to_contain_text("4 pictures in")
+    page.get_by_role("button", name="Thumbnail 1 of 4").click()
+    expect(page.locator(".made-with")).to_contain_text("strength of the adapter0.5")
+    page.locator("#model input").click()
+    page.get_by_role("option", name="tiny-sd").click()
+    expect(page.locator("#scale")).to_be_hidden()
+    page.get_by_role("button", name="Use these settings").click()
+    expect(page.locator("#scale input[type=number]")).to_have_value("0.5")
+    expect(page.locator("#adapter input")).to_have_value(re.compile("Textual Inversion"))
+    page.close()
+    assert not served.errors.read_text(), "the console is not clean"
+
+
 def test_a_visitor_without_photos_is_told_what_to_do(served: Served, browser: Browser):
     page = browser.new_page()
     page.goto(served.url)
@@ -150,7 +188,7 @@ def test_a_program_does_what_a_person_does(served: Served, tmp_path: Path):
     settings = dict(recipe="toybox", base_model="tiny-sd", steps=2, class_images=4)
     assert client.predict(**settings, api_name="/estimate")["peak_bytes"] > 0
     runs = client.predict(
-        ANNA, photos, "sks", "dog", **settings, both_ways=True, more={"prior": {"steps": 2}}, api_name="/start_training"
+        ANNA, photos, "sks", "dog", **settings, ways="two", more={"prior": {"steps": 2}}, api_name="/start_training"
     )
     assert {r["id"] for r in client.predict(ANNA, api_name="/runs")} == set(runs)
     assert client.predict(ANNA, runs[0], api_name="/run_status")["title"] == "sks dog"

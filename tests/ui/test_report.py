@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from dreambooth import events
 from dreambooth.config import Config
 from dreambooth.runs import Run
 from dreambooth.ui import report as reports
-from dreambooth.ui.report import Digest, Digests, duration
+from dreambooth.ui.report import Digest, Digests, duration, title_of
 
 
 def settings(**subject: str) -> dict:
@@ -37,9 +38,9 @@ def test_a_report_counts_a_repeated_step_once_and_starts_its_speed_anew(run: Run
     assert not report.moving
     assert (report.done, report.total, report.per_second) == (2, 4, 2.0)
     assert report.warnings == ("Look.",)
-    instance, prior = report.losses
+    instance, prior, drift = report.losses
     assert instance.tolist() == [3.0, 1.0]
-    assert all(math.isnan(loss) for loss in prior)
+    assert all(math.isnan(loss) for loss in (*prior, *drift))
 
 
 def test_each_look_reads_only_what_is_new_and_leaves_a_line_that_is_still_written(run: Run):
@@ -56,9 +57,9 @@ def test_each_look_reads_only_what_is_new_and_leaves_a_line_that_is_still_writte
     path.write_bytes(b"x" * first.size + path.read_bytes()[first.size :])  # what was read is not read again
     run.append(step(2500, 0.5, 0.5))
     report = digest.report()
-    assert (report.done, report.losses.shape, report.losses[0, 2499]) == (2500, (2, 2500), 0.5)
-    assert report.losses[:, 0].tolist() == [2.0, 4.0]
-    assert first.losses.shape == (2, 1), "a report does not change"
+    assert (report.done, report.losses.shape, report.losses[0, 2499]) == (2500, (3, 2500), 0.5)
+    assert report.losses[:2, 0].tolist() == [2.0, 4.0]
+    assert first.losses.shape == (3, 1), "a report does not change"
 
 
 def test_the_speed_of_class_images_is_counted_from_the_first_to_the_last(run: Run):
@@ -93,6 +94,31 @@ def test_the_end_tells_time_and_memory_and_callers_get_plain_values(run: Run):
     assert facts["title"] == "sks dog"
     assert (facts["measures"], facts["best_step"], facts["encoders"]) == ([], None, {})
     assert facts["settings"] == "800 steps at 5e-06 · 200 class images · tiny"
+
+
+def test_a_drift_penalty_is_kept_with_the_losses(run: Run):
+    run.append(events.Stage("train", 2))
+    run.append(replace(step(1, 2.0, 0.5), drift=0.25))
+    report = Digest(run).report()
+    assert report.losses[2].tolist() == [0.25]
+    assert report.as_dict()["drift"] == 0.25
+
+
+@pytest.mark.parametrize(("more", "facts"), [
+    ({"method": "lora"}, "LoRA · 500 steps at 0.0001 · 200 class images · tiny"),
+    ({"method": "textual_inversion"}, "Textual Inversion · 3000 steps at 0.002 · no PPL · tiny"),
+    ({"drift": {"weight": 0.5}, "prior": {"enabled": False}, "train": {"text_encoder": False}},
+     "800 steps at 5e-06 · no PPL · drift penalty 0.5 · text encoder frozen · tiny"),
+])  # fmt: skip
+def test_what_a_run_was_trained_with_is_told_in_a_line(tmp_path: Path, more: dict, facts: str):
+    run = Run.create(Config.from_dict(settings(photos=".") | more), tmp_path / "run")
+    assert Digest(run).report().facts == facts
+
+
+def test_a_run_is_called_by_all_its_subjects():
+    config = Config.from_dict(settings(photos=".") | {"more_subjects": [
+        {"photos": ".", "identifier": "ohwx", "class_noun": "cat"}]})  # fmt: skip
+    assert title_of(config) == "sks dog and ohwx cat"
 
 
 def test_measures_are_read_when_an_event_tells_of_them(run: Run):

@@ -1,5 +1,6 @@
 """What one visitor may not get from another, or from the server."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Browser, expect
 
+from dreambooth.ui import train
 from dreambooth.ui.studio import new_owner
 from tests.hub import LoopbackHub
 from tests.ui.conftest import ROOT, SECONDS, Served, serve
@@ -62,6 +64,21 @@ def test_another_visitors_model_draws_nothing(client: Client, annas: str):
         client.predict(BERT, annas, "a photo of a dog", 2, 3.0, 7, 1, api_name="/compare")
 
 
+@pytest.mark.parametrize("slot", ["adapter", "adapter_2", "adapter_3"])
+def test_another_visitors_adapter_goes_on_no_model(client: Client, served: Served, annas: str, slot: str):
+    for name in (annas, str(served.runs / annas), f"../runs/{annas}", "owner/lora", "/etc"):
+        with pytest.raises(AppError, match="You have no such run"):
+            client.predict(BERT, "tiny-sd", *DRAWING, **{slot: name}, api_name="/generate")
+
+
+@pytest.mark.parametrize("weight", [-1, 1.6, "1", [1]])
+def test_a_strength_is_a_number_of_the_slider(served: Served, annas: str, weight: object):
+    for place in (0, 2):
+        more = [True, "last", 1, "", 1, "", 1, "", 1]
+        more[2 + place] = weight
+        assert called(served, "generate", [BERT, "tiny-sd", *DRAWING, *more]).startswith("event: error")
+
+
 def test_another_visitors_run_is_not_published(client: Client, annas: str):
     with pytest.raises(AppError, match="You have no such run"):
         client.predict(BERT, annas, "stolen", api_name="/publish")
@@ -91,6 +108,20 @@ def test_a_file_of_the_server_is_not_taken_for_an_upload(served: Served, annas: 
         stolen = [{"image": {"path": str(path), "meta": {"_type": "gradio.FileData"}}, "caption": None}]
         data = [stolen] if name == "check_photos" else [BERT, stolen, "sks", "dog"]
         assert called(served, name, data).startswith("event: error"), path
+
+
+def test_a_further_subjects_photo_is_no_file_of_the_server_either(served: Served, annas: str):
+    given = dict.fromkeys(list(inspect.signature(train.Actions.start_training).parameters)[1:])
+    asked = given | {"owner": BERT, "identifier": "sks", "class_noun": "dog"}
+    assert "no photos yet" in called(served, "start_training", [*asked.values()])
+    for path in (ROOT / "LICENSE", served.runs / annas / "uploads" / "00.png"):
+        stolen = [{"image": {"path": str(path), "meta": {"_type": "gradio.FileData"}}, "caption": None}]
+        more = [{"identifier": "ohwx", "class_noun": "cat", "photos": 1}]
+        told = called(
+            served, "start_training", [*(asked | {"more_subjects": more, "more_photos": stolen}).values()]
+        )  # fmt: skip
+        assert told.startswith("event: error"), path
+        assert "no photos yet" not in told, "it came to be read"
 
 
 @pytest.mark.parametrize(

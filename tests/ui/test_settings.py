@@ -12,6 +12,7 @@ from dreambooth.ui.settings import ELSEWHERE, ON_TOP, Choices, Setting, all_sett
 from dreambooth.ui.studio import RECIPES, Studio
 from tests.ui.studios import studio as make_studio
 
+EMPTY = Choices(*[None] * len(Choices._fields))
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
@@ -53,9 +54,9 @@ def test_what_strangers_may_not_choose_is_not_in_their_form(form: settings.Form,
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_a_recipe_fills_in_gives_its_settings_again(studio: Studio, form: settings.Form, recipe: str):
-    values = settings.recipe_values(studio, form, recipe)
-    top, more = values[: 1 + len(ON_TOP)], values[1 + len(ON_TOP) :]
-    choices = Choices(recipe, *top, both_ways=False)
+    base_model, *values = settings.recipe_values(studio, form, recipe)
+    top, more = dict(zip(ON_TOP.values(), values)), values[len(ON_TOP) :]
+    choices = EMPTY._replace(recipe=recipe, base_model=base_model, ways="one", **top)
     given = choices.as_settings(studio, form.more_settings(more))
     made = Config.from_dict(given | {"subject": {"photos": ".", "class_noun": "dog"}})
     assert made == Config.from_dict({"preset": recipe, "subject": {"photos": ".", "class_noun": "dog"}})
@@ -68,6 +69,7 @@ def test_what_a_recipe_fills_in_gives_its_settings_again(studio: Studio, form: s
     ("train.snr_gamma", "", None), ("train.snr_gamma", None, None), ("train.snr_gamma", "5", 5.0),
     ("train.batch_size", None, 4),
     ("sampling.prompts", "a {class_noun}\n\n two \n", ["a {class_noun}", "two"]), ("sampling.prompts", "", []),
+    ("lora.targets", " to_k\nto_v ", ["to_k", "to_v"]), ("lora.targets", "", None), ("lora.alpha", "", None),
     ("sampling.scheduler", "ddim", "ddim"), ("train.flip", True, True), ("device", "cpu", "cpu"),
 ])  # fmt: skip
 def test_what_a_field_shows_becomes_the_setting(key: str, shown: object, taken: object):
@@ -101,29 +103,59 @@ def test_out_of_range_is_refused_in_a_sentence_that_names_the_setting():
     ({"revision": "x"}, "downloaded"), ({"preset": "paper"}, "recipe"), ({"train": {"steps": 3}}, "parameter steps"),
     ({"train": {"stepz": 3}}, "Known: .*train.batch_size"), ({"prior": 3}, "'prior'"), ([1], "not settings"),
     ({"evaluation": {"clip": "/etc"}}, "can't hold 'evaluation.clip'"),
+    ({"word": {"learned": "/etc"}}, "a visitor never sends a path"), ({"more_subjects": [{}]}, "the Photos tab"),
+    ({"method": "lora"}, "parameter method"), ({"drift": {"weight": 1}}, "parameter drift"),
     ({"seed": 3}, "parameter seed"), ({"nothing": {}, "other": 1}, "'other'"),
 ])  # fmt: skip
 def test_callers_can_set_nothing_but_what_the_accordion_holds(studio: Studio, more: object, says: str):
-    empty = Choices(*[None] * len(Choices._fields))
     with pytest.raises(ConfigError, match=says):
-        empty.as_settings(studio, more)
+        EMPTY.as_settings(studio, more)
 
 
 def test_what_a_caller_leaves_out_is_as_the_recipe_says(studio: Studio):
-    empty = Choices(*[None] * len(Choices._fields))
-    assert empty._replace(recipe="sd15-animal").as_settings(studio, None) == {
+    assert EMPTY._replace(recipe="sd15-animal").as_settings(studio, None) == {
         "preset": "sd15-animal", "base_model": SD15, "prior": {}, "train": {},
     }  # fmt: skip
-    assert empty._replace(base_model=SD15).as_settings(studio, {"train": {"flip": True}}) == {
+    assert EMPTY._replace(base_model=SD15).as_settings(studio, {"train": {"flip": True}}) == {
         "preset": "sd15-object", "base_model": SD15, "prior": {}, "train": {"flip": True},
     }  # fmt: skip
 
 
-def test_both_ways_turns_ppl_on_and_without_it_no_class_images_are_asked(studio: Studio):
-    chosen = Choices(TOYBOX, TOYBOX, 9, 1e-4, False, 0, True, 1, False)
+def test_several_ways_turn_on_what_they_compare_and_without_ppl_no_class_images_are_asked(studio: Studio):
+    chosen = EMPTY._replace(recipe=TOYBOX, prior=False, class_images=0, drift=0, ways="one")
     assert chosen.as_settings(studio, None)["prior"] == {"enabled": False}
-    both = chosen._replace(both_ways=True, class_images=8)
-    assert both.as_settings(studio, None)["prior"] == {"enabled": True, "num_images": 8}
+    both = chosen._replace(ways="two", class_images=8).as_settings(studio, None)
+    assert (both["prior"], both["drift"]) == ({"enabled": True, "num_images": 8}, {"weight": 0})
+    assert chosen._replace(ways="three").as_settings(studio, None)["drift"] == {"weight": settings.DRIFT}
+    assert chosen._replace(ways="three", drift=2).as_settings(studio, None)["drift"] == {"weight": 2}
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "textual_inversion", "custom_diffusion"])
+def test_a_method_has_a_recipe_for_every_base_model(studio: Studio, form: settings.Form, method: str):
+    ending = "" if method == "full" else f"-{method.replace('_', '-')}"
+    assert settings.first_recipe(studio, "tiny-sd", method) == f"toybox{ending}"  # it is small
+    assert settings.first_recipe(studio, SD15, method) == (f"sd15{ending}" if ending else "sd15-object")
+    assert {recipe for _, recipe in settings.recipe_choices(studio, method)} >= {f"toybox{ending}"}
+    made = EMPTY._replace(method=method, base_model="tiny-sd").as_settings(studio, None)
+    assert settings.method_of(made) == settings.method_of({"preset": made["preset"]}) == method
+    assert config(**made, subject={"photos": ".", "class_noun": "dog"}).method == method
+
+
+def test_every_recipe_is_offered_with_its_method(studio: Studio):
+    offered = [
+        recipe for method in ("full", "lora", "textual_inversion", "custom_diffusion")
+        for _, recipe in settings.recipe_choices(studio, method)
+    ]  # fmt: skip
+    assert sorted(offered) == sorted(RECIPES)
+    with pytest.raises(ConfigError, match="no method 'dreams' here"):
+        EMPTY._replace(method="dreams").as_settings(studio, None)
+
+
+def test_a_method_is_told_with_its_sentence_and_its_cost():
+    labels = {name: label.splitlines() for label, name in settings.method_choices({"lora": "File 3 MB"})}
+    assert labels["lora"][0] == "LoRA"
+    assert labels["lora"][-1] == "File 3 MB"
+    assert [len(lines) for lines in labels.values()] == [2, 3, 2, 2]
 
 
 def test_a_base_model_asks_for_a_recipe_that_suits_it(studio: Studio):
@@ -136,8 +168,10 @@ def test_a_base_model_asks_for_a_recipe_that_suits_it(studio: Studio):
         settings.suited_recipe(studio, "/etc", TOYBOX)
 
 
-def test_the_accordion_holds_the_settings_of_later_methods_by_itself():
+def test_the_accordion_holds_the_settings_of_the_methods_by_itself():
     assert {s.key.split(".")[0] for s in further_settings() if "." in s.key} == {
-        "prior", "train", "sampling", "evaluation",
+        "prior", "lora", "word", "train", "sampling", "evaluation",
     }  # fmt: skip
-    assert setting("method").info.description in setting("method").help
+    assert {s.key for s in further_settings()} >= {
+        "lora.rank", "lora.alpha", "lora.dropout", "lora.dora", "lora.targets", "word.vectors", "word.initializer",
+    }  # fmt: skip

@@ -20,9 +20,11 @@ from dreambooth.photos import MIN_SIDE, Crop, checked_crop, find_photos, prepare
 from dreambooth.runs import Run, Worker, list_runs
 from dreambooth.ui import studio as studio_module
 from dreambooth.ui.limits import StudioSettings
-from dreambooth.ui.studio import Studio, in_plain_words, new_owner, title
+from dreambooth.ui.studio import RECIPES, Studio, Upload, in_plain_words, new_owner, title
+from tests.ui import studios
 
 ANNA, BERT = new_owner(), new_owner()
+CAT = {"identifier": "ohwx", "class_noun": "cat"}
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def test_photos_are_kept_under_names_of_our_own_and_without_metadata(studio: Stu
     exif = Image.Exif()
     exif[0x010E] = "my garden"
     Image.new("RGB", (80, 64), "red").save(photo, exif=exif)
-    runs = studio.start(ANNA, settings(), [str(photo)], both_ways=True)
+    runs = studio.start(ANNA, settings(), [str(photo)], ways="two")
     for run in runs:
         [kept] = (run.path / "uploads").iterdir()
         assert kept.name == "00.png"
@@ -162,10 +164,23 @@ def test_a_box_that_is_too_small_once_the_photo_is_scaled_is_refused_in_the_uplo
     ({"settings": settings(train={"stepz": 3})}, ConfigError, "stepz"),
     ({"settings": settings(base_model="other/model")}, ConfigError, "not on offer. Choose tiny"),
     ({"settings": {"base_model": "models/tiny"}}, ConfigError, "class_noun"),
-    ({"settings": settings(prior={"weight": 0}), "both_ways": True}, ConfigError, "prior.weight is 0"),
-    ({"settings": settings(train={"steps": 2001})}, ConfigError, "train.steps is 2001.* 2000 at most"),
-    ({"settings": settings(prior={"num_images": 201})}, ConfigError, "prior.num_images is 201.* 200 at most"),
-    ({"settings": settings(prior={"enabled": False, "num_images": 201}), "both_ways": True}, ConfigError, "200 at"),
+    ({"settings": settings(prior={"weight": 0}), "ways": "two"}, ConfigError, "prior.weight is 0"),
+    ({"settings": settings(method="textual_inversion", train={"text_encoder": False}, prior={"enabled": False},
+      subject={"identifier": "<sks>"}), "ways": "two"}, ConfigError, "changes nothing that PPL could keep"),
+    ({"ways": "three"}, ConfigError, "drift.weight is 0"), ({"ways": "four"}, ConfigError, "ways is 'four'"),
+    ({"settings": settings(train={"steps": 3001})}, ConfigError, "train.steps is 3001.* 3000 at most"),
+    ({"others": [Upload(["a.jpg"])]}, ConfigError, "photos of 2 subjects and words for 1"),
+    ({"settings": settings(more_subjects=[CAT])}, ConfigError, "photos of 1 subject and words for 2"),
+    ({"settings": settings(more_subjects=[CAT]), "others": [Upload([])]}, PhotoError, "no photos yet"),
+    ({"settings": settings(more_subjects=[CAT]), "others": [Upload(["a.jpg"] * 48)]}, PhotoError, "51 photos are too"),
+    ({"settings": settings(more_subjects=[CAT], prior={"num_images": 201}), "others": [Upload(["a.jpg"])]},
+     ConfigError, "prior.num_images for 3 class prompts together is 603.* 600 at most"),
+    ({"settings": settings(more_subjects=[CAT | {"class_noun": "woman"}]), "others": [Upload(["a.jpg"])]}, ConfigError,
+     "Photos of people need consent"),
+    ({"settings": settings(more_subjects=[CAT | {"identifier": "sks"}]), "others": [Upload(["a.jpg"])]}, ConfigError,
+     "two subjects have the identifier 'sks'"),
+    ({"settings": settings(prior={"num_images": 601})}, ConfigError, "prior.num_images is 601.* 600 at most"),
+    ({"settings": settings(prior={"enabled": False, "num_images": 601}), "ways": "two"}, ConfigError, "600 at"),
     ({"settings": settings(train={"keep_checkpoints": 3})}, ConfigError, "keep_checkpoints is 3"),
     ({"settings": settings({"class_noun": "Young Woman"})}, ConfigError, "Photos of people need consent. Tick"),
     ({"settings": settings({"class_noun": "man"}), "consent": "no"}, ConfigError, "consent"),
@@ -189,7 +204,7 @@ def test_what_is_refused_leaves_nothing_behind(make_studio, photos: list[str], a
 def test_a_photo_that_can_not_be_read_leaves_nothing_behind(studio: Studio, photos: list[str], tmp_path: Path):
     (tmp_path / "a.jpg").write_text("not a photo")
     with pytest.raises(PhotoError, match=r"a\.jpg"):
-        studio.start(ANNA, settings(), [*photos, str(tmp_path / "a.jpg")], both_ways=True)
+        studio.start(ANNA, settings(), [*photos, str(tmp_path / "a.jpg")], ways="two")
     assert list(studio.root.iterdir()) == []
 
 
@@ -205,7 +220,7 @@ def test_people_consent_only_where_strangers_come(make_studio, photos: list[str]
 def test_both_ways_are_the_same_but_for_ppl_and_know_each_other(studio: Studio, photos: list[str]):
     crops = [Crop(0, 0, 64, 64), None, None]
     asked = settings(seed=7, prior={"enabled": False, "num_images": 5})
-    runs = studio.start(ANNA, asked, photos, crops=crops, both_ways=True)
+    runs = studio.start(ANNA, asked, photos, crops=crops, ways="two")
     with_ppl, without = (run.config.model_dump() for run in runs)
     assert [with_ppl["prior"].pop("enabled"), without["prior"].pop("enabled")] == [True, False]
     assert with_ppl["subject"].pop("photos") != without["subject"].pop("photos")
@@ -256,6 +271,92 @@ def test_the_other_way_makes_a_pair_of_a_run_that_was_trained_one_way(make_studi
     studio.stop(ANNA, other.id)
     studio.delete(ANNA, other.id)
     assert studio.partner(studio.train_other_way(ANNA, one.id)) == one, "once its pair is gone it can have another"
+
+
+def test_three_ways_differ_in_what_keeps_the_class_and_know_each_other(make_studio, photos: list[str]):
+    studio = make_studio(max_waiting=3)
+    runs = studio.start(ANNA, settings(drift={"weight": 0.5}), photos, ways="three")
+    assert [run.config.condition for run in runs] == ["with PPL", "without PPL", "with drift penalty"]
+    assert runs[2].config.drift.weight == 0.5
+    for run in runs:
+        assert studio.partners(run) == [other for other in runs if other != run]
+        assert run.config.model_copy(update={
+            "prior": runs[0].config.prior, "drift": runs[0].config.drift, "subject": runs[0].config.subject,
+        }) == runs[0].config  # fmt: skip
+    studio.stop(ANNA, runs[1].id)
+    studio.delete(ANNA, runs[1].id)
+    assert studio.partners(runs[0]) == [runs[2]]
+
+
+# ---- Several subjects, and words that were learned
+
+
+def test_every_subject_has_its_photos_boxes_and_copies_in_each_way(studio: Studio, photos: list[str]):
+    box = Crop(0, 0, 64, 64)
+    runs = studio.start(
+        ANNA, settings(more_subjects=[CAT]), photos, others=[Upload(photos[:2], [None, box])], ways="two"
+    )
+    for run in runs:
+        dog, cat = run.config.subjects
+        assert (cat.identifier, cat.class_noun, cat.crops) == ("ohwx", "cat", {"01.png": box})
+        assert (dog.photos, cat.photos) == (run.path / "uploads", run.path / "uploads" / "subject-2")
+        assert [len(find_photos(subject.photos)) for subject in (dog, cat)] == [3, 2]
+    assert title(runs[0]) == "sks dog and ohwx cat"
+    [alone] = studio.start(ANNA, settings(more_subjects=[CAT]), photos, others=[Upload(photos[:1])])
+    other = studio.train_other_way(ANNA, ended(alone).id)
+    assert find_photos(other.config.subjects[1].photos) == [other.path / "uploads" / "subject-2" / "00.png"]
+
+
+def learnt(studio: Studio, photo_folder: Path, **changes: object) -> Run:
+    """A run of Anna's that has learned the word <sks>."""
+    asked = {"method": "textual_inversion", "subject": {"identifier": "<sks>"}, "train": {"text_encoder": False}}
+    [run] = studios.finished_runs(studio, photo_folder, **asked | changes)
+    return run
+
+
+def pivotal(studio: Studio, run: Run, identifier: str = "<sks>", **changes: object) -> dict:
+    subject = {"identifier": identifier, "class_noun": "dog"}
+    return {"base_model": studio.model("tiny-sd"), "method": "lora", "subject": subject} | changes
+
+
+def test_lora_goes_on_from_a_learned_word_that_it_keeps_a_copy_of(
+    tmp_path: Path, tiny_model: Path, photo_folder: Path, photos: list[str]
+):
+    studio = studios.studio(tmp_path / "runs", tiny_model)
+    run = learnt(studio, photo_folder)
+    lora, other = studio.start(studios.ANNA, pivotal(studio, run), photos, learned=run.id, ways="two")
+    learned = (run.path / "model" / "learned_embeds.safetensors").read_bytes()
+    studio.delete(studios.ANNA, run.id)
+    for one in (lora, other, studio.train_other_way(studios.ANNA, _alone(studio, lora))):
+        assert one.config.word.learned == one.path / "word"
+        assert (one.path / "word" / "learned_embeds.safetensors").read_bytes() == learned
+
+
+def _alone(studio: Studio, run: Run) -> str:
+    """The run, finished and without its pair."""
+    for partner in studio.partners(ended(run)):
+        (partner.path / "partner").unlink()
+    return run.id
+
+
+def test_a_word_is_taken_from_no_run_but_ones_own_of_the_same_kind(
+    tmp_path: Path, tiny_model: Path, photo_folder: Path, photos: list[str]
+):
+    studio = studios.studio(tmp_path / "runs", tiny_model)
+    studio.base_models["other"] = "models/other"
+    run, [lora] = learnt(studio, photo_folder), studios.finished_runs(studio, photo_folder, method="lora")
+    before = list_runs(studio.root)
+    for owner, asked, learned, error, said in (
+        (studios.BERT, {}, run.id, RunError, "You have no such run"),
+        (studios.ANNA, {}, "../runs", RunError, "You have no such run"),
+        (studios.ANNA, {}, lora.id, ConfigError, "has not learned a word"),
+        (studios.ANNA, {"base_model": "models/other"}, run.id, ConfigError, "another base model"),
+        (studios.ANNA, {"identifier": "<ohwx>"}, run.id, ConfigError, "has learned <sks>, not <ohwx>"),
+        (studios.ANNA, {"method": "custom_diffusion", "train": {"text_encoder": False}}, run.id, ConfigError, "lora"),
+    ):
+        with pytest.raises(error, match=said):
+            studio.start(owner, pivotal(studio, run, **asked), photos, learned=learned)
+    assert list_runs(studio.root) == before
 
 
 def test_there_is_no_other_way_without_a_weight(studio: Studio, photos: list[str]):
@@ -311,9 +412,9 @@ def test_what_is_asked_in_the_studio_is_trained(tiny_model: Path, root: Path, ph
 
 def test_a_visitor_may_not_queue_more_than_the_limit(make_studio, photos: list[str]):
     studio = make_studio(max_waiting=3)
-    first = studio.start(ANNA, settings(), photos, both_ways=True)
+    first = studio.start(ANNA, settings(), photos, ways="two")
     with pytest.raises(RunError, match="2 of your trainings wait or run and this asks for 2 more; 3 at once"):
-        studio.start(ANNA, settings(), photos, both_ways=True)
+        studio.start(ANNA, settings(), photos, ways="two")
     studio.start(ANNA, settings(), photos)
     studio.stop(ANNA, first[0].id)
     studio.start(ANNA, settings(), photos)
@@ -329,7 +430,7 @@ def test_twenty_visitors_at_once_pass_no_limit_and_lose_no_run(make_studio, phot
 
     def ask(owner: str) -> list[Run]:
         try:
-            return studio.start(owner, settings(), photos[:1], both_ways=True)
+            return studio.start(owner, settings(), photos[:1], ways="two")
         except RunError as error:
             refusals.add(str(error))
             return []
@@ -357,13 +458,13 @@ def test_the_oldest_runs_make_room_for_a_visitors_new_one(make_studio, photos: l
 
     before = list_runs(studio.root)
     with pytest.raises(RunError, match=r"You have 4 runs, the most that are kept here.*Delete one first"):
-        studio.start(ANNA, settings(), photos, both_ways=True)  # one of the two would find a place
+        studio.start(ANNA, settings(), photos, ways="two")  # one of the two would find a place
     assert list_runs(studio.root) == before, "nothing is removed for what is refused"
 
 
 def test_a_run_is_kept_while_the_card_that_shows_it_is_published(make_studio, photos: list[str]):
     studio = make_studio(max_runs=2)
-    one, other = (ended(run) for run in studio.start(ANNA, settings(), photos, both_ways=True))
+    one, other = (ended(run) for run in studio.start(ANNA, settings(), photos, ways="two"))
     trying = {"state": "uploading", "repo_id": "anna/dog", "private": True, "reason": "", "done": 1, "total": 2}
     (one.path / "publishing.json").write_text(json.dumps(trying))
     with FileLock(one.path / ".publishing.lock"):
@@ -430,7 +531,7 @@ def test_zero_gpu_trains_the_toybox_on_the_cpu(root: Path, photo_folder: Path, m
     monkeypatch.setenv("DREAMBOOTH_RUNS", str(root))
     studio = Studio.from_environment()
     assert list(studio.base_models) == ["toybox"]
-    assert list(studio.recipes) == ["toybox"]
+    assert set(studio.recipes) == {name for name in RECIPES if name.startswith("toybox")}
     idle = Studio(root, studio.base_models, Worker(root, parallel=0))
     [run] = idle.start(
         ANNA, {"preset": "toybox", "subject": {"class_noun": "dog"}}, [*map(str, photo_folder.iterdir())]

@@ -1,19 +1,23 @@
-"""The Train tab's handlers, without a browser: starting, looking, what is remembered, and what is refused."""
+"""The Train tab: starting, looking, what is remembered, what is refused, and in a browser what a method changes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
 import pytest
+from playwright.sync_api import Browser, Page, expect
 
 from dreambooth import events
-from dreambooth.config import TOYBOX
+from dreambooth.config import TOYBOX, load_preset
 from dreambooth.errors import ModelError
+from dreambooth.photos import Crop
 from dreambooth.runs import Run
 from dreambooth.ui import estimate, train, upload
 from dreambooth.ui.estimate import Estimates
-from dreambooth.ui.settings import Choices, recipe_values
+from dreambooth.ui.settings import DRIFT, ON_TOP, Choices, recipe_values
 from dreambooth.ui.studio import Studio
 from dreambooth.ui.train import Actions
+from dreambooth.ui.upload import Kept
 from tests.ui.studios import ANNA, BERT, finished_runs, measured
 from tests.ui.studios import studio as make_studio
 
@@ -47,13 +51,18 @@ def photos(photo_folder: Path) -> list[tuple[str, None]]:
 def shown_by(actions: Actions) -> list:
     """What the form shows at first, on a small run."""
     [base_model, *values] = recipe_values(actions.studio, actions.form, TOYBOX)
-    [steps, rate, prior, _, text, seed], more = values[:6], values[6:]
-    del steps
-    return [TOYBOX, base_model, 3, rate, prior, 4, text, seed, False, *more]
+    top = dict(zip(ON_TOP.values(), values)) | {"steps": 3, "class_images": 4}
+    return [*Choices(TOYBOX, base_model, ways="one", learned="", **top), *values[len(ON_TOP) :]]
+
+
+def changed(values: list, **choices: object) -> list:
+    """What the form shows, with some of what is on top changed."""
+    count = len(Choices._fields)
+    return [*Choices(*values[:count])._replace(**choices), *values[count:]]
 
 
 def test_the_page_and_a_caller_start_the_same_run(actions: Actions, photos: list):
-    [first] = actions.start_from_page(ANNA, photos, "ohwx", "dog", {}, False, *shown_by(actions))
+    [first] = actions.start_from_page(ANNA, photos, {}, "ohwx", "dog", [], False, *shown_by(actions))
     [second] = actions.start_training(ANNA, photos, "ohwx", "dog", TOYBOX, "tiny-sd", 3, class_images=4)
     configs = [actions.studio.own_run(ANNA, run).config for run in (first, second)]
     same = {"subject": configs[0].subject}
@@ -75,13 +84,115 @@ def test_crops_and_further_settings_reach_the_run(actions: Actions, photos: list
 
 
 def test_both_ways_gives_two_runs_that_tell_of_each_other(actions: Actions, photos: list):
-    ids = actions.start_training(ANNA, photos, "sks", "dog", both_ways=True)
+    ids = actions.start_training(ANNA, photos, "sks", "dog", ways="two")
     with_ppl, without = (actions.studio.own_run(ANNA, run) for run in ids)
     assert (with_ppl.config.prior.active, without.config.prior.active) == (True, False)
     assert actions.run_status(ANNA, ids[0])["partner"] == ids[1]
     new = actions.watch(ANNA, ids[0], None)
     assert "without PPL is queued" in new[actions.live.headline]
     assert f"data-run='{ids[1]}'" in new[actions.live.headline]
+
+
+def test_three_ways_take_a_drift_penalty_where_none_is_set(actions: Actions, photos: list):
+    ids = actions.start_training(ANNA, photos, "sks", "dog", ways="three")
+    configs = [actions.studio.own_run(ANNA, run).config for run in ids]
+    assert [config.drift.weight for config in configs] == [0, 0, DRIFT]
+    status = actions.run_status(ANNA, ids[2])
+    assert (status["condition"], status["partners"]) == ("with drift penalty", ids[:2])
+    headline = actions.watch(ANNA, ids[0], None)[actions.live.headline]
+    assert "Trained three ways" in headline
+    assert all(f"data-run='{other}'" in headline for other in ids[1:])
+
+
+# ---- Methods, words and several subjects
+
+
+@pytest.mark.parametrize(("method", "identifier"), [
+    ("full", "sks"), ("lora", "sks"), ("textual_inversion", "<sks>"), ("custom_diffusion", "<sks>"),
+])  # fmt: skip
+def test_a_method_is_trained_by_its_recipe_and_a_new_word_is_written_as_one(
+    actions: Actions, photos: list, method: str, identifier: str
+):
+    [run] = actions.start_training(ANNA, photos, "sks", "dog", method=method)
+    config = actions.studio.own_run(ANNA, run).config
+    ending = "" if method == "full" else f"-{method.replace('_', '-')}"
+    assert (config.method, config.preset, config.subject.identifier) == (method, f"toybox{ending}", identifier)
+    [same] = actions.start_training(ANNA, photos, "<sks>" if identifier != "sks" else "sks", "dog", method=method)
+    assert actions.run_status(ANNA, same)["title"] == f"{identifier} dog"
+
+
+def test_a_word_that_is_no_word_is_refused_by_methods_that_learn_one(actions: Actions, photos: list):
+    with pytest.raises(gr.Error, match="angle brackets"):
+        actions.start_training(ANNA, photos, "my dog", "dog", method="textual_inversion")
+
+
+@pytest.fixture
+def learnt(actions: Actions, photo_folder: Path) -> Run:
+    """A finished run of Anna's that has learned the word <zwx>."""
+    [run] = finished_runs(
+        actions.studio, photo_folder, method="textual_inversion", train={"text_encoder": False},
+        subject={"identifier": "<zwx>", "class_noun": "cat"},
+    )  # fmt: skip
+    return run
+
+
+def test_a_word_that_was_learned_is_offered_for_lora_and_taken_over(actions: Actions, photos: list, learnt: Run):
+    none = [("No: take a rare word of the vocabulary", "")]
+    offered = actions.offer_words(ANNA, "lora", "")
+    assert (offered.choices, offered.value, offered.visible) == ([*none, ("<zwx> cat", learnt.id)], "", True)
+    assert actions.offer_words(ANNA, "lora", learnt.id).value == learnt.id
+    for owner, method in ((BERT, "lora"), (ANNA, "full"), ("", "lora")):
+        offered = actions.offer_words(owner, method, learnt.id)
+        assert (offered.choices, offered.value, offered.visible) == (none, "", False)
+    assert actions.take_word(ANNA, learnt.id) == ["zwx", "cat"]
+    assert actions.take_word(BERT, learnt.id) == [gr.skip()] * 2
+
+    values = changed(shown_by(actions), recipe="toybox-lora", method="lora", learned=learnt.id)
+    [from_page] = actions.start_from_page(ANNA, photos, {}, "zwx", "cat", [], False, *values)
+    [called] = actions.start_training(ANNA, photos, "zwx", "cat", method="lora", learned=learnt.id)
+    for run in (from_page, called):
+        config = actions.studio.own_run(ANNA, run).config
+        assert (config.subject.identifier, config.word.learned.parent.name) == ("<zwx>", run)
+    with pytest.raises(gr.Error, match="You have no such run"):
+        actions.start_training(BERT, photos, "zwx", "cat", method="lora", learned=learnt.id)
+    with pytest.raises(gr.Error, match="has learned &lt;zwx&gt;, not &lt;sks&gt;"):
+        actions.start_training(ANNA, photos, "sks", "cat", method="lora", learned=learnt.id)
+
+
+def test_several_subjects_start_from_the_page_and_from_a_program(actions: Actions, photos: list):
+    paths = tuple(path for path, _ in photos)
+    kept = [Kept(paths, {paths[0]: Crop(10, 0, 74, 64)}, "ohwx", "cat")]
+    values = changed(shown_by(actions), recipe="toybox-custom-diffusion", method="custom_diffusion", text_encoder=False)
+    [first] = actions.start_from_page(ANNA, photos, {}, "sks", "dog", kept, False, *values)
+    [alone] = actions.start_from_page(ANNA, None, {}, "sks", "dog", kept, False, *values)
+    more = [
+        {"identifier": "sks", "class_noun": "dog", "photos": 3},
+        {"identifier": "zwx", "class_noun": "cat", "photos": 1, "crops": [[0, 0, 64, 64]]},
+    ]
+    [second] = actions.start_training(
+        ANNA, photos, "ohwx", "cat", method="custom_diffusion", more_subjects=more, more_photos=[*photos, photos[0]]
+    )
+    titles = [actions.run_status(ANNA, run)["title"] for run in (first, alone, second)]
+    assert titles == ["<ohwx> cat and <sks> dog", "<ohwx> cat", "<ohwx> cat and <sks> dog and <zwx> cat"]
+    one, two = (actions.studio.own_run(ANNA, run).config for run in (first, second))
+    assert one.subject.crops == {"00.png": (10, 0, 74, 64)}
+    assert [len(list(subject.photos.glob("*.png"))) for subject in two.subjects] == [3, 3, 1]
+    assert two.subjects[2].crops == {"00.png": (0, 0, 64, 64)}
+
+
+@pytest.mark.parametrize(("more", "says"), [
+    ([{"identifier": "ohwx", "class_noun": "cat"}], "Subject 2 has no photos"), (["cat"], "Subject 2 has no photos"),
+    ([{"identifier": "ohwx", "class_noun": "cat", "photos": 4}], "more than are left"),
+    ([{"identifier": "ohwx", "class_noun": "cat", "photos": True}], "Subject 2 has no photos"),
+    ([{"identifier": "ohwx", "class_noun": "cat", "photos": 2}], "1 of `more_photos` belong to no subject"),
+    ([{"identifier": {}, "class_noun": "cat", "photos": 3}], "identifier is empty"), ("cat", "Subject 2"),
+    ([{"identifier": "ohwx", "class_noun": "cat", "photos": 3, "crops": [None]}], "Give 3 boxes"),
+    ([{"identifier": "sks", "class_noun": "cat", "photos": 3}], "two subjects have the identifier"),
+])  # fmt: skip
+def test_a_further_subject_that_is_none_is_refused(actions: Actions, photos: list, more: object, says: str):
+    with pytest.raises(gr.Error, match=says):
+        actions.start_training(ANNA, photos, "sks", "dog", more_subjects=more, more_photos=photos)
+    assert actions.studio.own_runs(ANNA) == []
 
 
 @pytest.mark.parametrize(("change", "says"), [
@@ -223,8 +334,9 @@ def test_a_run_that_is_gone_is_told_once(actions: Actions, photo_folder: Path):
 
 def test_an_estimate_comes_once_there_are_photos_and_is_remembered(actions: Actions, photos: list):
     values = shown_by(actions)
-    assert list(actions.show_estimate(None, *values)) == [estimate.FIRST_PHOTOS]
-    estimating, shown = actions.show_estimate(photos, *values)
+    subject = ({}, "sks", "dog", [])
+    assert list(actions.show_estimate(None, *subject, *values)) == [estimate.FIRST_PHOTOS]
+    estimating, shown = actions.show_estimate(photos, *subject, *values)
     assert "Estimating" in estimating
     assert "<dt>Memory</dt>" in shown
     figures = actions.estimate(TOYBOX, "tiny-sd", 3, class_images=4)
@@ -233,14 +345,36 @@ def test_an_estimate_comes_once_there_are_photos_and_is_remembered(actions: Acti
     assert actions.estimates.known(settings).seconds == figures["seconds"]
     [run] = actions.start_training(ANNA, photos, "sks", "dog", TOYBOX, "tiny-sd", 3, class_images=4)
     assert actions.studio.own_run(ANNA, run).last_event().seconds == figures["seconds"]
-    both = actions.estimates.of(settings, both_ways=True)
+    both = actions.estimates.of(settings, "two")
     assert both.seconds > figures["seconds"]
+    words = {"identifier": "ohwx", "class_noun": "cat"}
+    several = settings | {"subject": words, "more_subjects": [words | {"class_noun": "dog"}]}
+    assert actions.estimates.of(several).seconds > figures["seconds"], "two classes to draw"
+    others = settings | {"subject": words | {"class_noun": "x"}, "more_subjects": [words | {"class_noun": "y"}]}
+    assert actions.estimates.known(others), "the words make no difference"
+
+
+def test_each_method_is_told_with_what_it_costs_once_there_are_photos(actions: Actions, photos: list):
+    def costs(*subject: object) -> list[dict[str, str]]:
+        shown = actions.show_costs(*subject, "tiny-sd")
+        return [{name: label.splitlines()[-1] for label, name in radio.choices} for radio in shown]
+
+    [unknown] = costs(None, {}, "sks", "dog", [])
+    assert unknown["lora"].endswith("load.")
+    first, *_, last = costs(photos, {}, "sks", "dog", [])
+    assert set(first.values()) == {"Estimating …"}
+    assert all("File" in cost and "memory" in cost for cost in last.values())
+    files = {name: actions.estimate(base_model="tiny-sd", method=name)["model_bytes"] for name in last}
+    assert sorted(files, key=files.get) == ["textual_inversion", "custom_diffusion", "lora", "full"]
+    assert costs(None, {}, "sks", "dog", [Kept((photos[0][0],), {}, "sks", "dog")]) == [last], "at once, this time"
+    studio = actions.studio
+    studio.base_models["elsewhere"] = SD15
+    *_, elsewhere = [radio.choices for radio in actions.show_costs(photos, {}, "sks", "dog", [], "elsewhere")]
+    assert all("known once this base model is here" in label for label, _ in elsewhere)
 
 
 def test_what_is_wrong_with_the_form_is_said_in_its_place(actions: Actions, photos: list):
-    values = shown_by(actions)
-    values[2] = 0
-    _, shown = actions.show_estimate(photos, *values)
+    _, shown = actions.show_estimate(photos, {}, "sks", "dog", [], *changed(shown_by(actions), steps=0))
     assert "train.steps = 0" in shown
     with pytest.raises(gr.Error, match=r"train\.steps"):
         actions.estimate(steps=0)
@@ -257,3 +391,58 @@ def test_photos_of_people_ask_for_consent_on_a_public_studio():
     assert train._ask_for_consent("dog", "sd15-person").visible
     assert not train._ask_for_consent("dog", TOYBOX).visible
     assert not train._ask_for_consent(None, TOYBOX).visible
+    assert train._ask_for_consent("dog", TOYBOX, [Kept((), {}, "sks", "girl")]).visible
+
+
+# ---- In a browser
+
+
+@pytest.fixture
+def opened(studio: Studio, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
+    """Two tabs of a studio that trains nothing."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        owner = gr.Textbox(ANNA, visible=False)
+        subject = upload.build(studio)
+        _, refresh = train.build(studio, owner, subject)
+        blocks.load(**refresh)
+    _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, run_history=False)
+    page = browser.new_page()
+    page.goto(url)
+    yield page
+    page.close()
+    blocks.close()
+
+
+def test_a_method_fills_in_its_recipe_and_shows_what_belongs_to_it(
+    opened: Page, studio: Studio, learnt: Run, photo_folder: Path
+):
+    page = opened
+    page.locator("#photos input[type=file]").set_input_files(sorted(photo_folder.iterdir()))
+    methods, rate = page.locator("#method"), page.locator("#learning-rate input")
+    expect(page.locator("#estimate")).to_contain_text("File")
+    expect(methods).not_to_contain_text("Estimating")
+    expect(page.locator("#prompts")).to_contain_text("a photo of sks dog")
+
+    page.get_by_role("radio", name="Textual Inversion").check()
+    expect(page.locator("#prompts")).to_contain_text("a photo of <sks> dog")
+    expect(page.locator("#identifier-advice")).to_contain_text("A new word. The chosen method adds <sks>")
+    for part in ("#keeping", "#text-encoder", "#learned"):
+        expect(page.locator(part)).not_to_be_visible()
+    page.get_by_role("radio", name="LoRA").check()
+    expect(rate).to_have_value(str(load_preset("toybox-lora")["train"]["learning_rate"]))
+    expect(page.locator("#prompts")).to_contain_text("a photo of sks dog")
+    expect(page.locator("#text-encoder")).to_be_visible()
+    page.get_by_role("radio", name="Three times").check()
+    expect(page.locator("#drift-weight input")).to_have_value("0.01")
+    page.locator("#learned input").click()
+    page.get_by_role("option", name="<zwx> cat").click()
+    expect(page.get_by_label("Identifier")).to_have_value("zwx")
+    expect(page.locator("#prompts")).to_contain_text("a photo of <zwx> cat")
+    expect(page.locator("#estimate")).to_contain_text("File")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.locator("#headline")).to_contain_text("Trained three ways")
+    expect(page.get_by_test_id("toast-body")).to_have_count(0)
+    runs = [run.config for run in studio.own_runs(ANNA) if run != learnt]
+    assert sorted(config.condition for config in runs) == ["with PPL", "with drift penalty", "without PPL"]
+    assert {(config.method, config.subject.identifier) for config in runs} == {("lora", "<zwx>")}

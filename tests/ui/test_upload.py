@@ -15,7 +15,7 @@ from dreambooth.errors import ConfigError, PhotoError
 from dreambooth.photos import SHOWN, Crop, prepare_photo, show_crop
 from dreambooth.runs import Worker
 from dreambooth.ui import crops, upload
-from dreambooth.ui.identifier import Lookup
+from dreambooth.ui.identifier import Lookup, as_word
 from dreambooth.ui.limits import StudioSettings
 from dreambooth.ui.studio import Studio
 from tests import tiny
@@ -118,6 +118,35 @@ def test_a_photo_that_cannot_be_used_is_named_and_keeps_its_place(page: Page, ph
     expect(page.get_by_test_id("toast-body")).to_contain_text("photo3.jpg holds text, not a picture.")
     page.locator("#crops button").nth(1).click()
     expect(page.locator("#crop-caption")).to_contain_text("photo0.jpg")
+
+
+def test_another_subject_is_taught_too_changed_and_removed(page: Page, photos: list[Path]):
+    listed, identifier = page.locator("#subjects li"), page.get_by_label("Identifier")
+    expect(listed).to_have_count(0)
+    drop(page, photos[:3])
+    page.locator("#crops button").nth(1).click()
+    page.get_by_label("range slider for Size").press("PageDown")
+    expect(page.locator("#crop-caption")).to_contain_text(re.compile(r"photo1.jpg 21\d"))
+    page.get_by_role("button", name="Teach another subject too").click()
+    expect(listed).to_have_text(re.compile("sks dog3 photos"))
+    expect(identifier).to_have_value("ohwx")
+    expect(page.locator("#findings")).to_contain_text("No photos yet")
+    expect(page.locator("#crop-picture img")).not_to_be_visible()
+    expect(page.locator("#prompts")).not_to_contain_text("ohwx")
+
+    drop(page, photos[:1])
+    page.get_by_label("Class noun").fill("cat")
+    page.get_by_label("Class noun").press("Enter")
+    expect(page.locator("#prompts")).to_contain_text("a photo of sks dog and ohwx cat")
+    page.get_by_role("button", name="Change sks dog").click()
+    expect(listed).to_have_text(re.compile("ohwx cat1 photo"))
+    expect(identifier).to_have_value("sks")
+    expect(page.locator("#crops img")).to_have_count(3)
+    page.locator("#crops button").nth(1).click()
+    expect(page.locator("#crop-caption")).to_contain_text(re.compile(r"photo1.jpg 21\d")), "its box was kept"
+    page.get_by_role("button", name="Remove ohwx cat").click()
+    expect(listed).to_have_count(0)
+    expect(page.locator("#prompts")).not_to_contain_text("cat")
 
 
 def test_an_ordinary_word_is_changed_for_a_rare_one_by_a_click(page: Page):
@@ -225,6 +254,38 @@ def test_a_word_is_looked_up_where_the_model_is_here(studio: Studio):
         lookup.identifier_advice("ohwx", "dog", "../elsewhere")
 
 
+def test_a_new_word_is_not_looked_up(studio: Studio):
+    said, *chips = Lookup(studio).show("<b", "tiny", True)
+    assert "A new word" in said
+    assert "&lt;b&gt;" in said
+    assert all(chip == gr.skip() for chip in chips)
+    assert Lookup(studio).show(" ", "tiny", True)[0] == ""
+    assert [as_word(word) for word in ("sks", " <sks> ", "my-dog")] == ["<sks>", "<sks>", "<my-dog>"]
+
+
+def test_what_no_training_would_take_is_not_set_aside(studio: Studio, photos: list[Path]):
+    several, given = upload.Several(studio, gr.Gallery()), [(str(path), None) for path in photos]
+    kept = several.set_aside(given[:3], {}, " sks ", "dog", [])[4]
+    assert kept == [upload.Kept(tuple(str(path) for path in photos[:3]), {}, "sks", "dog")]
+    for asked, says in (
+        ((None, {}, "ohwx", "cat", kept), "no photos of this subject"),
+        ((given[:1], {}, "", "cat", kept), "identifier is empty"),
+        ((given[:1], {}, "sks", "cat", kept), "called sks already"),
+        ((given[2:], {}, "ohwx", "cat", kept), "photo3.jpg holds text"),
+        ((given[:1] * 48, {}, "ohwx", "cat", kept), "51 photos are too many"),
+        ((given[:1], {}, "ohwx", "cat", kept * 3), "takes 4 subjects at most here"),
+    ):
+        with pytest.raises(gr.Error, match=says):
+            several.set_aside(*asked)
+
+
+def test_a_subject_in_the_list_is_shown_as_text(studio: Studio, photos: list[Path]):
+    shown = upload.subjects_html(64, [upload.Kept((str(photos[0]),), {}, "<b>'", "dog")])
+    assert "&lt;b&gt;&#x27; dog" in shown
+    assert "<b>" not in shown
+    assert "1 photo<" in shown
+
+
 def test_a_sample_subject_is_taken_by_its_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("teapot", "backpack-2"):
         (tmp_path / name).mkdir()
@@ -238,6 +299,12 @@ def test_a_sample_subject_is_taken_by_its_name_alone(tmp_path: Path, monkeypatch
 def test_words_of_a_visitor_are_shown_as_text():
     assert "a photo of sks &lt;b&gt;dog" in upload.show_prompts("sks", "<b>dog")
     assert "The class noun is empty." in upload.show_prompts("sks", "  ")
+    assert "a photo of &lt;sks&gt; dog" in upload.show_prompts("sks", "dog", True)
+    assert "angle brackets" in upload.show_prompts("two words", "dog", True)
+    kept = [upload.Kept(("a.jpg",), {}, "ohwx", "cat")]
+    assert "a photo of sks dog" not in upload.show_prompts("sks", "dog", kept=kept), "it has no photos"
+    both = upload.show_prompts("sks", "dog", photos=[("b.jpg", None)], kept=kept)
+    assert "a photo of ohwx cat and sks dog" in both
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (64, 12000)])
