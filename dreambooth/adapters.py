@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from dreambooth.config import TOYBOX, Config, MethodName
+from dreambooth.config import LEARNS_WORD, TOYBOX, Config, MethodName
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import Family, load_pipeline, shown_name
 from dreambooth.fetch import ADAPTER, TOYBOX_FOLDER, fetch_from_hub, fingerprint
@@ -20,6 +20,7 @@ from dreambooth.hub import Token, name_of
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.methods import Trainable, get_method, methods
 from dreambooth.methods.full import forget_paths, use_classic_names
+from dreambooth.methods.words import read_words
 
 FILE = ADAPTER
 
@@ -105,25 +106,49 @@ def load_model(
 ) -> tuple[DiffusionPipeline, Family]:
     """Load a pipeline's folder, or an adapter's with `scale` of it on its base model, whose folder is `base` if known.
 
-    On top come further `adapters`, each a folder and its weight. Raises as `load_pipeline` does, `ModelError` where an
-    adapter is of another base model, and `ConfigError` for weights that can't be.
+    On top come further `adapters`, each a folder and its weight, of the same base model. On a pipeline that is not
+    theirs, such as one that was trained further, LoRAs and words go wherever their shapes fit; Custom Diffusion's
+    change is counted from its own base model's weights and goes nowhere else. Raises as `load_pipeline` does,
+    `ModelError` where an adapter is damaged or of another base model, and `ConfigError` for weights that can't be.
     """
-    wanted = list(adapters)
+    wanted, under = list(adapters), model
     if is_adapter(model):
-        facts = read_adapter(model)
-        base = base or fetch_base(facts, token=token)
-        if fingerprint(base) != facts.base_fingerprint:
-            raise ModelError(f"{shown_name(model)} is an adapter of another base model than {shown_name(base)}.",
-                             "Give the one it was trained on; it may have changed since.")  # fmt: skip
         wanted.insert(0, (model, scale))
+        under = base or fetch_base(read_adapter(model), token=token)
     elif scale != 1:
         raise ConfigError(f"scale is {scale:g}, but this is a whole model.", "Only an adapter can be scaled.")
     for folder, weight in wanted:
         if not math.isfinite(weight):
             raise ConfigError(f"The weight of {shown_name(folder)} is {weight}.", "Give a number, such as 0.8.")
-    pipe, family = load_pipeline(base if is_adapter(model) else model, dtype, safety_checker=safety_checker)
+        _check_words(folder)
+    _check_base(wanted, under, whole=under == model)
+    pipe, family = load_pipeline(under, dtype, safety_checker=safety_checker)
     _put_into(pipe, family, wanted)
     return pipe, family
+
+
+def _check_words(folder: Path) -> None:
+    """Raise `ModelError` where a method that learns words holds others than its `adapter.json` names."""
+    facts = read_adapter(folder)
+    if facts.method in LEARNS_WORD and (words := read_words(folder)).keys() != set(facts.identifiers):
+        raise ModelError(
+            f"{shown_name(folder)}: {FILE} names {', '.join(facts.identifiers) or 'no word'}, but its files hold "
+            f"{', '.join(words) or 'none'}.", "Download or save it again.",
+        )  # fmt: skip
+
+
+def _check_base(adapters: Sequence[tuple[Path, float]], under: Path, *, whole: bool) -> None:
+    """Raise `ModelError` for adapters that do not go on the pipeline in `under`; `whole`: it is no adapter's base."""
+    found = fingerprint(under) if adapters else ""
+    for folder, _ in adapters:
+        facts = read_adapter(folder)
+        if facts.base_fingerprint == found or (whole and facts.method != "custom_diffusion"):
+            continue
+        raise ModelError(
+            f"{shown_name(folder)} is an adapter of another base model than {shown_name(under)}.",
+            "Custom Diffusion goes on its own base model alone." if whole else
+            "Give the one it was trained on; it may have changed since.",
+        )  # fmt: skip
 
 
 @one_model_at_a_time

@@ -28,6 +28,8 @@ class Checkpoint:
     scaler: torch.amp.GradScaler | None
     """Only with fp16."""
     ema: nn.ParameterList | None
+    base: str = ""
+    """The base model's fingerprint: what is trained belongs to it."""
     step: int = 0
 
     def save(self, folder: Path, keep: int) -> Path:
@@ -43,6 +45,10 @@ class Checkpoint:
         """Restore from a folder that `save` wrote; raises `RunError` if it does not fit this training."""
         try:
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+            if state["base"] != self.base:
+                raise RunError(
+                    "The base model has changed since this run began.", "Bring the old one back, or train anew."
+                )
             self.weights.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
@@ -62,6 +68,7 @@ class Checkpoint:
     def _state(self) -> dict:
         return {
             "step": self.step,
+            "base": self.base,
             "weights": self.weights.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),

@@ -52,6 +52,13 @@ def _new_folder(_context: click.Context, _option: click.Parameter, path: Path) -
     return path
 
 
+def _new_file(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
+    """Refuse, before the work is done, a file that is there."""
+    if path.exists():
+        raise ConfigError(f"{path} is there already.", "Give --out another name.")
+    return path
+
+
 _WHICH = click.option(
     "--which", default="last", show_default=True, type=click.Choice(["last", "best"]),
     help="Of a run: the model of its last step, or of the step that measured best.",
@@ -308,7 +315,9 @@ def fuse(source: str, out: Path, scale: float, base_model: str | None, which: st
 
 @cli.command()
 @click.argument("source", metavar="RUN")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The file to write, NAME.safetensors.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), callback=_new_file, help="A new file, NAME.safetensors."
+)
 @_WHICH
 def export(source: str, out: Path, which: str) -> None:
     """Write a LoRA as one file for Kohya's scripts, A1111, ComfyUI and others.
@@ -332,20 +341,25 @@ def export(source: str, out: Path, which: str) -> None:
     help="Ordinary text whose reading should stay as it is, a caption a line (default: captions of the toybox's world, "
     "else the paper's prompts for many classes).",
 )  # fmt: skip
+@_BASE
 @_WHICH
-def merge_runs(sources: tuple[str, ...], out: Path, captions_file: Path | None, which: str) -> None:
+def merge_runs(
+    sources: tuple[str, ...], out: Path, captions_file: Path | None, base_model: str | None, which: str
+) -> None:
     """Make one adapter of subjects that custom_diffusion learnt in runs of their own.
 
     RUN may be a folder or a Hub id that holds such an adapter, too.
     """
     quiet_third_parties()
+    from dreambooth.fetch import fetch_model
     from dreambooth.generate import find_model
     from dreambooth.merge import merge, part_of
 
     captions = _read_lines(captions_file, "caption") if captions_file else None
-    found = [find_model(source, which=which) for source in sources]
+    base = fetch_model(base_model) if base_model else None
+    found = [find_model(source, which=which, base=base) for source in sources]
     parts = [part_of(one) for one in found]
-    merge(parts, out, captions, found[0].base)
+    merge(parts, out, captions, next((one.base for one in found if one.base), None))
     click.echo(f"Merged: {', '.join(name for part in parts for name in part.names)}")
     click.echo(f"Model: {out}")
 

@@ -31,10 +31,19 @@ LEARNS_WORD: tuple[MethodName, ...] = ("textual_inversion", "custom_diffusion")
 """The methods whose identifier is a new word of the vocabulary, `<sks>`, with an embedding that is learned."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
+MOST_SUBJECTS = 9
+"""Of one run, and of an adapter; ours: with two tokens of a name each they take a third of what CLIP reads."""
+MOST_VECTORS = 16
+"""Of one word; ours: a fifth of what CLIP reads. Textual Inversion tries up to three (arXiv 2208.01618)."""
+
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 Crop = tuple[int, int, int, int]
-NEW_WORD = re.compile(r"<[\w-]+>")
-"""How a new word of the vocabulary is written."""
+
+
+def is_new_word(text: str) -> bool:
+    """Whether it is written as new words of a vocabulary are: in angle brackets and, as CLIP's tokenizer takes all
+    text, in small letters."""
+    return re.fullmatch(r"<[\w-]+>", text) is not None and text == text.lower()
 
 
 class _Settings(BaseModel):
@@ -191,17 +200,22 @@ class LoraConfig(_Settings):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of their inputs that is dropped. Source: diffusers'.")
     dora: bool = Field(
-        False, description="Train each column's length apart from its direction (DoRA, arXiv 2402.09353)."
+        False,
+        description="Train the length of each output's weights apart from their direction (DoRA, arXiv 2402.09353).",
     )
     targets: list[Annotated[str, StringConstraints(min_length=1)]] | None = Field(
-        None, description="Names of the denoiser's layers that get them; none: its attention's projections."
+        None,
+        min_length=1,
+        max_length=64,
+        description="Names of the denoiser's layers that get them; none: its attention's "
+        "projections. Source: diffusers' script.",
     )
 
 
 class WordConfig(_Settings):
     """The new word of `textual_inversion` and `custom_diffusion`: the subject's identifier, in angle brackets."""
 
-    vectors: int = Field(1, ge=1, le=16, description="Embeddings of the word. Source: Textual Inversion, 1.")
+    vectors: int = Field(1, ge=1, le=MOST_VECTORS, description="Embeddings of the word. Source: Textual Inversion, 1.")
     initializer: Prompt = Field(
         "{class_noun}",
         description="The words whose mean embedding it starts from; {class_noun} is filled in. Source: Textual "
@@ -212,6 +226,13 @@ class WordConfig(_Settings):
         description="`lora` only: a finished run of textual_inversion whose word is taken as learned, so that what "
         "inversion can't tell is added (pivotal tuning, arXiv 2106.05744).",
     )
+
+    @field_validator("learned", mode="before")
+    @classmethod
+    def _not_blank(cls, path: Any) -> Any:
+        if isinstance(path, str) and not path.strip():
+            raise ValueError("is empty; give a run's directory, or leave it out")
+        return path
 
     @field_validator("initializer")
     @classmethod
@@ -291,7 +312,7 @@ class TrainConfig(_Settings):
     side_by_side: float = Field(
         0.6,
         ge=0,
-        lt=1,
+        le=0.9,
         description="Of several subjects: share of the examples that show two of them side by side, captioned with "
         "both, so that prompts can combine them. Source: SVDiff's Cut-Mix (arXiv 2303.11305), 0.6.",
     )
@@ -403,7 +424,7 @@ class Config(_Settings):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train; auto prefers a GPU.")
     subject: SubjectConfig
     more_subjects: list[SubjectConfig] = Field(
-        default_factory=list, max_length=8, description="Further subjects, learnt in the same run."
+        default_factory=list, max_length=MOST_SUBJECTS - 1, description="Further subjects, learnt in the same run."
     )
     prior: PriorConfig = PriorConfig()
     drift: DriftConfig = DriftConfig()
@@ -442,13 +463,13 @@ class Config(_Settings):
             raise ValueError(f"word.learned is for method lora, not {self.method}; leave it out")
         if self.method in LEARNS_WORD or self.word.learned:
             for identifier in identifiers:
-                if not NEW_WORD.fullmatch(identifier):
+                if not is_new_word(identifier):
                     raise ValueError(f"subject.identifier {identifier!r}: {self.method} learns a new word, written in "
-                                     "angle brackets, for example <sks>")  # fmt: skip
+                                     "angle brackets and small letters, for example <sks>")  # fmt: skip
         if self.method in LEARNS_WORD and self.train.text_encoder:
             raise ValueError(f"train.text_encoder: {self.method} learns a word and leaves the text encoder as it is; "
                              "set it to false")  # fmt: skip
-        if self.lora.dora and self.drift.weight:
+        if self.method == "lora" and self.lora.dora and self.drift.weight:
             raise ValueError("drift.weight: there is no distance in closed form with lora.dora; set one of them off")
         if self.method == "textual_inversion" and self.drift.weight:
             raise ValueError("drift.weight: textual_inversion changes no weight of the base model; set it to 0")

@@ -29,12 +29,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoFile
+from huggingface_hub.utils import validate_repo_id
 
-from dreambooth.config import MAX_FOREIGN_YAML, TOYBOX
+from dreambooth.config import MAX_FOREIGN_YAML, MOST_SUBJECTS, MOST_VECTORS, TOYBOX
 from dreambooth.errors import DreamBoothError, HubError, ModelError, first_line
 from dreambooth.families import MAX_VOCABULARY, family_of, loaded_files, shown_name
 from dreambooth.hub import Token, redact, visitors_cache
 from dreambooth.methods import methods
+from dreambooth.methods.words import PATTERN
 
 MAX_SMALL_FILE = 2**24
 """Bytes of a model's file that holds no weights; the largest, CLIP's vocabulary in `tokenizer.json`, has 4 MB."""
@@ -88,10 +90,12 @@ def fetch_from_hub(
     need be, and never a folder of this machine.
 
     Of the repo come the files that loading reads, its model card and its `config.yaml`, where they are no larger than
-    such files are. Kinds that are not supported, and models of more than `max_bytes`, are refused before their weights
-    are downloaded. With a visitor's token, or nobody's, the Hub is asked first whether they may read it, and this
-    revision of it: that it was downloaded here before, for somebody else, is not enough. Raises as `fetch_model` does.
+    such files are. Names other than OWNER/NAME are refused before the Hub is asked; kinds that are not supported,
+    models of more than `max_bytes`, and words that no run learns, before the weights are downloaded. With a visitor's
+    token, or nobody's, the Hub is asked first whether they may read it, and this revision of it: that it was downloaded
+    here before, for somebody else, is not enough. Raises as `fetch_model` does.
     """
+    _check_id(repo_id)
     with download_told(repo_id, revision, token):
         cache = None
         if token is not None:
@@ -115,19 +119,32 @@ def fetch_from_hub(
         files = {file.path: file.size for file in tree}
         wanted = _loaded_files(index, files)
         _check_small(repo_id, {path: files[path] for path in wanted if not path.endswith((".safetensors", ".bin"))})
+        check_words(repo_id, words := {path: files[path] for path in wanted if fnmatch(path, PATTERN)})
         if (size := sum(files[path] for path in wanted)) > max_bytes:
             raise ModelError(
                 f"{repo_id} has {size / 1e9:.1f} GB, more than the {max_bytes / 1e9:.1f} GB that are fetched here.",
                 "Choose a smaller one.",
             )
-        get(allow_patterns=[index.name, *wanted])
+        for paths in (list(words), wanted) if words else (wanted,):  # words are small, and may be reason enough
+            get(allow_patterns=[index.name, *paths])
+            if index.name == ADAPTER:
+                for path in paths:
+                    check_header(index.parent / path, f"{repo_id}: {path}")
         if about := [name for name in ("README.md", "config.yaml") if files.get(name, math.inf) <= MAX_FOREIGN_YAML]:
             with suppress(LocalEntryNotFoundError):  # out of the Hub's reach a model is one without them, too
                 get(allow_patterns=about)
-        if index.name == ADAPTER:
-            for path in wanted:
-                _check_header(index.parent / path)
         return index.parent
+
+
+def _check_id(repo_id: str) -> None:
+    """Raise `ModelError` for what is no OWNER/NAME, which in an address could stand for another one."""
+    try:
+        validate_repo_id(repo_id)
+        if repo_id.count("/") != 1:
+            raise HFValidationError
+    except HFValidationError:
+        raise ModelError(f"{repo_id[:96]!r} is not on the Hub, whose repos are called OWNER/NAME.",
+                         "Check the spelling.") from None  # fmt: skip
 
 
 def _refuse_adapter(name: str) -> NoReturn:
@@ -167,10 +184,21 @@ def _loaded_files(index: Path, paths: Iterable[str]) -> list[str]:
     return sorted(path for path in plain if any(fnmatch(path, pattern) for pattern in patterns[name]))
 
 
-def _check_header(weights: Path) -> None:
-    """Raise `ModelError` for a stranger's safetensors file whose header would take far more memory than its numbers,
-    which reading it checks against the file's size."""
-    name = f"{shown_name(weights.parent)}: {weights.name}"
+def check_words(repo_id: str, sizes: dict[str, int]) -> None:
+    """Raise `ModelError` where the files of a stranger's learned words, of so many bytes each, are more, or larger,
+    than those of any run: each word makes the vocabulary anew."""
+    if len(sizes) > MOST_SUBJECTS:
+        raise ModelError(f"{repo_id} holds {len(sizes):,} learned words, more than {MOST_SUBJECTS}.",
+                         "Choose another model.")  # fmt: skip
+    if (size := sum(sizes.values())) > MAX_SMALL_FILE:
+        raise ModelError(f"{repo_id}: its learned words have {size:,} bytes, too many for words.",
+                         "Choose another model.")  # fmt: skip
+
+
+def check_header(weights: Path, name: str) -> None:
+    """Raise `ModelError`, with the file's `name`, for a stranger's safetensors file whose header would take far more
+    memory than its numbers, which reading it checks against the file's size; and for a learned word of more embeddings
+    than any run learns, as each is looked for in every prompt."""
     try:
         with weights.open("rb") as file:
             if (size := int.from_bytes(file.read(8), "little")) > MAX_HEADER:
@@ -178,10 +206,15 @@ def _check_header(weights: Path) -> None:
             header = json.loads(file.read(size))
         shapes = [entry["shape"] for key, entry in header.items() if key != "__metadata__"]
         large = [side for shape in shapes for side in shape if side > MAX_VOCABULARY]
+        word = fnmatch(weights.name, PATTERN)
+        vectors = [shape[0] for shape in shapes if word and shape and shape[0] > MOST_VECTORS]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ModelError(f"{name} is no safetensors file.", "Download or save it again.") from None
     if large:
         raise ModelError(f"{name} holds a side of {large[0]:,}, more than any such model has.", "Choose another one.")
+    if vectors:
+        raise ModelError(f"{name} holds a word of {vectors[0]:,} embeddings, more than {MOST_VECTORS}.",
+                         "Choose another model.")  # fmt: skip
 
 
 def _check_small(repo_id: str, sizes: dict[str, int]) -> None:

@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dreambooth.adapters import is_adapter, read_adapter
-from dreambooth.errors import ConfigError
+from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import shown_name
 from dreambooth.files import atomic_file
-from dreambooth.methods.lora_file import read_weights
+from dreambooth.methods.lora_file import FILE, read_weights
 from dreambooth.methods.words import read_words
 
 PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
@@ -43,8 +43,14 @@ def export_kohya(model: Path, out: Path) -> list[str]:
 
 
 def _entries(layer: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A layer's tensors by their names there: lora_unet_down_blocks_0_…_to_k.lora_down.weight."""
+    """A layer's tensors by their names there: lora_unet_down_blocks_0_…_to_k.lora_down.weight.
+
+    Raises `ModelError` for a layer of a part that has no name there.
+    """
     part, _, inner = layer.partition(".")
+    if part not in PREFIXES:
+        raise ModelError(f"{FILE} has a layer that other programs have no name for ({layer!r:.100}).",
+                         f"A LoRA of {' and '.join(PREFIXES)} can be exported.")  # fmt: skip
     name = f"{PREFIXES[part]}_{inner.replace('.', '_')}"
     down, up = parts["down"].contiguous(), parts["up"].contiguous()
     entries = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dreambooth.config import Config
+from dreambooth.config import Config, usual_preset
 from dreambooth.dataset import ENCODE_BATCH
 from dreambooth.errors import ConfigError
 from dreambooth.generate import MAX_BATCH
@@ -203,6 +203,8 @@ def _weight_remedies(config: Config, device: torch.device) -> Iterator[dict[str,
     """Changes that lower what each trained weight costs, or how many are trained; least loss first."""
     if config.train.ema_decay:
         yield {"train.ema_decay": None}
+    if config.drift.weight:
+        yield {"drift.weight": 0}
     if config.train.optimizer == "adamw":
         try:
             check_optimizer("adamw8bit", device)
@@ -212,7 +214,7 @@ def _weight_remedies(config: Config, device: torch.device) -> Iterator[dict[str,
             yield {"train.optimizer": "adamw8bit"}
     if config.train.text_encoder:
         yield {"train.text_encoder": False}
-    if config.method == "full":
+    if config.method == "full" and config.preset == usual_preset(config.base_model):  # another is for full alone
         yield {"method": "lora"}
 
 

@@ -24,6 +24,7 @@ from PIL import Image
 
 from dreambooth.config import (
     MAX_FOREIGN_YAML,
+    MOST_SUBJECTS,
     TOYBOX,
     Config,
     SamplingConfig,
@@ -33,7 +34,7 @@ from dreambooth.config import (
     validated,
 )
 from dreambooth.errors import ConfigError, ModelError
-from dreambooth.fetch import MAX_SMALL_FILE, fetch_files, list_files
+from dreambooth.fetch import check_header, check_words, fetch_files, list_files
 from dreambooth.files import atomic_folder
 from dreambooth.hub import TAG, Token, plain_failures
 from dreambooth.methods import get_method
@@ -47,8 +48,6 @@ MAX_PICTURE = 5 * 2**20
 """Bytes of a file that a thumbnail is made of; a sample of 1024 px has under 2 MB."""
 MAX_SIDE = 4096
 """Pixels of a side that a thumbnail is made of, told before any is decoded: a small file may claim to be huge."""
-MAX_SUBJECTS = 9
-"""Subjects whose photos are fetched; `more_subjects` has at most eight."""
 MAX_PHOTOS = 200
 """Photos that are fetched with a published config; the paper uses 3 to 5."""
 MAX_PHOTO = 50 * 2**20
@@ -166,8 +165,8 @@ def published_config(
     Its photos are fetched below `folder`, where they were published; else `subject.photos` must be given, with a second
     subject's photos in its folder `subject-2`, and so on. So is a word that was learned before. A base model or encoder
     that was a folder of the machine it was trained on must be given: a repo never names a folder of this one.
-    Raises `ConfigError` for that and for damaged settings, `ModelError` where there is no such published model, and
-    `HubError` where the Hub refuses or can't be reached.
+    Raises `ConfigError` for that and for damaged settings, `ModelError` where there is no such published model, or its
+    word is no run's, and `HubError` where the Hub refuses or can't be reached.
     """
     source, given = f"{repo_id}: {CONFIG}", override({}, overrides)
     info, files, settings = _read_settings(repo_id, revision, token)
@@ -178,7 +177,7 @@ def published_config(
         settings["subject"] = {}
     subjects = [settings["subject"]]
     if "more_subjects" not in given and isinstance(more := settings.get("more_subjects"), list):
-        subjects += [subject for subject in more[: MAX_SUBJECTS - 1] if isinstance(subject, dict)]
+        subjects += [subject for subject in more[: MOST_SUBJECTS - 1] if isinstance(subject, dict)]
     if (photos := _value(given, "subject.photos")) is None:
         photos = _fetch_photos(repo_id, info.sha, files, len(subjects), folder, token)
     for number, subject in enumerate(subjects, 1):
@@ -283,15 +282,18 @@ def _fetch_photos(repo_id: str, commit: str, files: dict[str, int], subjects: in
 
 
 def _fetch_words(repo_id: str, commit: str, files: dict[str, int], folder: Path, token: Token) -> Path:
-    """Download the words that were learned before; returns the new folder that holds them."""
-    wanted = [path for path in files if "/" not in path and fnmatch(path, PATTERN) and files[path] <= MAX_SMALL_FILE]
+    """Download the words that were learned before; returns the new folder that holds them, files whose headers ask for
+    no more than words have. Raises `ModelError` for others."""
+    wanted = {path: size for path, size in files.items() if "/" not in path and fnmatch(path, PATTERN)}
     if not wanted:
         raise ConfigError(f"{repo_id} lacks the word that it was trained with.", "Give a run that learned it: --set "
                           "word.learned=RUN")  # fmt: skip
+    check_words(repo_id, wanted)
     target = folder / commit[:12] / "word"
     with tempfile.TemporaryDirectory() as partial, atomic_folder(target) as filled:
         fetch_files(repo_id, commit, wanted, Path(partial), token, WANTED)
         for name in wanted:
+            check_header(Path(partial) / name, f"{repo_id}: {name}")
             shutil.move(Path(partial) / name, filled / name)
     return target
 

@@ -42,11 +42,12 @@ from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError, RunError
 from dreambooth.events import Event
 from dreambooth.families import Family, family_of, load_pipeline, use_fastest_attention
-from dreambooth.fetch import fetch_model
+from dreambooth.fetch import fetch_model, fingerprint
 from dreambooth.files import atomic_folder
 from dreambooth.generate import MAX_BATCH, draw, save_picture
 from dreambooth.machine import peak_memory, reset_peak_memory, resolve_device, resolve_precision
 from dreambooth.methods import Trainable, get_method, store_frozen_in
+from dreambooth.methods.words import keep_learned_word
 from dreambooth.monitor import Monitor
 from dreambooth.objectives import dreambooth_loss
 from dreambooth.photos import find_photos, prepare_photos, save_prepared, side_by_side
@@ -72,7 +73,7 @@ def train(
     Raises `DreamBoothError`s; what is on disk then is whole.
     """
     started = time.monotonic()
-    settings = config.train
+    settings, config = config.train, keep_learned_word(config, run)
 
     # -- prepare: check everything before a weight is loaded ---------------------------------------------------------
     yield events.Stage("prepare")
@@ -148,7 +149,7 @@ def train(
     _move(pipe, idle, "cpu")  # what a step does not use makes room
 
     # -- resume ------------------------------------------------------------------------------------------------------
-    checkpoint = Checkpoint(weights, optimizer.optimizer, schedule, accelerator.scaler, ema)
+    checkpoint = Checkpoint(weights, optimizer.optimizer, schedule, accelerator.scaler, ema, fingerprint(model))
     if resume and (saved := list_checkpoints(run / "checkpoints")):
         checkpoint.load(saved[-1])
     else:

@@ -140,3 +140,36 @@ def test_an_adapter_of_another_base_model_is_refused(make_config, tiny_model, tm
     other = tiny.stable_diffusion(tmp_path / "other", seed=1)
     with pytest.raises(ModelError, match="adapter of another base model than other"):
         load_model(tmp_path / "lora", other)
+
+
+STACKED = {
+    "lora": ("lora", {"train": {"text_encoder": False}}),
+    "word": ("textual_inversion", {"subject": {"identifier": "<cat-toy>"}}),
+    "custom": ("custom_diffusion", {"subject": {"identifier": "<cat-toy>"}}),
+}
+
+
+@pytest.mark.parametrize("kind", STACKED)
+def test_an_adapter_of_another_base_model_goes_on_no_other_adapter(kind, make_config, tiny_model, tmp_path):
+    method, changes = STACKED[kind]
+    other = tiny.stable_diffusion(tmp_path / "other", seed=1)
+    trained(make_config(**method_settings("lora")), tmp_path / "own")
+    trained(make_config(base_model=str(other), **method_settings(method, **changes)), tmp_path / kind)
+    with pytest.raises(ModelError, match=f"{kind} is an adapter of another base model than tiny-sd"):
+        load_model(tmp_path / "own", tiny_model, adapters=[(tmp_path / kind, 1.0)])
+
+
+def test_on_a_whole_model_that_was_trained_further_goes_all_but_custom_diffusion(make_config, tiny_model, tmp_path):
+    """A LoRA's product and a word are the same on any weights; Custom Diffusion's projections count from one base."""
+    full = tiny.stable_diffusion(tmp_path / "full", seed=1)
+    parts = {}
+    for kind, (method, changes) in STACKED.items():
+        trained(make_config(**method_settings(method, **changes)), tmp_path / kind)
+        parts[kind] = (tmp_path / kind, 1.0)
+    prompt = "a photo of sks dog and <cat-toy>"
+    drawn = pixels(load_model(full)[0], prompt)
+    for kind in ("lora", "word"):
+        assert distance(pixels(load_model(full, adapters=[parts[kind]])[0], prompt), drawn) > 1
+    with pytest.raises(ModelError, match="Custom Diffusion goes on its own base model alone"):
+        load_model(full, adapters=[parts["lora"], parts["custom"]])
+    assert load_model(tiny_model, adapters=[parts["custom"]]), "its own base, by name"

@@ -102,7 +102,7 @@ def finished(tiny_model, photo_folder, tmp_path_factory):
         (["methods", "--help"], ["List the ways of fine-tuning"]),
         (["fuse", "--help"], ["RUN", "--out", "--scale", "--which"]),
         (["export", "--help"], ["RUN", "--out", "NAME.safetensors", "--which"]),
-        (["merge", "--help"], ["RUN RUN …", "--out", "--captions FILE", "--which"]),
+        (["merge", "--help"], ["RUN RUN …", "--out", "--captions FILE", "--base-model FOLDER", "--which"]),
         (["push", "--help"], ["RUN", "--repo-id", "--public", "--photos", "--half", "--which", "--partner"]),
         (["compare", "--help"], ["CONFIG.yaml", "--set KEY=VALUE", "--out"]),
         (["batch", "--help"], ["BATCH.yaml", "--set KEY=VALUE", "--out"]),
@@ -393,6 +393,10 @@ def test_export_writes_one_file_for_other_programs(adapters, tmp_path):
     assert told.code == 2
     assert "is an adapter of method custom_diffusion. Give a run of method lora." in told.err
     assert "Give a name that ends in .safetensors" in here("export", adapters["lora"], "--out", tmp_path / "a.pt").err
+    before = out.read_bytes()
+    told = here("export", adapters["lora"], "--out", out)
+    assert (told.code, told.err) == (2, f"error: {out} is there already. Give --out another name.\n")
+    assert out.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["dog.safetensors"]
 
 
@@ -409,6 +413,21 @@ def test_merge_makes_one_adapter_of_subjects_learnt_apart(adapters, drawn, tiny_
     told = here("merge", adapters["ada"], adapters["lora"], "--out", tmp_path / "other")
     assert told.code == 2
     assert "is of method lora. Only those of custom_diffusion can be merged." in told.err
+    assert not (tmp_path / "other").exists()
+
+
+def test_merge_takes_folders_whose_base_model_is_a_folder_or_known_from_a_run(adapters, tiny_model, tmp_path):
+    (tmp_path / "captions.txt").write_text("a dog in the snow\na photo of the cat\n")
+    folders = [adapters["ada"] / "model", adapters["bea"] / "model"]
+    for number, (sources, given) in enumerate([
+        (folders, ["--base-model", tiny_model]), ([folders[0], adapters["bea"]], []),
+        ([adapters["ada"], folders[1]], []),
+    ]):  # fmt: skip
+        out = tmp_path / f"both-{number}"
+        assert here("merge", *sources, *given, "--out", out, "--captions", tmp_path / "captions.txt").code == 0
+        assert read_adapter(out).identifiers == ("<ada>", "<bea>")
+    told = here("merge", *folders, "--out", tmp_path / "other")
+    assert (told.code, "Give that folder (--base-model)" in told.err) == (1, True)
     assert not (tmp_path / "other").exists()
 
 

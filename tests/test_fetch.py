@@ -22,7 +22,7 @@ from huggingface_hub import constants, hf_api, snapshot_download
 from safetensors.torch import load, save
 
 from dreambooth.adapters import Adapter, fetch_base, load_model, read_adapter
-from dreambooth.config import MAX_FOREIGN_YAML, Config
+from dreambooth.config import MAX_FOREIGN_YAML, MOST_SUBJECTS, MOST_VECTORS, Config
 from dreambooth.errors import DreamBoothError, HubError, ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.fetch import (
@@ -610,10 +610,61 @@ def test_a_strangers_adapter_names_no_folder_of_this_machine(hub, tiny_model, tm
     monkeypatch.chdir(tmp_path / "cwd")
     facts = Adapter.model_validate_json(described(base_model=name))
     with pytest.raises(
-        ModelError, match=r"is not on the Hub, or is private|is a folder of the machine where it was"
+        ModelError, match=r"is not on the Hub, (or is private|whose repos are)|is a folder of the machine where it was"
     ) as said:
         fetch_base(facts)
     assert "no model_index.json" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc/x", "../x", "anna/..", "anna/base/../../x", "datasets/anna/x", "anna", "", "a\nb/c", "é/x", "/x"],
+)
+def test_a_name_that_is_none_of_a_repo_reaches_no_address(hub, adapter, name):
+    """Neither a typed one nor that of a stranger's base model: a visitor's token would go along."""
+    anna = hub.add_user("anna", scopes=("read",))
+    with pytest.raises(ModelError, match="is not on the Hub, whose repos are called OWNER/NAME") as said:
+        fetch_from_hub(name, token=anna, adapters=True)
+    assert len(str(said.value).splitlines()) == 1
+    hub.add_repo("mona/dog", repo_files(adapter) | {"adapter.json": described(base_model=name)})
+    folder = fetch_from_hub("mona/dog", token=anna, adapters=True)
+    hub.requests.clear()
+    with pytest.raises(ModelError):
+        load_model(folder, token=anna)
+    assert hub.requests == []
+
+
+def words(count: int = 1, vectors: int = 1, more: int = 0) -> dict[str, bytes]:
+    """The files of so many learned words, of so many embeddings and further bytes each."""
+    names = (f"learned_embeds{f'-{n}' if n > 1 else ''}.safetensors" for n in range(1, count + 1))
+    return {name: save({f"<w{n}>": torch.zeros(vectors, 16)}) + b"0" * more for n, name in enumerate(names)}
+
+
+def test_as_many_words_as_a_run_learns_are_fetched(hub, adapter):
+    hub.add_repo("mona/dog", repo_files(adapter) | words(MOST_SUBJECTS, MOST_VECTORS))
+    folder = fetch_from_hub("mona/dog", token=False, adapters=True)
+    assert len(list(folder.glob("learned_embeds*"))) == MOST_SUBJECTS
+
+
+@pytest.mark.parametrize("method", ["lora", "textual_inversion", "custom_diffusion"])
+@pytest.mark.parametrize(
+    ("files", "told", "fetched"),
+    [
+        (words(vectors=17), r"mona/dog: learned_embeds.safetensors holds a word of 17 embeddings, more than 16", 1),
+        (words(10), "mona/dog holds 10 learned words, more than 9", 0),
+        (words(2, more=2**23), r"mona/dog: its learned words have 16,[0-9,]+ bytes, too many for words", 0),
+    ],
+    ids=["vectors", "words", "bytes"],
+)
+def test_words_that_no_run_learns_are_refused_before_the_weights_come(hub, adapter, method, files, told, fetched):
+    """Each of a word's embeddings is looked for in every prompt, while nobody else can draw."""
+    weights = (WEIGHTS, "pytorch_custom_diffusion_weights.safetensors")
+    about = {"adapter.json": described(method=method)} | dict.fromkeys(weights, (adapter / WEIGHTS).read_bytes())
+    hub.add_repo("mona/dog", about | files)
+    with pytest.raises(ModelError, match=told):
+        fetch_from_hub("mona/dog", token=False, adapters=True)
+    asked = {Path(request.path).name for request in hub.requests if "/resolve/" in request.path}
+    assert {name for name in asked if ".safetensors" in name} == set(list(files)[:fetched])
 
 
 def huge(side: int) -> bytes:

@@ -6,13 +6,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_to_diffusers
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from dreambooth.adapters import fuse
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.kohya import export_kohya
-from tests.methods import distance, method_settings, pixels, trained
+from tests.methods import claimed, distance, method_settings, pixels, trained
 
 UNET = [
     f"lora_unet_{block}_attentions_{number}_transformer_blocks_0_{attention}_{projection}"
@@ -138,7 +138,31 @@ def test_what_is_no_lora_or_no_file_is_refused(make_config, tiny_model, tmp_path
     ):
         with pytest.raises(ConfigError, match=words):
             export_kohya(model, tmp_path / out)
-    (tmp_path / "lora" / "pytorch_lora_weights.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(ModelError, match="can't be used"):
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+UNUSABLE = {
+    "no weights": (None, "can't be used"),
+    "a part of another program": ({"foo.bar": (2, 16, 16, 2)}, "no name for .'foo.bar'"),
+    "a part of another family": ({"transformer.to_q": (2, 16, 16, 2)}, "no name for .'transformer.to_q'"),
+    "rank 0": ({"unet.to_q": (0, 16, 16, 0)}, "holds no numbers"),
+    "two ranks": ({"unet.to_q": (2, 16, 16, 3)}, "do not belong together"),
+}
+"""name: (rank and inputs, outputs and rank of each layer; words of the error)"""
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
+def test_a_damaged_or_foreign_lora_is_not_exported(what, tiny_model, tmp_path):
+    layers, words = UNUSABLE[what]
+    file = claimed("lora", tiny_model, tmp_path / "lora") / "pytorch_lora_weights.safetensors"
+    if layers is None:
+        file.write_bytes(b"nonsense")
+    else:
+        matrices = {}
+        for layer, (rank, inputs, outputs, of_up) in layers.items():
+            matrices[f"{layer}.lora.down.weight"] = np.ones((rank, inputs), np.float32)
+            matrices[f"{layer}.lora.up.weight"] = np.ones((outputs, of_up), np.float32)
+        save_file(matrices, file)
+    with pytest.raises(ModelError, match=words):
         export_kohya(tmp_path / "lora", tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()

@@ -1,5 +1,7 @@
 """Every method with every family, for real on tiny models: training, resuming, saving, loading, and what is refused."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,7 +9,7 @@ from safetensors.torch import load_file
 from dreambooth import events
 from dreambooth.adapters import fuse, is_adapter, load_model, read_adapter
 from dreambooth.config import LEARNS_WORD, Config, preset_names, usual_preset
-from dreambooth.errors import ConfigError
+from dreambooth.errors import ConfigError, RunError
 from dreambooth.families import FAMILIES, load_pipeline
 from dreambooth.generate import draw, generate, open_source
 from dreambooth.methods import get_method, methods
@@ -175,6 +177,44 @@ def test_pivotal_tuning_goes_on_with_the_learned_word(configured, tmp_path):
     assert {"<sks>", "<sks>_1"} <= set(source.pipe.tokenizer.get_vocab())
 
 
+def test_a_pivotal_run_keeps_its_word_whatever_becomes_of_the_other_run(configured, tmp_path):
+    run(configured("textual_inversion"), tmp_path / "inverted")
+    config = configured("lora", word={"learned": str(tmp_path / "inverted")})
+    run(config, tmp_path / "whole")
+    stopped, seen = Run.create(config, tmp_path / "stopped"), []
+    for event in stopped.execute(should_stop=lambda: sum(isinstance(e, events.Step) for e in seen) >= 2):
+        seen.append(event)
+    shutil.rmtree(tmp_path / "inverted")
+    list(stopped.execute(resume=True))
+    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+    assert (tmp_path / "stopped" / "model" / "learned_embeds.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_base_model_that_changed_is_noticed_on_resuming(name, configured, tmp_path, family_model):
+    base = shutil.copytree(family_model, tmp_path / "base")
+    seen = []
+    stopped = Run.create(configured(name, base_model=str(base)), tmp_path / "run")
+    for event in stopped.execute(should_stop=lambda: sum(isinstance(e, events.Step) for e in seen) >= 2):
+        seen.append(event)
+    shutil.rmtree(base)
+    tiny.stable_diffusion(base, seed=1)
+    with pytest.raises(RunError, match="base model has changed"):
+        list(stopped.execute(resume=True))
+
+
+def test_a_word_s_own_learning_rate_counts_for_every_method_that_learns_one(configured, tmp_path):
+    for name in LEARNS_WORD:
+        for rate in (1e-9, None):
+            train = {"text_learning_rate": rate, "weight_decay": 0.0}
+            run(configured(name, train=train), tmp_path / f"{name}-{rate}")
+        slow, usual = (
+            load_file(tmp_path / f"{name}-{rate}" / "model" / "learned_embeds.safetensors")["<sks>"]
+            for rate in (1e-9, None)
+        )
+        assert (slow - usual).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_precision_and_checkpointed_activations_train(name, precision, configured, tmp_path):
@@ -193,6 +233,9 @@ BAD = {
     "a penalty on nothing": ({"method": "textual_inversion", "drift": {"weight": 1.0}}, "changes no weight"),
     "a penalty on DoRA": ({"method": "lora", "lora": {"dora": True}, "drift": {"weight": 1.0}}, "dora"),
     "a learned word without LoRA": ({"method": "full", "word": {"learned": "x"}}, "for method lora"),
+    "a word in capitals": ({"method": "textual_inversion", "subject": {"identifier": "<Rex>"}}, "small letters"),
+    "no target at all": ({"method": "lora", "lora": {"targets": []}}, "lora.targets"),
+    "a blank word": ({"method": "lora", "word": {"learned": " "}}, "is empty"),
     "an unknown method": ({"method": "hypernetwork"}, "'full', 'lora'"),
     "a pack of two": ({"prior": {"pack": "a/b"}, "more_subjects": [CAT | {"identifier": "ohwx"}]}, "one class"),
     "two subjects of one name": ({"more_subjects": [CAT]}, "two subjects have .*'sks'"),
@@ -208,6 +251,15 @@ def test_settings_that_can_t_be_are_refused(what, configured):
 
 REFUSED = {
     "layers that are not there": ({"method": "lora", "lora": {"targets": ["to_nowhere"]}}, "lora.targets"),
+    "one layer that is not there": (
+        {"method": "lora", "lora": {"targets": ["to_q", "nonsense"]}},
+        "no layer 'nonsense'",
+    ),
+    "lengths of a convolution": ({"method": "lora", "lora": {"targets": ["conv1"], "dora": True}}, "no linear layer"),
+    "more embeddings than a prompt holds": (
+        {"method": "textual_inversion", "word": {"vectors": 16}},
+        "Prompts can't hold",
+    ),
     "a word of the vocabulary": (
         {"method": "textual_inversion", "subject": {"identifier": "<known>"}},
         "in the model's",

@@ -78,7 +78,12 @@ def _known_speed_and_shared_rehearsals(monkeypatch):
 def config(**settings) -> Config:
     """A config for the tiny model; `train__batch_size=2` sets train.batch_size."""
     nested = {"base_model": "some/model", "subject": {"photos": "photos", "class_noun": "dog"}}
-    nested |= {"train": {"resolution": 32, "mixed_precision": "no"}, "prior": {"num_images": 8}, "sampling": {}}
+    nested |= {
+        "train": {"resolution": 32, "mixed_precision": "no"},
+        "prior": {"num_images": 8},
+        "sampling": {},
+        "drift": {},
+    }
     for key, value in settings.items():
         section, _, name = key.rpartition("__")
         (nested[section] if section else nested)[name] = value
@@ -267,6 +272,22 @@ def test_the_impossible_is_said_to_be(configs):
         estimate(configs, available=2**20, prior__enabled=False, **settings)
     with pytest.raises(ConfigError, match=r"can be had\. Use a smaller base model"):
         estimate(configs, available=2**20, prior__enabled=False, method="lora", **settings)
+
+
+@pytest.mark.parametrize("method", ["full", "custom_diffusion"])
+def test_a_drift_penalty_holds_the_base_s_weights_beside(configs, method):
+    """LoRA's distance needs none."""
+    settings = {"method": method, "train__text_encoder": False, **STEP_ONLY}
+    if method == "custom_diffusion":
+        settings |= {"subject__identifier": "<sks>"}
+    plain, held = (estimate(configs, drift__weight=weight, **settings) for weight in (0, 1.0))
+    trained = 4 * plain.trainable_parameters
+    if method == "custom_diffusion":  # of the word's embedding there is no base
+        trained -= 4 * 16
+    assert held.stages["the optimizer's update"] - plain.stages["the optimizer's update"] == trained
+    settings |= {"train__optimizer": "adamw8bit", "train__gradient_checkpointing": True}
+    with pytest.raises(ConfigError, match=r"drift\.weight: 0"):
+        estimate(configs, available=2**20, drift__weight=1.0, **settings)
 
 
 def test_checkpointing_is_turned_on_only_where_it_is_needed(configs):

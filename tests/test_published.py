@@ -5,14 +5,18 @@ from __future__ import annotations
 import functools
 import io
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save
 
-from dreambooth.config import Config
+from dreambooth.config import MOST_SUBJECTS, MOST_VECTORS, Config
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError
+from dreambooth.fetch import MAX_HEADER
 from dreambooth.hub import TAG, sign_in
 from dreambooth.publish import Publication, publish
 from dreambooth.published import (
@@ -23,6 +27,7 @@ from dreambooth.published import (
     published_sampling,
     thumbnail,
 )
+from dreambooth.reports.model_card import WORDS
 from dreambooth.runs import Run
 from tests import tiny
 from tests.hub import LoopbackHub
@@ -246,6 +251,39 @@ def test_what_pivotal_tuning_made_trains_to_the_same_weights(hub, tmp_path, make
     hub.repos["model", "anna/dog"].files.pop("learned_embeds.safetensors")
     with pytest.raises(ConfigError, match=r"lacks the word that it was trained with\..*--set word\.learned=RUN"):
         published_config("anna/dog", None, account.token, tmp_path / "f")
+
+
+def with_words(rows: Iterable[int], more: bytes = b"") -> dict[str, bytes | str]:
+    """The files of a repo that pivotal tuning made with words of so many embeddings each."""
+    settings = {"method": "lora", "preset": None, "word": {"learned": WORDS}, "subject": {"identifier": "<w1>"}}
+    words = {f"learned_embeds-{n}.safetensors": save({f"<w{n}>": torch.zeros(r, 16)}) for n, r in enumerate(rows, 1)}
+    return with_photos(**settings) | {name: data + more for name, data in words.items()}
+
+
+def test_as_many_words_as_a_run_learns_come_back(hub, tmp_path):
+    hub.add_repo("mona/dog", with_words([MOST_VECTORS] * MOST_SUBJECTS))
+    learned = published_config("mona/dog", None, False, tmp_path / "f").word.learned
+    assert len(list(learned.iterdir())) == MOST_SUBJECTS
+
+
+HEADER = {"learned_embeds-1.safetensors": (MAX_HEADER + 1).to_bytes(8, "little")}
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (with_words([1] * 10), "mona/dog holds 10 learned words, more than 9"),
+        (with_words([1, 1], bytes(2**23)), r"mona/dog: its learned words have 16,[0-9,]+ bytes, too many for words"),
+        (with_words([17]), r"mona/dog: learned_embeds-1\.safetensors holds a word of 17 embeddings, more than 16"),
+        (with_words([1]) | HEADER, r"mona/dog: learned_embeds-1\.safetensors has a header of 1,048,577 bytes"),
+    ],
+    ids=["words", "bytes", "vectors", "header"],
+)
+def test_a_strangers_words_are_looked_at_before_anything_reads_them(hub, tmp_path, files, told):
+    hub.add_repo("mona/dog", files)
+    with pytest.raises(ModelError, match=told):
+        published_config("mona/dog", None, False, tmp_path / "f")
+    assert not list((tmp_path / "f").rglob("learned_embeds*"))
 
 
 def test_how_a_model_is_drawn_needs_nothing_else_of_its_settings(hub):

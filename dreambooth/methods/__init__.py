@@ -27,7 +27,8 @@ class Trainable:
     save: Callable[[Path, Path], None]
     """(new folder, base model's folder) -> None: write what generation loads."""
     drift: Callable[[], Tensor] | None = None
-    """The squared distance of the trained weights from the base model's, a scalar; where `drift.weight` asks for it."""
+    """The squared distance of the trained weights from the base model's, a scalar; where `drift.weight` asks for it. A
+    `Distance` holds the base's weights beside."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -85,8 +86,26 @@ def store_frozen_in(dtype: torch.dtype | None, trainable: Trainable) -> None:
             layer.weight.data = layer.weight.data.to(dtype)
 
 
-def distance_from_now(parameters: Iterable[nn.Parameter]) -> Callable[[], Tensor]:
-    """A function that gives ‖θ − θ₀‖², a scalar, θ₀ being the parameters as they are at this moment."""
-    trained = list(parameters)
-    base = [p.detach().clone() for p in trained]
-    return lambda: torch.stack([(p - b).square().sum() for p, b in zip(trained, base, strict=True)]).sum()
+WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # kinds of numbers that files hold weights in
+
+
+def why_unusable(value: Tensor) -> str:
+    """What is wrong with a tensor of a stranger's file as weights, in words that follow its name; "" where nothing."""
+    if value.dtype not in WEIGHTS:
+        return f"holds numbers of type {str(value.dtype).removeprefix('torch.')}"
+    if not value.numel():
+        return "holds no numbers"
+    return "" if value.isfinite().all() else "holds numbers that are not finite"
+
+
+class Distance:
+    """‖θ − θ₀‖², a scalar at each call, θ₀ being the parameters as they were when it was made."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]):
+        self.trained = list(parameters)
+        self.base = [p.detach().clone() for p in self.trained]
+
+    def __call__(self) -> Tensor:
+        """The squared distance now."""
+        pairs = zip(self.trained, self.base, strict=True)
+        return torch.stack([(now - then).square().sum() for now, then in pairs]).sum()

@@ -18,7 +18,7 @@ from dreambooth.config import Config
 from dreambooth.errors import ConfigError, ModelError, first_line
 from dreambooth.families import Family
 from dreambooth.machine import one_model_at_a_time
-from dreambooth.methods import Method, Trainable, distance_from_now, freeze, text_learning_rate
+from dreambooth.methods import Distance, Method, Trainable, freeze, text_learning_rate, why_unusable
 from dreambooth.methods.words import PATTERN, add_words, load_words, save_words
 
 FILE = "pytorch_custom_diffusion_weights.safetensors"
@@ -49,7 +49,7 @@ def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable
         save_words(words, config, folder)
         save_weights(pipe, family, folder)
 
-    return Trainable(modules, groups, save, distance_from_now(weights) if config.drift.weight else None)
+    return Trainable(modules, groups, save, Distance(weights) if config.drift.weight else None)
 
 
 def save_weights(pipe: DiffusionPipeline, family: Family, folder: Path) -> None:
@@ -73,13 +73,13 @@ def read_weights(folder: Path, layers: dict[str, nn.Linear]) -> dict[str, Tensor
         raise ModelError(f"{FILE} changes more than keys and values ({more[0]!r:.100}).", "Download or save it again.")
     if any(value.shape != layers[name].weight.shape for name, value in found.items()):
         raise ModelError(f"{FILE} is of a larger or smaller base model.", "Use the one it was trained on.")
-    if not all(value.isfinite().all() for value in found.values()):
-        raise ModelError(f"{FILE} holds numbers that are not finite.", "Train it again.")
+    if why := next(filter(None, map(why_unusable, found.values())), ""):
+        raise ModelError(f"{FILE} {why}.", "Train it again.")
     return found
 
 
 def load(pipe: DiffusionPipeline, family: Family, adapters: Sequence[tuple[Path, float]]) -> None:
-    """Put words and projections into the pipeline: W = W₀ + Σ weight · (W of the adapter − W₀)."""
+    """Put words and projections into the base model's pipeline: W = W₀ + Σ weight · (W of the adapter − W₀)."""
     layers = projections(pipe, family)
     changes = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
     for folder, weight in adapters:

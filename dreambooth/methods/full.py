@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from dreambooth.config import Config
 from dreambooth.families import Family
-from dreambooth.methods import Method, Trainable, distance_from_now, freeze, text_learning_rate
+from dreambooth.methods import Distance, Method, Trainable, freeze, text_learning_rate
 
 
 def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable:
@@ -22,7 +22,7 @@ def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable
     groups = [{"params": list(module.parameters())} for module in modules.values()]
     for group in groups[1:]:
         group |= text_learning_rate(config)
-    drift = distance_from_now(p for group in groups for p in group["params"]) if config.drift.weight else None
+    drift = Distance(p for group in groups for p in group["params"]) if config.drift.weight else None
 
     def save(folder: Path, base: Path) -> None:
         """Write a whole pipeline: the trained components, and the base's own files for all others."""

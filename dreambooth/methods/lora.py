@@ -20,7 +20,7 @@ from dreambooth.families import Family
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.methods import Method, Trainable, freeze, text_learning_rate
 from dreambooth.methods.lora_file import FILE, check_fit, file_key, read_weights
-from dreambooth.methods.words import PATTERN, learned_word, load_words, take_learned_word
+from dreambooth.methods.words import PATTERN, check_learned_word, learned_word, load_words, write_words
 
 NAME = "default"  # of the adapter while it is trained; peft's
 
@@ -29,8 +29,9 @@ NAME = "default"  # of the adapter while it is trained; peft's
 def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable:
     """Put trainable matrices beside the targets' frozen weights; where they start, the model is the base model."""
     freeze(pipe)
-    if config.word.learned:
-        take_learned_word(pipe, family, config)
+    words = check_learned_word(config) if config.word.learned else {}
+    if words:
+        load_words(pipe, family, learned_word(config))  # its embeddings are frozen
     targets = {family.denoiser: config.lora.targets or family.lora_targets}
     if config.train.text_encoder:
         targets |= dict.fromkeys(family.text_encoders, family.text_lora_targets)
@@ -44,9 +45,7 @@ def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable
     def save(folder: Path, _base: Path) -> None:
         states = {f"{name}_lora_layers": _state(module, scale) for name, module in modules.items()}
         pipe.save_lora_weights(folder, **states)
-        if config.word.learned:
-            for path in learned_word(config).glob(PATTERN):
-                (folder / path.name).write_bytes(path.read_bytes())
+        write_words(words, folder)
 
     return Trainable(modules, groups, save, _distance(modules, scale) if config.drift.weight else None)
 
@@ -57,15 +56,30 @@ def _inject(module: nn.Module, name: str, targets: Sequence[str], config: Config
         r=settings.rank, lora_alpha=settings.alpha or settings.rank, lora_dropout=settings.dropout,
         use_dora=settings.dora, target_modules=list(targets),
     )  # fmt: skip
+    _check_targets(module, name, targets, dora=settings.dora)
     try:
         peft.inject_adapter_in_model(wanted, module, NAME)
-    except ValueError as error:  # no layer of these names, or one of a kind that takes none
+    except ValueError as error:  # a layer of a kind that takes none
         raise ConfigError(f"lora.targets: {first_line(error)}", f"Name layers of the {name}.") from None
     g = torch.Generator().manual_seed(config.seed)
     for layer in _layers(module):  # peft's own start, from the run's seed
         down = layer.lora_A[NAME].weight
         down.data = torch.empty(down.shape).uniform_(-1, 1, generator=g).to(down) / math.sqrt(down[0].numel())
     return module
+
+
+def _check_targets(module: nn.Module, name: str, targets: Sequence[str], *, dora: bool) -> None:
+    """Raise `ConfigError` for a target that no layer bears, and with DoRA for one that is a convolution."""
+    for target in targets:
+        found = [layer for key, layer in module.named_modules() if key == target or key.endswith(f".{target}")]
+        if not found:
+            raise ConfigError(
+                f"lora.targets: the {name} has no layer {target!r}.", "Correct the name, or leave it out."
+            )
+        if dora and not all(isinstance(layer, nn.Linear) for layer in found):
+            raise ConfigError(
+                f"lora.dora: {target!r} is no linear layer.", "Leave it out of lora.targets, or dora off."
+            )
 
 
 def _layers(module: nn.Module) -> list[LoraLayer]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families import Family
+from dreambooth.methods import why_unusable
 
 FILE = "pytorch_lora_weights.safetensors"
 """As stock diffusers calls it; `load_lora_weights` reads it."""
@@ -38,16 +39,27 @@ def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
     layers: dict[str, dict[str, Tensor]] = {}
     try:
         for key, value in load_file(folder / FILE).items():
-            if not (found := _KEY.fullmatch(key)) or not value.is_floating_point() or not value.ndim:
+            if not (found := _KEY.fullmatch(key)):
                 raise ValueError(f"{key!r:.100} is none of its matrices")
-            if not value.isfinite().all():
-                raise ValueError(f"{key!r:.100} holds numbers that are not finite")
-            layers.setdefault(found[1], {})[found[2] or found[3]] = value
+            if why := why_unusable(value):
+                raise ValueError(f"{key!r:.100} {why}")
+            parts, kind = layers.setdefault(found[1], {}), found[2] or found[3]
+            if kind in parts:
+                raise ValueError(f"{key!r:.100} is there under another name, too")
+            parts[kind] = value
         if not any(all(parts.keys() == whole for parts in layers.values()) for whole in _LAYER) or not layers:
             raise ValueError("matrices are missing")
+        if odd := [layer for layer, parts in layers.items() if not _belong_together(**parts)]:
+            raise ValueError(f"the matrices of {odd[0]!r:.100} do not belong together")
     except (OSError, SafetensorError, ValueError) as error:
         raise ModelError(f"{FILE} can't be used ({first_line(error)}).", "Download or save it again.") from None
     return layers
+
+
+def _belong_together(down: Tensor, up: Tensor, magnitude: Tensor | None = None) -> bool:
+    """Whether a layer's matrices are of one rank, and with DoRA of as many outputs."""
+    of_one_rank = down.ndim in (2, 4) and up.shape[1:] == (len(down), *[1] * (down.ndim - 2))
+    return of_one_rank and (magnitude is None or magnitude.shape == up.shape[:1])
 
 
 def check_fit(pipe: DiffusionPipeline, family: Family, layers: dict[str, dict[str, Tensor]]) -> None:

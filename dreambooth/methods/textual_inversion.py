@@ -11,7 +11,7 @@ from dreambooth.config import Config
 from dreambooth.errors import ConfigError
 from dreambooth.families import Family
 from dreambooth.machine import one_model_at_a_time
-from dreambooth.methods import Method, Trainable, freeze
+from dreambooth.methods import Method, Trainable, freeze, text_learning_rate
 from dreambooth.methods.words import PATTERN, add_words, load_words, save_words
 
 
@@ -21,7 +21,8 @@ def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable
     freeze(pipe)
     words = add_words(pipe, family, config)
     modules = {name: getattr(pipe, name) for name in (family.denoiser, *family.text_encoders)}
-    return Trainable(modules, [{"params": [words.learned]}], lambda folder, _: save_words(words, config, folder))
+    groups = [{"params": [words.learned]} | text_learning_rate(config)]
+    return Trainable(modules, groups, lambda folder, _: save_words(words, config, folder))
 
 
 def load(pipe: DiffusionPipeline, family: Family, adapters: Sequence[tuple[Path, float]]) -> None:

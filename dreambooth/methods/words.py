@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,9 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dreambooth.config import NEW_WORD, Config
+from dreambooth.config import MOST_SUBJECTS, MOST_VECTORS, Config, is_new_word
 from dreambooth.errors import ConfigError, ModelError, first_line
 from dreambooth.families import Family
+from dreambooth.files import atomic_folder
+from dreambooth.methods import why_unusable
 
 PATTERN = "learned_embeds*.safetensors"
 """Names of the words' files: stock diffusers looks for the first one, and takes one word a file."""
@@ -46,6 +48,9 @@ def add_words(pipe: DiffusionPipeline, family: Family, config: Config) -> Words:
         add_tokens(tokenizer, [(subject.identifier, config.word.vectors)])
         ids = tokenizer(subject.fill(config.word.initializer), add_special_tokens=False).input_ids
         rows += [known.weight.detach()[ids].mean(0)] * config.word.vectors
+        if not _fits(pipe, family, tokenizer, subject.identifier, config.word.vectors):
+            raise ConfigError(f"Prompts can't hold {subject.identifier} with {config.word.vectors} embeddings.",
+                              "Lower word.vectors.")  # fmt: skip
     encoder.set_input_embeddings(words := Words(known, torch.stack(rows)))
     return words
 
@@ -60,9 +65,15 @@ def add_tokens(tokenizer, words: Iterable[tuple[str, int]]) -> None:
 
 def save_words(words: Words, config: Config, folder: Path) -> None:
     """Write each word's embeddings, (vectors, width), under its name, for stock `load_textual_inversion`."""
+    rows = words.learned.detach().cpu().split(config.word.vectors)
+    write_words({subject.identifier: own for subject, own in zip(config.subjects, rows, strict=True)}, folder)
+
+
+def write_words(words: Mapping[str, Tensor], folder: Path) -> None:
+    """Write words, (vectors, width) each, into the folder, a file each."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (subject, rows) in enumerate(zip(config.subjects, words.learned.split(config.word.vectors)), 1):
-        save_file({subject.identifier: rows.detach().cpu().contiguous()}, folder / file_name(number))
+    for number, (word, rows) in enumerate(words.items(), 1):
+        save_file({word: rows.contiguous()}, folder / file_name(number))
 
 
 def file_name(number: int) -> str:
@@ -81,11 +92,11 @@ def read_words(folder: Path) -> dict[str, Tensor]:
                 f"{path.name} can't be read ({first_line(error)}).", "Download or save it again."
             ) from None
         word, rows = next(iter(state.items()), ("", torch.empty(0)))
-        new = NEW_WORD.fullmatch(word) and word not in words  # a known word's embedding would change every prompt
-        if not new or len(state) > 1 or rows.ndim != 2 or not rows.numel() or not rows.is_floating_point():
+        new = is_new_word(word) and word not in words  # a known word's embedding would change every prompt
+        if not new or len(state) > 1 or rows.ndim != 2 or len(rows) > MOST_VECTORS or len(words) == MOST_SUBJECTS:
             raise ModelError(f"{path.name} holds no new word's embeddings.", "Download or save it again.")
-        if not rows.isfinite().all():
-            raise ModelError(f"{path.name} holds numbers that are not finite.", "Train it again.")
+        if why := why_unusable(rows):
+            raise ModelError(f"{path.name} {why}.", "Train it again.")
         words[word] = rows
     return words
 
@@ -105,6 +116,16 @@ def load_words(pipe: DiffusionPipeline, family: Family, folder: Path) -> None:
         add_tokens(tokenizer, [(word, len(rows))])
         encoder.set_input_embeddings(nn.Embedding.from_pretrained(torch.cat([known, rows.to(known)])))
         encoder.config.vocab_size = len(tokenizer)
+        if not _fits(pipe, family, tokenizer, word, len(rows)):
+            raise ModelError(f"Prompts can't hold the word {word} with its {len(rows)} embeddings.",
+                             "Use another word of fewer.")  # fmt: skip
+
+
+def _fits(pipe: DiffusionPipeline, family: Family, tokenizer, word: str, vectors: int) -> bool:
+    """Whether a prompt with the newest word of the vocabulary gives all of its embeddings' ids."""
+    first = len(tokenizer) - vectors
+    ids = family.tokenize(pipe, [word])[0]
+    return ids[ids >= first].tolist() == [*range(first, len(tokenizer))]
 
 
 def learned_word(config: Config) -> Path:
@@ -113,16 +134,27 @@ def learned_word(config: Config) -> Path:
     return run / "model" if (run / "model").is_dir() else run
 
 
-def take_learned_word(pipe: DiffusionPipeline, family: Family, config: Config) -> None:
-    """Put the word of `word.learned` into the vocabulary, frozen. Raises `ConfigError` where it is no subject's."""
-    folder = learned_word(config)
-    if not (words := read_words(folder)):
+def keep_learned_word(config: Config, run: Path) -> Config:
+    """Copy the word of `word.learned` into the run's `word/`, where it stays; the returned settings name the copy."""
+    kept = run / "word"
+    if config.word.learned is None:
+        return config
+    if not kept.is_dir():
+        words = check_learned_word(config)
+        with atomic_folder(kept) as folder:
+            write_words(words, folder)
+    return config.model_copy(update={"word": config.word.model_copy(update={"learned": kept})})
+
+
+def check_learned_word(config: Config) -> dict[str, Tensor]:
+    """What `word.learned` holds, (vectors, width) by word. Raises `ConfigError` where it lacks a subject's word."""
+    if not (words := read_words(learned_word(config))):
         raise ConfigError(f"word.learned: {config.word.learned} holds no learned word.", "Give a finished "
                           "textual_inversion run.")  # fmt: skip
     if lacking := [subject.identifier for subject in config.subjects if subject.identifier not in words]:
         raise ConfigError(f"word.learned: {config.word.learned} has learned {', '.join(words)}, not {lacking[0]}.",
                           "Set subject.identifier to that word.")  # fmt: skip
-    load_words(pipe, family, folder)  # its embeddings are frozen
+    return words
 
 
 def _text_side(pipe: DiffusionPipeline, family: Family, what: str):

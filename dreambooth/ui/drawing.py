@@ -29,6 +29,7 @@ from dreambooth.ui.studio import QUIET, in_plain_words
 BATCH = 4
 """Pictures drawn at once: few, so that the first are soon there and a small GPU holds them."""
 STOPPED = "<div class='drawing' role='status'><p>Stopped. What was drawn is kept.</p></div>"
+FAILED = "<div class='drawing' role='status'><p>Not finished: the message says why. What was drawn is kept.</p></div>"
 PATIENCE = 0.5
 """Seconds after which a drawing that has nothing new to tell can be stopped all the same."""
 LOADING_SECONDS, STEP_SECONDS = 20, 0.1
@@ -267,8 +268,8 @@ def stoppable(button: gr.Button, stop: gr.Button, status: gr.HTML, **event: Any)
     def busy(is_busy: bool) -> tuple[gr.Button, gr.Button]:
         return gr.Button(interactive=not is_busy), gr.Button(visible=is_busy)
 
-    def settle(told: str) -> tuple[gr.Button, gr.Button, Any]:
-        return *busy(False), STOPPED if "progressbar" in (told or "") else gr.skip()
+    def settling(ending: str) -> Callable[[str], tuple[gr.Button, gr.Button, Any]]:
+        return lambda told: (*busy(False), ending if "progressbar" in (told or "") else gr.skip())
 
     # Where the status is off the screen, as on a phone, nothing would seem to happen.
     show = f"() => {{ document.getElementById('{status.elem_id}').scrollIntoView({{block: 'center'}}); return []; }}"
@@ -276,6 +277,6 @@ def stoppable(button: gr.Button, stop: gr.Button, status: gr.HTML, **event: Any)
     drawing = button.click(
         **event, concurrency_id="draw", concurrency_limit=1, show_progress="minimal", show_progress_on=status
     )
-    for ended in (drawing.then, drawing.failure):  # Gradio 6.31: `then` follows an end and a stop, but no failure
-        ended(settle, status, [button, stop, status], **QUIET)
+    drawing.then(settling(STOPPED), status, [button, stop, status], **QUIET)
+    drawing.failure(settling(FAILED), status, [button, stop, status], **QUIET)  # which Gradio 6.31's `then` is not
     stop.click(None, None, None, cancels=drawing)

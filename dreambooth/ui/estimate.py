@@ -20,6 +20,7 @@ from dreambooth.fetch import fetch_model
 from dreambooth.machine import probe, resolve_device, resolve_precision
 from dreambooth.preflight import Estimate, check, gib, roughly
 from dreambooth.rehearsal import Rehearsal
+from dreambooth.ui.limits import StudioSettings, refuse_too_much
 from dreambooth.ui.studio import Ways, ways_of
 
 KEPT = 256
@@ -32,9 +33,11 @@ ESTIMATING = """<div class="empty" role="status">Estimating memory and time …<
 
 
 class Estimates:
-    """Estimates trainings, one at a time; what was estimated last is remembered."""
+    """Estimates trainings that a studio with these settings takes, one at a time; what was estimated last is
+    remembered."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: StudioSettings) -> None:
+        self._limits = limits
         self._known: OrderedDict[str, Estimate] = OrderedDict()
         self._last: tuple[object, float, Rehearsal] | None = None
         self._lock = threading.Lock()
@@ -46,10 +49,13 @@ class Estimates:
     def of(self, settings: dict[str, Any], ways: Ways = "one") -> Estimate:
         """What a run with these settings needs; with several `ways` the memory of the largest and the time of all.
 
-        Raises `ConfigError` for what is wrong with them or does not fit, and `ModelError` for a base model that is
-        not on this machine.
+        Raises `ConfigError` for what is wrong with them, is more than the studio gives, or does not fit, and
+        `ModelError` for a base model that is not on this machine.
         """
-        found = [self._one(config) for config in ways_of(_config(settings), ways)]
+        configs = ways_of(_config(settings), ways)
+        for config in configs:  # before anything is rehearsed, for which others would have to wait
+            refuse_too_much(config, self._limits)
+        found = [self._one(config) for config in configs]
         largest = max(found, key=lambda estimate: estimate.peak_bytes)
         return replace(largest, seconds=sum(estimate.seconds for estimate in found))
 

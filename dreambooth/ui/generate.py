@@ -18,6 +18,7 @@ from dreambooth.runs import Run
 from dreambooth.ui import drawing, login, models
 from dreambooth.ui.drawing import Progress
 from dreambooth.ui.models import Model
+from dreambooth.ui.report import counted
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner
 
 NOTHING_YET = """<div class="empty"><strong>No pictures yet.</strong> Say what you would like to see and press Generate.
@@ -314,8 +315,8 @@ class Actions:
                 file = self._keep(picture, source, sampling, negative_prompt or "", added)
                 items.append((file, f"seed {picture.seed} · {prompt}"))
             if progress.take(news):
-                yield list(items) if isinstance(news, list) else gr.skip(), progress.as_html(_counted(count))
-        done = f"{_counted(len(items))} in {progress.seconds:.0f} s." if items else "Nothing to show."
+                yield list(items) if isinstance(news, list) else gr.skip(), progress.as_html(counted(count, "picture"))
+        done = f"{counted(len(items), 'picture')} in {progress.seconds:.0f} s." if items else "Nothing to show."
         yield items, f"<div class='drawing' role='status'><p>{done}</p></div>{drawing.problems_html(problems)}"
 
     def _keep(
@@ -371,14 +372,19 @@ class Actions:
 
 
 def _offer_adapters(possible: Sequence[Run], added: Sequence[str]) -> list[gr.Dropdown | gr.Slider]:
-    """The dropdowns and the sliders: as many as are in use, and one more. What can't be added any more is dropped."""
-    choices = [NO_ADAPTER, *((models.label(run), run.id) for run in possible)]
-    by_id = {run.id: run for run in possible}
-    dropdowns, sliders, more = [], [], True
+    """The dropdowns and the sliders: as many as are in use, and one more. What can't be added any more is dropped, and
+    no two of the same word are offered together."""
+    by_id, words = {run.id: run for run in possible}, {run.id: models.learned_words(run.config) for run in possible}
+    kept: list[Run | None] = []
     for name in added:
-        run = by_id.get(name)
-        kept = {} if run or not name else {"value": ""}
-        dropdowns.append(gr.Dropdown(choices, visible=more or bool(run), **kept))
+        taken = {word for run in kept if run for word in words[run.id]}
+        kept.append(None if words.get(name, set()) & taken else by_id.get(name))
+    dropdowns, sliders, more = [], [], True
+    for place, (name, run) in enumerate(zip(added, kept, strict=True)):
+        taken = {word for other in (*kept[:place], *kept[place + 1 :]) if other for word in words[other.id]}
+        choices = [NO_ADAPTER, *((models.label(one), one.id) for one in possible if not words[one.id] & taken)]
+        dropped = {} if run or not name else {"value": ""}
+        dropdowns.append(gr.Dropdown(choices, visible=more or bool(run), **dropped))
         has_strength = run is not None and models.has_strength(run)
         sliders.append(gr.Slider(visible=True) if has_strength else gr.Slider(value=1, visible=False))
         more = run is not None
@@ -420,7 +426,3 @@ def read_settings(path: str | None) -> dict[str, str]:
             "Give a PNG that was drawn here; other programs drop the note.",
         )
     return found
-
-
-def _counted(pictures: int) -> str:
-    return f"{pictures} picture{'' if pictures == 1 else 's'}"

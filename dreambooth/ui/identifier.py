@@ -28,8 +28,8 @@ to the model's vocabulary, where it means nothing else.</p></div>"""
 
 
 def as_word(identifier: str) -> str:
-    """An identifier as a new word is written: in angle brackets."""
-    return f"<{identifier.strip().strip('<>')}>"
+    """An identifier as a new word is written: in angle brackets and small letters."""
+    return f"<{identifier.strip().strip('<>').lower()}>"
 
 
 def build(studio: Studio, identifier: gr.Textbox, base_model: gr.Textbox, new_word: gr.Checkbox) -> None:

@@ -26,7 +26,7 @@ SMOOTHED_SHARE = 20
 """A long run's points average one in so many of its steps."""
 POINTS = 200
 """Points of a curve at most: more can't be told apart on a screen."""
-FITTING, MIN_COLUMN = 4, 130
+FITTING, MIN_COLUMN = 3, 190
 """More columns of sample pictures than fit are each so many pixels wide, and are scrolled."""
 ROWS = 24
 """Sampling steps that are shown, the best aside: more would load hundreds of pictures."""
@@ -151,7 +151,7 @@ def _nice(value: float) -> float:
 
 
 def samples(report: Report, root: Path, url: Url) -> str:
-    """A row for each sampling step, newest first: the subjects' pictures beside their classes'."""
+    """A row for each sampling step, newest first: the subjects' pictures, alone and together, then their classes'."""
     best = report.measures.best if report.measures else 0
     columns = _columns(report)
     by_step: dict[int, list[events.Image]] = {}
@@ -178,21 +178,23 @@ def samples(report: Report, root: Path, url: Url) -> str:
         mark = " <b title='The best step, as the measures say'>best</b>" if best and step == best else ""
         rows.append(f"<tr><th scope='row'>{said}{mark}</th>{''.join(cells)}</tr>")
     wide = f" style='min-width: {MIN_COLUMN * len(columns)}px'" if len(columns) > FITTING else ""
-    return f"""<div class="samples-table"><table id="samples"{wide}><thead><tr><th></th>{heads}</tr></thead>
+    return f"""<div class="samples-table" tabindex="0" role="region" aria-label="Sample pictures">
+<table id="samples"{wide}><thead><tr><th></th>{heads}</tr></thead>
 <tbody>{"".join(rows)}</tbody></table></div>"""
 
 
 def _columns(report: Report) -> dict[str, str]:
-    """What each prompt shows, in the order in which they were asked for."""
+    """What each prompt shows, what was taught first."""
     config = report.config
     if len(config.subjects) == 1:
         named = {config.instance_prompt: "The subject", config.class_prompt: "Its class"}
     else:
         titles = [subject.fill("{identifier} {class_noun}") for subject in config.subjects]
+        nouns = dict.fromkeys(subject.class_noun for subject in config.subjects)
+        classes = [f"Class: {noun}" for noun in nouns] + (["The classes together"] if len(nouns) > 1 else [])
         named = dict(zip(config.instance_prompts, titles, strict=True))
-        named |= dict.fromkeys(config.class_prompts, "A class") | {together_prompt(config.subjects): "Together"}
-        if len(config.class_prompts) > 1:
-            named[config.class_prompts[-1]] = "The classes"
+        named |= {together_prompt(config.subjects): "Together"}
+        named |= dict(zip(config.class_prompts, classes, strict=True))
     return named | {picture.prompt: "Your prompt" for picture in report.pictures if picture.prompt not in named}
 
 

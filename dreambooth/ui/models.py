@@ -17,16 +17,18 @@ from pydantic import ValidationError
 
 from dreambooth import generate
 from dreambooth.adapters import fetch_base, is_adapter, is_model, read_adapter
-from dreambooth.config import TOYBOX, Config, SamplingConfig, load_preset
+from dreambooth.config import LEARNS_WORD, TOYBOX, Config, SamplingConfig, load_preset
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.families import SAFETY_CHECKER
 from dreambooth.fetch import TOYBOX_FOLDER, fetch_from_hub, fetch_model, fingerprint
 from dreambooth.generate import Which
 from dreambooth.hub import Token, visitors_cache
 from dreambooth.methods import get_method
+from dreambooth.methods.words import read_words
 from dreambooth.monitor import Measures, read_measures
 from dreambooth.runs import Run
 from dreambooth.ui.drawing import Weights
+from dreambooth.ui.report import counted
 from dreambooth.ui.studio import Studio, is_owner, title
 
 MOST_STEPS, MOST_GUIDANCE = 100, 20
@@ -80,7 +82,7 @@ def open_model(
     `adapters`, each the id of a run of the visitor's and its weight. Raises `ConfigError`, `RunError`, `ModelError` or
     `HubError`.
     """
-    name = name.strip() if isinstance(name, str) else ""
+    name = called = name.strip() if isinstance(name, str) else ""
     if not name:
         raise ConfigError("No model is chosen.", "Choose one from the list, or type a Hub id, OWNER/NAME.")
     if name in studio.base_models:
@@ -92,8 +94,8 @@ def open_model(
         run = studio.own_run(owner, name)
         weights = weights_of(run, which)
         model = Model(run.id, weights, run.config.sampling, "best" if Path(weights.folder).name == "best" else "last")
-    base = Path(model.weights.base or model.weights.folder)
-    stacked = _stacked(studio, owner, adapters, base)
+        called = label(run)
+    stacked = _stacked(studio, owner, adapters, model.weights, called)
     return replace(model, weights=model.weights._replace(scale=_checked_weight(scale), adapters=stacked))
 
 
@@ -122,10 +124,14 @@ def _base_of(studio: Studio, adapter: Path, token: Token) -> Path:
 
 
 def _stacked(
-    studio: Studio, owner: str, adapters: Sequence[tuple[str, float]], base: Path
+    studio: Studio, owner: str, adapters: Sequence[tuple[str, float]], model: Weights, called: str
 ) -> tuple[tuple[str, float], ...]:
-    """The folders and weights of a visitor's adapters; raises `ConfigError` for what is none, and `ModelError` for one
-    of another base model than that in `base`."""
+    """The folders and weights of a visitor's adapters for the top of a model that messages call `called`.
+
+    Raises `ConfigError` for what is none and for a word that is there already, `ModelError` for one of another base.
+    """
+    base = Path(model.base or model.folder)
+    holders = dict.fromkeys(read_words(Path(model.folder)) if model.base else (), called)
     if len(adapters) > MAX_ADAPTERS:
         raise ConfigError(f"{len(adapters)} adapters are too many.", f"Add at most {MAX_ADAPTERS}.")
     found = []
@@ -137,6 +143,11 @@ def _stacked(
         if read_adapter(folder).base_fingerprint != fingerprint(base):
             raise ModelError(f"{label(run)} is an adapter of another base model.",
                              "Add it to that base model, or to another adapter of it.")  # fmt: skip
+        for word in read_words(folder):
+            if word in holders:
+                raise ConfigError(f"{holders[word]} and {label(run)} have both learned the word {word}.",
+                                  "Take one of the two, or train one of them anew with another word.")  # fmt: skip
+            holders[word] = label(run)
         found.append((str(folder), _checked_weight(weight)))
     return tuple(found)
 
@@ -247,7 +258,8 @@ def has_strength(run: Run) -> bool:
 
 
 def adapters_for(studio: Studio, runs: Sequence[Run], model: str) -> list[Run]:
-    """Of a visitor's finished runs the adapters that can be put on top of the model of that name."""
+    """Of a visitor's finished runs the adapters that can be put on top of the model of that name: of the same base
+    model, and with other words."""
     chosen = next((run.config for run in runs if run.id == model), None)
     if chosen:
         base = (chosen.base_model, chosen.revision) if get_method(chosen.method).load else None
@@ -259,7 +271,14 @@ def adapters_for(studio: Studio, runs: Sequence[Run], model: str) -> list[Run]:
     return [
         run for run in runs
         if run.id != model and (run.config.base_model, run.config.revision) == base and is_adapter(run.path / "model")
+        and not (chosen and learned_words(chosen) & learned_words(run.config))
     ]  # fmt: skip
+
+
+def learned_words(config: Config) -> set[str]:
+    """The words that a run adds to the vocabulary, of which no two models that are used together may have the same."""
+    learns = config.method in LEARNS_WORD or config.word.learned
+    return {subject.identifier for subject in config.subjects} if learns else set()
 
 
 def base_sampling(base_model: str) -> SamplingConfig:
@@ -274,7 +293,7 @@ def label(run: Run, how: str | None = None) -> str:
     how = "" if word_alone else f" · {how or config.condition}"
     method = "" if config.method == "full" else f" · {get_method(config.method).title}"
     begun = time.strftime("%d %b %H:%M", time.strptime(run.id[:15], "%Y%m%d-%H%M%S"))
-    return f"{title(run)}{method}{how} · {config.train.steps} steps · {begun}"
+    return f"{title(run)}{method}{how} · {counted(config.train.steps, 'step')} · {begun}"
 
 
 def shown_sampling(sampling: SamplingConfig) -> tuple[int, float]:

@@ -80,11 +80,13 @@ class Report:
         """The settings that were chosen, in words."""
         config = self.config
         method, adapter = get_method(config.method).title, config.method != "full"
-        prior = f"{config.prior.num_images} class images" if config.prior.active else "no PPL"
-        kept = [prior, f"drift penalty {config.drift.weight:g}"] if config.drift.weight else [prior]
+        kept = [f"{config.prior.num_images} class images"] if config.prior.active else []
+        kept += [] if kept or config.method == "textual_inversion" else ["no PPL"]  # it has nothing that could drift
+        kept += [f"drift penalty {config.drift.weight:g}"] if config.drift.weight else []
         frozen = config.train.text_encoder or config.method in LEARNS_WORD
         parts = [
-            *([method] if adapter else []), f"{config.train.steps} steps at {config.train.learning_rate:g}", *kept,
+            *([method] if adapter else []), f"{counted(config.train.steps, 'step')} at {config.train.learning_rate:g}",
+            *kept,
             *([] if frozen else ["text encoder frozen"]), Path(config.base_model).name,
         ]  # fmt: skip
         return " · ".join(parts)
@@ -281,6 +283,11 @@ class Digests:
 def title_of(config: Config) -> str:
     """What the page calls a run: its subjects."""
     return " and ".join(subject.fill("{identifier} {class_noun}") for subject in config.subjects)
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things in words: 1 step, 2 steps."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -275,7 +275,8 @@ class Choices(NamedTuple):
         """
         recipe = self.recipe or first_recipe(studio, self.base_model, self.method)
         enabled = True if self.ways in ("two", "three") else self.prior
-        drift = self.drift or DRIFT if self.ways == "three" else self.drift
+        learns_alone = (self.method or recipe_method(recipe)) == "textual_inversion"  # `ways_of` refuses that
+        drift = self.drift or DRIFT if self.ways == "three" and not learns_alone else self.drift
         on_top = {
             "preset": recipe,
             "base_model": studio.model(self.base_model or model_for(studio, recipe)),
@@ -380,8 +381,8 @@ def build(studio: Studio) -> Form:
         images = on_top("prior.num_images", "Drawn once, then shared between runs.", label="Class images",
                         elem_id="class-images", visible=config.prior.enabled)  # fmt: skip
         drift = on_top(
-            "drift.weight", f"Holds the weights near the base model's, without class images; 0 is off, {DRIFT:g} a "
-            "start.", label="Drift penalty", elem_id="drift-weight",
+            "drift.weight", "Holds the weights near the base model's, in place of class images or beside them; 0 is "
+            f"off, {DRIFT:g} a start.", label="Drift penalty", elem_id="drift-weight",
         )  # fmt: skip
         ways = gr.Radio(
             WAYS, value="one", label="Train", elem_id="ways",

@@ -223,7 +223,13 @@ footer .divider { display: none !important; }
 .legend dt { display: inline; font-weight: 600; color: var(--body-text-color); }
 .legend dd { display: inline; margin: 0 0 0 6px; color: var(--body-text-color-subdued); }
 
-.samples-table { overflow-x: auto; }
+.samples-table { --edge: var(--body-background-fill); --shade: rgb(31 28 24 / .25);
+  overflow-x: auto; scrollbar-width: thin;
+  background: linear-gradient(to right, var(--edge) 24px, transparent) 0 0 / 40px 100% no-repeat local,
+  linear-gradient(to left, var(--edge) 24px, transparent) 100% 0 / 40px 100% no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) 0 0 / 12px 100% no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) 100% 0 / 12px 100% no-repeat scroll; }
+.dark .samples-table { --shade: rgb(250 248 244 / .3); }
 #samples { width: 100%; margin: 0; border-collapse: collapse; table-layout: fixed; }
 #samples th, #samples td { padding: 5px; border: 0; text-align: left; vertical-align: top; background: none; }
 #samples tr { border: 0; border-top: 1px solid var(--block-border-color); background: none; }

@@ -37,6 +37,7 @@ It goes on when you close this page, and is here when you come back.</div>"""
 SURE = """<p class="aside">Delete this run with its photos, pictures and model? There is no way back.</p>"""
 SEVERAL_HELP = """`more_subjects`: further subjects of the same run, each {"identifier": …, "class_noun": …, "photos":
 how many of `more_photos`, which holds those of all of them in order}, and if you like "crops"."""
+SEVERAL_HINT = "Let `photos` of each of `more_subjects` say how many of them are its own."
 METHOD_HELP = """`learned`: for the method lora, the id of a finished run of yours of the method textual_inversion.
 Methods that learn a word put the identifier into angle brackets."""
 OWNER_HELP = "`owner`: 20 to 64 letters and digits that you make up and keep; who knows them can open your runs."
@@ -125,7 +126,7 @@ def build(studio: Studio, owner: gr.components.Component, subject: Subject) -> t
         )  # fmt: skip
         subject.photos.change(lambda: False, None, consent, **QUIET)  # other photos, other people
 
-    actions = Actions(studio, form, live)
+    actions = Actions(studio, form, live, Estimates(studio.settings))
     refresh = {
         "fn": actions.refresh, "inputs": [owner, live.run, visited],
         "outputs": [live.run, live.history, visited, start], **QUIET,
@@ -252,13 +253,13 @@ def _further(given: Any, photos: Photos | None, new_word: bool) -> Iterator[tupl
     for number, one in enumerate(given if isinstance(given, list) else [given] if given else [], 2):
         count = one.get("photos") if isinstance(one, dict) else None
         if type(count) is not int or not 0 < count <= len(paths):
-            raise ConfigError(f"Subject {number} has no photos, or more than are left of `more_photos`.", SEVERAL_HELP)
+            raise ConfigError(f"Subject {number} has no photos, or more than are left of `more_photos`.", SEVERAL_HINT)
         said = [one.get(name) if isinstance(one.get(name), str) else "" for name in ("identifier", "class_noun")]
         own, paths = paths[:count], paths[count:]
         boxes = aligned([(path, None) for path in own], {}, one.get("crops"))
         yield Upload(own, boxes), words(*said, new_word)
     if paths:
-        raise ConfigError(f"{len(paths)} of `more_photos` belong to no subject.", SEVERAL_HELP)
+        raise ConfigError(f"{len(paths)} of `more_photos` belong to no subject.", SEVERAL_HINT)
 
 
 def _chosen(event: gr.EventData) -> str:
@@ -272,8 +273,8 @@ class Actions:
     studio: Studio
     form: Form
     live: Live
+    estimates: Estimates
     digests: Digests = field(default_factory=Digests)
-    estimates: Estimates = field(default_factory=Estimates)
 
     # -- starting
 

@@ -25,6 +25,7 @@ from dreambooth.ui import crops as boxes
 from dreambooth.ui import identifier as lookup
 from dreambooth.ui.crops import Boxes, Editor, Photos, aligned, prepared
 from dreambooth.ui.limits import MAX_SUBJECTS
+from dreambooth.ui.report import counted
 from dreambooth.ui.studio import QUIET, Studio, Upload, in_plain_words, refuse_too_many
 
 SUBJECTS = Path(toybox.__file__).parent / "subjects"
@@ -186,7 +187,9 @@ def _wire_several(
     """Let subjects be set aside, taken up again and removed."""
     actions = Several(studio, subject.photos)
     loud = {"show_progress": "hidden", "api_visibility": "private"}  # queued: Gradio 6.31 shows no errors of others
-    filled = [subject.photos, subject.crops, subject.identifier, subject.class_noun, subject.kept, listed]
+    filled = [subject.photos, subject.crops, subject.identifier, subject.class_noun, subject.kept]
+    shown = [subject.changed.change, subject.new_word.change]
+    gr.on(shown, actions.show, [subject.kept, subject.new_word], listed, **QUIET)
     for event in (
         another.click(actions.set_aside, subject.all, filled, **loud),
         listed.click(actions.act, subject.all, filled, **loud),
@@ -201,7 +204,7 @@ def _wire_several(
 
 @dataclass(frozen=True)
 class Several:
-    """What is done with subjects that are set aside; each handler gives the form, those set aside, and their list."""
+    """What is done with subjects that are set aside; a handler gives the form and those set aside."""
 
     studio: Studio
     gallery: gr.Gallery
@@ -214,7 +217,7 @@ class Several:
         kept = [*kept, self._checked(photos, crops, identifier, class_noun, kept)]
         taken = {one.identifier for one in kept}
         word = next((word for word in lookup.RARE_WORDS if word not in taken), "")
-        return [None, {}, word, class_noun, kept, subjects_html(self.studio.resolution, kept)]
+        return [None, {}, word, class_noun, kept]
 
     @in_plain_words
     def act(
@@ -223,16 +226,19 @@ class Several:
     ) -> list[Any]:  # fmt: skip
         """Remove a subject, or take it into the form, whose own takes its place."""
         if event.subject not in range(len(kept)):  # gone meanwhile
-            return [gr.skip()] * 6
+            return [gr.skip()] * 5
         chosen, others = kept[event.subject], [*kept[: event.subject], *kept[event.subject + 1 :]]
         if event.act == "remove":
-            return [*[gr.skip()] * 4, others, subjects_html(self.studio.resolution, others)]
+            return [*[gr.skip()] * 4, others]
         if photos:
             others.insert(event.subject, self._checked(photos, crops, identifier, class_noun, others))
         moved = {path: self.gallery.move_resource_to_block_cache(path) for path in chosen.photos}
         boxes = {moved[path]: crop for path, crop in chosen.crops.items()}
-        listed = subjects_html(self.studio.resolution, others)
-        return [list(moved.values()), boxes, chosen.identifier, chosen.class_noun, others, listed]
+        return [list(moved.values()), boxes, chosen.identifier, chosen.class_noun, others]
+
+    def show(self, kept: list[Kept], new_word: bool) -> str:
+        """The list of those set aside."""
+        return subjects_html(self.studio.resolution, kept, new_word)
 
     def _checked(
         self, photos: Photos | None, crops: Boxes, identifier: str | None, class_noun: str | None, kept: list[Kept]
@@ -253,17 +259,19 @@ class Several:
         return subject
 
 
-def subjects_html(resolution: int, kept: Sequence[Kept]) -> str:
-    """The subjects that are set aside, each with a photo and buttons; nothing where there are none."""
+def subjects_html(resolution: int, kept: Sequence[Kept], new_word: bool = False) -> str:
+    """The subjects that are set aside, each with a photo and buttons; nothing where there are none. Identifiers are as
+    training writes them, in angle brackets where they become new words."""
     rows = []
     for number, one in enumerate(kept):
         first = prepared(one.photos[0], resolution, one.crops.get(one.photos[0]))
-        name = html.escape(f"{one.identifier} {one.class_noun}", quote=True)
+        identifier = lookup.as_word(one.identifier) if new_word else one.identifier
+        name = html.escape(f"{identifier} {one.class_noun}", quote=True)
         buttons = "".join(
             f"<button type='button' data-subject='{number}' data-act='{act}' aria-label='{what} {name}'>{what}</button>"
             for act, what in (("change", "Change"), ("remove", "Remove"))
         )
-        count = f"{len(one.photos)} photo{'' if len(one.photos) == 1 else 's'}"
+        count = counted(len(one.photos), "photo") + ("" if number else " · the first, which is measured")
         rows.append(f"<li>{_thumbnail(first)}<span><strong>{name}</strong><small>{count}</small></span>{buttons}</li>")
     if not rows:
         return ""
@@ -400,10 +408,11 @@ def show_prompts(
         ("Its class stays" if len(config.class_prompts) == 1 else "Their classes stay", config.class_prompts),
         *([] if one else [("Together they are", [together_prompt(config.subjects)])]),
     ]
+    alone = "" if photos or not kept else "<p class='aside'>The subject in the form counts once it has photos.</p>"
     cells = "".join(
         f"<dt>{label}</dt>{''.join(f'<dd>{html.escape(prompt)}</dd>' for prompt in prompts)}" for label, prompts in rows
     )
-    return f"<dl class='prompts'>{cells}</dl>"
+    return f"<dl class='prompts'>{cells}</dl>{alone}"
 
 
 def words(identifier: str | None, class_noun: str | None, new_word: bool = False) -> dict[str, str]:

@@ -107,16 +107,28 @@ UNUSABLE = {
     "a layer missing": (lambda state: state.pop(KEY), "does not fit this base model"),
     "another width": (lambda state: state.update({KEY: torch.ones(16, 8)}), "larger or smaller base model"),
     "no numbers": (lambda state: state[KEY].fill_(torch.nan), "not finite"),
+    "whole numbers": (lambda state: state.update({KEY: state[KEY].int()}), "holds numbers of type int32"),
+    "eight bits": (
+        lambda state: state.update({KEY: state[KEY].to(torch.float8_e4m3fn)}), "holds numbers of type float8_e4m3fn",
+    ),
     "queries": (
         lambda state: state.update({KEY.replace("to_k", "to_q"): torch.ones(16, 16)}),
         "more than keys and values .*to_q_custom",
     ),
-}
+}  # fmt: skip
+
+
+@pytest.fixture
+def foreign(tiny_model, tmp_path):
+    """An adapter's folder with a word, and the base model's own keys and values."""
+    folder = claimed("custom_diffusion", tiny_model, tmp_path / "custom")
+    save_file({"<sks>": torch.ones(1, 16)}, folder / "learned_embeds.safetensors")
+    save_weights(*load_pipeline(tiny_model), folder)
+    return folder
 
 
 @pytest.mark.parametrize("what", UNUSABLE)
-def test_a_damaged_or_foreign_file_is_told_of(what, tiny_model, tmp_path):
-    save_weights(*load_pipeline(tiny_model), claimed("custom_diffusion", tiny_model, tmp_path / "custom"))
+def test_a_damaged_or_foreign_file_is_told_of(what, foreign, tiny_model, tmp_path):
     change, words = UNUSABLE[what]
     state = load_file(tmp_path / "custom" / FILE)
     change(state)
@@ -125,9 +137,14 @@ def test_a_damaged_or_foreign_file_is_told_of(what, tiny_model, tmp_path):
         load_model(tmp_path / "custom", tiny_model)
 
 
-def test_a_file_that_is_none_is_told_of(tiny_model, tmp_path):
-    claimed("custom_diffusion", tiny_model, tmp_path / "custom")
-    (tmp_path / "custom" / FILE).write_bytes(b"nonsense")
+def test_a_file_that_is_none_is_told_of(foreign, tiny_model, tmp_path):
+    (foreign / FILE).write_bytes(b"nonsense")
     with pytest.raises(ModelError, match="does not fit this base model") as told:
-        load_model(tmp_path / "custom", tiny_model)
+        load_model(foreign, tiny_model)
     assert str(tmp_path) not in str(told.value)
+
+
+def test_a_word_that_is_missing_is_told_of(foreign, tiny_model):
+    (foreign / "learned_embeds.safetensors").unlink()
+    with pytest.raises(ModelError, match="names <sks>, but its files hold none"):
+        load_model(foreign, tiny_model)

@@ -169,17 +169,25 @@ UNUSABLE = {
     "another layout": ({"lora_unet_mid_block.lora_down.weight": torch.ones(2, 16)}, "is none of its matrices"),
     "a pattern for a name": (lora("unet.(a+)+$"), r"unet.\(a\+\)\+\$\S* is none of its matrices"),
     "more than matrices": (lora() | {f"{LAYER}.lora.bias": torch.ones(2)}, "bias' is none of its matrices"),
-    "whole numbers": ({key: value.long() for key, value in lora().items()}, "is none of its matrices"),
-    "a single number": (lora() | {DOWN: torch.tensor(1.0)}, "is none of its matrices"),
+    "whole numbers": ({key: value.long() for key, value in lora().items()}, "holds numbers of type int64"),
+    "eight bits": (lora() | {UP: torch.ones(16, 2).to(torch.float8_e4m3fn)}, "holds numbers of type float8_e4m3fn"),
+    "a single number": (lora() | {DOWN: torch.tensor(1.0)}, "do not belong together"),
     "no numbers": (lora() | {UP: torch.full((16, 2), torch.nan)}, "not finite"),
+    "rank 0": (lora(rank=0), "holds no numbers"),
+    "one layer under two names": (
+        lora() | {UP.replace(".lora.", ".lora_linear_layer."): torch.ones(16, 2)}, "under another name, too",
+    ),
     "a layer of another model": (lora(f"{LAYER}.more"), "does not fit this base model"),
     "a layer of no part": (lora("tokenizer.encoder"), "does not fit this base model"),
     "a layer without weights": (lora("unet.mid_block"), "does not fit this base model"),
     "other inputs": (lora(inputs=8), "does not fit this base model .unet.mid_block.*to_q"),
     "other outputs": (lora(outputs=8), "does not fit this base model"),
-    "two ranks": (lora(up_rank=3), "does not fit this base model"),
-    "other lengths": (lora() | {LENGTHS: torch.ones(8)}, "does not fit this base model"),
-}
+    "two ranks": (lora(up_rank=3), "to_q' do not belong together"),
+    "other lengths": (lora() | {LENGTHS: torch.ones(8)}, "do not belong together"),
+    "a kernel for a linear layer": (
+        {DOWN: torch.ones(2, 16, 3, 3), UP: torch.ones(16, 2, 1, 1)}, "does not fit this base model",
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture

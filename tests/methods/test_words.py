@@ -116,10 +116,15 @@ UNUSABLE = {
     "two words": ({"<a>": torch.ones(1, 16), "<b>": torch.ones(1, 16)}, "holds no new word"),
     "a word of a language": ({"the": torch.ones(1, 16)}, "holds no new word"),
     "a list of numbers": ({"<sks>": torch.ones(16)}, "holds no new word"),
-    "no vectors": ({"<sks>": torch.ones(0, 16)}, "holds no new word"),
-    "whole numbers": ({"<sks>": torch.ones(1, 16, dtype=torch.int64)}, "holds no new word"),
+    "no vectors": ({"<sks>": torch.ones(0, 16)}, "holds no numbers"),
+    "whole numbers": ({"<sks>": torch.ones(1, 16, dtype=torch.int64)}, "holds numbers of type int64"),
+    "eight bits": ({"<sks>": torch.ones(1, 16).to(torch.float8_e5m2)}, "holds numbers of type float8_e5m2"),
+    "half a byte": ({"<sks>": torch.ones(1, 8, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}, "type float4_e2m1fn"),
     "no numbers": ({"<sks>": torch.full((1, 16), torch.inf)}, "not finite"),
     "another width": ({"<sks>": torch.ones(1, 8)}, "embeddings of 8 numbers; this base model's have 16"),
+    "more than a prompt": ({"<sks>": torch.ones(16, 16)}, "Prompts can't hold the word <sks> with its 16 embeddings"),
+    "more than a word": ({"<sks>": torch.ones(17, 16)}, "holds no new word's embeddings"),
+    "another than it says": ({"<evil>": torch.ones(1, 16)}, "adapter.json names <sks>, but its files hold <evil>"),
 }
 
 

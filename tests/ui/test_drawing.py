@@ -2,12 +2,14 @@
 
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import gradio as gr
 import numpy as np
 import pytest
+from playwright.sync_api import Browser, expect
 
 from dreambooth.config import SamplingConfig
 from dreambooth.ui import drawing
@@ -123,6 +125,35 @@ def test_an_error_while_painting_is_a_sentence(tmp_path: Path):
         list(paint([Order(Weights(str(tmp_path)), "a dog", 0, 1)], QUICK, "", True))
     assert "model_index.json can't be read" in told.value.message
     assert str(tmp_path.parent) not in told.value.message
+
+
+def test_a_drawing_that_fails_is_not_said_to_be_stopped(browser: Browser, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    go_on = threading.Event()
+
+    def draw(fails: bool) -> Iterator[str]:
+        yield drawing.bar_html("Getting ready", 0)
+        if fails:
+            raise gr.Error("No such model.", print_exception=False)
+        yield from iter(lambda: go_on.wait(0.05) or drawing.bar_html("Drawing", 1), True)
+
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        fails, button, stop = gr.Checkbox(True, label="Fails"), gr.Button("Draw"), gr.Button("Stop", visible=False)
+        status = gr.HTML(elem_id="status")
+        drawing.stoppable(button, stop, status, fn=draw, inputs=fails, outputs=status)
+    _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, run_history=False)
+    page = browser.new_page()
+    page.goto(url)
+    page.get_by_role("button", name="Draw").click()
+    expect(page.locator("#status")).to_contain_text("Not finished: the message says why")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("No such model.")
+    page.get_by_label("Fails").uncheck()
+    page.get_by_role("button", name="Draw").click()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#status")).to_contain_text("Stopped. What was drawn is kept")
+    go_on.set()
+    page.close()
+    blocks.close()
 
 
 # ---- ZeroGPU

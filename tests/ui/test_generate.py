@@ -179,10 +179,28 @@ def test_adapters_are_offered_where_they_fit_and_drawn_with(actions: Actions, st
         (ANNA, lora.id, (2.0,), "is no strength"), (ANNA, cat.id, (0.5,), "A learned word has no weight"),
         (ANNA, lora.id, (1.0, cat.id, 0.5), "A learned word has no weight"),
         (BERT, "tiny-sd", (1.0, lora.id), "You have no such run"),
-        (ANNA, "tiny-sd", (1.0, "", 1.0, cat.id, 1.0, cat.id), "is in the model"),
+        (ANNA, "tiny-sd", (1.0, "", 1.0, cat.id, 1.0, cat.id), "have both learned the word &lt;b&gt;"),
     ]:  # fmt: skip
         with pytest.raises(gr.Error, match=words):
             list(actions.generate(owner, model, *asked, *more))
+
+
+def test_no_two_adapters_of_the_same_word_are_offered_together(actions: Actions, studio: Studio, photo_folder: Path):
+    [lora] = studios.finished_runs(studio, photo_folder, method="lora")
+    [cat] = studios.finished_runs(studio, photo_folder, method="textual_inversion", **WORD)
+    [same] = studios.finished_runs(studio, photo_folder, method="custom_diffusion", **WORD)
+
+    def offered(model: str, *added: str) -> list[set[str]]:
+        dropdowns = actions.offer(ANNA, model, *added)[4:7]
+        return [{run for _, run in dropdown.choices if run} for dropdown in dropdowns]
+
+    both, all_ = {cat.id, same.id}, {cat.id, same.id, lora.id}
+    assert offered("tiny-sd", *NOTHING) == [all_] * 3
+    assert offered(cat.id, *NOTHING) == [{lora.id}] * 3
+    assert offered("tiny-sd", cat.id, "", "") == [all_, {lora.id}, {lora.id}], "it can be changed for the other"
+    assert offered(lora.id, "", same.id, "") == [set(), both, set()]
+    dropped = actions.offer(ANNA, "tiny-sd", same.id, cat.id, "")[5]
+    assert (dropped.value, {run for _, run in dropped.choices}) == ("", {"", lora.id})
 
 
 def test_several_subjects_are_suggested_together_and_alone(actions: Actions, studio: Studio, photo_folder: Path):

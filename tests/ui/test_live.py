@@ -130,11 +130,12 @@ def test_samples_of_several_subjects_have_a_column_each_and_one_together(tmp_pat
     shown = live.samples(report(config=config, pictures=drawn), tmp_path, str)
     assert re.findall(r"<th scope='col'>([^<]*)<q>([^<]*)", shown) == [
         ("&lt;a&gt; dog", "a photo of &lt;a&gt; dog"), ("b cat", "a photo of b cat"),
-        ("A class", "a photo of a dog"), ("A class", "a photo of a cat"),
-        ("The classes", "a photo of a dog and a cat"), ("Together", "a photo of &lt;a&gt; dog and b cat"),
+        ("Together", "a photo of &lt;a&gt; dog and b cat"),
+        ("Class: dog", "a photo of a dog"), ("Class: cat", "a photo of a cat"),
+        ("The classes together", "a photo of a dog and a cat"),
         ("Your prompt", "a &lt;a&gt; dog on the beach"),
     ]  # fmt: skip
-    assert "min-width: 910px" in shown
+    assert f"min-width: {7 * live.MIN_COLUMN}px" in shown
     assert shown.count("<img") == 14
 
 

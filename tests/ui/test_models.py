@@ -55,14 +55,17 @@ def test_ones_own_adapters_of_the_same_base_model_go_on_top(studio: Studio, phot
     [lora] = studios.finished_runs(studio, photo_folder, method="lora")
     word = {"subject": {"identifier": "<sks>"}, "train": {"text_encoder": False}, "prior": {"enabled": False}}
     [inversion] = studios.finished_runs(studio, photo_folder, method="textual_inversion", **word)
+    [same] = studios.finished_runs(studio, photo_folder, method="custom_diffusion", **word)
     [whole] = studios.finished_runs(studio, photo_folder)
     runs = models.finished_runs(studio, ANNA)
     ids = {
         name: {run.id for run in models.adapters_for(studio, runs, name)} for name in ("tiny-sd", *(r.id for r in runs))
     }
     assert models.label(inversion).startswith("<sks> dog · Textual Inversion · 3000 steps"), "no PPL: nothing drifts"
-    both = {lora.id, inversion.id}
-    assert ids == {"tiny-sd": both, lora.id: {inversion.id}, inversion.id: {lora.id}, whole.id: set()}
+    both, words = {lora.id, inversion.id}, {inversion.id, same.id}
+    assert ids == {
+        "tiny-sd": both | words, lora.id: words, inversion.id: {lora.id}, same.id: {lora.id}, whole.id: set(),
+    }, "no two of the same word"  # fmt: skip
     assert models.adapters_for(studio, runs, "owner/tiny") == []
     assert [models.has_strength(run) for run in (lora, inversion, whole)] == [True, False, False]
     top = ((str(inversion.path / "model"), 1.0), (str(lora.path / "model"), 0.5))
@@ -77,6 +80,8 @@ def test_ones_own_adapters_of_the_same_base_model_go_on_top(studio: Studio, phot
         (studio, ANNA, "tiny-sd", [("owner/lora", 1)], RunError, "You have no such run"),
         (studio, ANNA, "tiny-sd", [(whole.id, 1)], ConfigError, "is a whole model"),
         (studio, ANNA, whole.id, [(lora.id, 1)], None, ""),
+        (studio, ANNA, inversion.id, [(lora.id, 1), (same.id, 1)], ConfigError, r"both learned the word <sks>\. Take"),
+        (studio, ANNA, "tiny-sd", [(same.id, 1), (inversion.id, 1)], ConfigError, "Custom Diffusion .* and .* Textual"),
         (other, ANNA, "tiny-sd", [(lora.id, 1)], ModelError, "is an adapter of another base model"),
         (studio, ANNA, "tiny-sd", [(lora.id, 1)] * 4, ConfigError, "4 adapters are too many"),
         *((studio, ANNA, "tiny-sd", [(lora.id, weight)], ConfigError, "is no strength")
@@ -281,4 +286,5 @@ def test_impossible_settings_are_told():
 def test_a_run_is_called_by_its_subject_how_it_was_trained_and_when(make_config, tmp_path: Path):
     run = Run.create(make_config(), tmp_path / "20260203-141500-0123456789abcdef")
     assert models.label(run) == "sks dog · with PPL · 4 steps · 03 Feb 14:15"
+    assert " · 1 step · " in models.label(Run.create(make_config(train={"steps": 1}), tmp_path / "20260203-141501-a"))
     assert models.label(run, "both ways") == "sks dog · both ways · 4 steps · 03 Feb 14:15"

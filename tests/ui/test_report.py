@@ -106,7 +106,7 @@ def test_a_drift_penalty_is_kept_with_the_losses(run: Run):
 
 @pytest.mark.parametrize(("more", "facts"), [
     ({"method": "lora"}, "LoRA · 500 steps at 0.0001 · 200 class images · tiny"),
-    ({"method": "textual_inversion"}, "Textual Inversion · 3000 steps at 0.002 · no PPL · tiny"),
+    ({"method": "textual_inversion"}, "Textual Inversion · 3000 steps at 0.002 · tiny"),
     ({"drift": {"weight": 0.5}, "prior": {"enabled": False}, "train": {"text_encoder": False}},
      "800 steps at 5e-06 · no PPL · drift penalty 0.5 · text encoder frozen · tiny"),
 ])  # fmt: skip

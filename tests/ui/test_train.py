@@ -14,6 +14,7 @@ from dreambooth.photos import Crop
 from dreambooth.runs import Run
 from dreambooth.ui import estimate, train, upload
 from dreambooth.ui.estimate import Estimates
+from dreambooth.ui.limits import StudioSettings
 from dreambooth.ui.settings import DRIFT, ON_TOP, Choices, recipe_values
 from dreambooth.ui.studio import Studio
 from dreambooth.ui.train import Actions
@@ -102,6 +103,12 @@ def test_three_ways_take_a_drift_penalty_where_none_is_set(actions: Actions, pho
     headline = actions.watch(ANNA, ids[0], None)[actions.live.headline]
     assert "Trained three ways" in headline
     assert all(f"data-run='{other}'" in headline for other in ids[1:])
+
+
+def test_what_is_the_same_every_way_is_refused_for_that_reason(actions: Actions, photos: list):
+    for ways in ("two", "three"):
+        with pytest.raises(gr.Error, match="Textual Inversion changes nothing that PPL could keep"):
+            actions.start_training(ANNA, photos, "sks", "dog", ways=ways, method="textual_inversion")
 
 
 # ---- Methods, words and several subjects
@@ -383,7 +390,25 @@ def test_what_is_wrong_with_the_form_is_said_in_its_place(actions: Actions, phot
 def test_no_base_model_is_downloaded_for_an_estimate(studio: Studio):
     settings = {"preset": "sd15-object", "base_model": SD15}
     with pytest.raises(ModelError, match="is not on this machine yet"):
-        Estimates().of(settings)
+        Estimates(StudioSettings()).of(settings)
+
+
+def test_what_a_public_studio_does_not_take_is_refused_before_it_is_rehearsed(
+    tmp_path: Path, tiny_model: Path, photos: list, monkeypatch: pytest.MonkeyPatch
+):
+    actions = page(make_studio(tmp_path / "public", tiny_model, public=True))
+    monkeypatch.setattr(estimate, "check", lambda *args, **kwargs: pytest.fail("it was rehearsed"))
+    for more, says in [
+        ({"rank": 1024}, r"lora\.rank is 1024, and this studio takes 64 at most"),
+        ({"targets": ["to_q"] * 17}, r"The number of lora\.targets is 17"),
+        ({"targets": ["to_q"] * 3000}, r"lora\.targets = .* at most 64 items"),
+    ]:
+        with pytest.raises(gr.Error, match=says):
+            actions.estimate(method="lora", more={"lora": more})
+    with pytest.raises(gr.Error, match=r"train\.steps is 5000"):
+        actions.estimate(steps=5000, ways="two")
+    _, shown = actions.show_estimate(photos, {}, "sks", "dog", [], *changed(shown_by(actions), steps=5000))
+    assert "train.steps is 5000, and this studio takes 3000 at most" in shown
 
 
 def test_photos_of_people_ask_for_consent_on_a_public_studio():

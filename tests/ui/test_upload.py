@@ -128,11 +128,12 @@ def test_another_subject_is_taught_too_changed_and_removed(page: Page, photos: l
     page.get_by_label("range slider for Size").press("PageDown")
     expect(page.locator("#crop-caption")).to_contain_text(re.compile(r"photo1.jpg 21\d"))
     page.get_by_role("button", name="Teach another subject too").click()
-    expect(listed).to_have_text(re.compile("sks dog3 photos"))
+    expect(listed).to_have_text(re.compile("sks dog3 photos · the first"))
     expect(identifier).to_have_value("ohwx")
     expect(page.locator("#findings")).to_contain_text("No photos yet")
     expect(page.locator("#crop-picture img")).not_to_be_visible()
     expect(page.locator("#prompts")).not_to_contain_text("ohwx")
+    expect(page.locator("#prompts")).to_contain_text("in the form counts once it has photos")
 
     drop(page, photos[:1])
     page.get_by_label("Class noun").fill("cat")
@@ -283,7 +284,11 @@ def test_a_subject_in_the_list_is_shown_as_text(studio: Studio, photos: list[Pat
     shown = upload.subjects_html(64, [upload.Kept((str(photos[0]),), {}, "<b>'", "dog")])
     assert "&lt;b&gt;&#x27; dog" in shown
     assert "<b>" not in shown
-    assert "1 photo<" in shown
+    assert "1 photo · the first, which is measured<" in shown
+    shown = upload.subjects_html(64, [upload.Kept((str(photos[0]),), {}, word, "dog") for word in ("sks", "b")], True)
+    assert re.findall("<strong>(.*?)</strong><small>(.*?)<", shown) == [
+        ("&lt;sks&gt; dog", "1 photo · the first, which is measured"), ("&lt;b&gt; dog", "1 photo"),
+    ]  # fmt: skip
 
 
 def test_a_sample_subject_is_taken_by_its_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -302,9 +307,12 @@ def test_words_of_a_visitor_are_shown_as_text():
     assert "a photo of &lt;sks&gt; dog" in upload.show_prompts("sks", "dog", True)
     assert "angle brackets" in upload.show_prompts("two words", "dog", True)
     kept = [upload.Kept(("a.jpg",), {}, "ohwx", "cat")]
-    assert "a photo of sks dog" not in upload.show_prompts("sks", "dog", kept=kept), "it has no photos"
+    alone = upload.show_prompts("sks", "dog", kept=kept)
+    assert "a photo of sks dog" not in alone
+    assert "The subject in the form counts once it has photos" in alone
     both = upload.show_prompts("sks", "dog", photos=[("b.jpg", None)], kept=kept)
     assert "a photo of ohwx cat and sks dog" in both
+    assert "once it has photos" not in both
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (64, 12000)])
