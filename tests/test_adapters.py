@@ -37,7 +37,8 @@ assert not any(module.startswith("dreambooth") for module in sys.modules)
 
 
 def test_every_artefact_draws_the_same_in_stock_diffusers_without_us(make_config, tiny_model, tmp_path):
-    """Each pixel is the same as in the pipeline that was trained, or off by one of 256 levels where fusing rounds."""
+    """Each pixel is the same as in the pipeline that was trained; where fusing or diffusers' own layers for Custom
+    Diffusion add up in another order, it may be off by one of 256 levels."""
     inverted = str(tmp_path / "word-1")
     kinds = {
         "lora": (["lora"], method_settings("lora")),
@@ -58,11 +59,11 @@ def test_every_artefact_draws_the_same_in_stock_diffusers_without_us(make_config
         reloaded, _ = load_model(tmp_path / name, tiny_model)
         assert distance(pixels(reloaded, config.instance_prompt), ours[name]) == 0, name
         assert distance(pixels(base, "a photo of sks dog"), ours[name]) > 8, f"{name} shows what was trained"
-    for name in ("lora-dora", "custom", "pivotal"):
-        fuse(tmp_path / name, tmp_path / f"{name}-fused", tiny_model)
-        prompt = artefacts[name][2]
-        artefacts[f"{name}-fused"] = (["pipeline"], str(tmp_path / f"{name}-fused"), prompt)
-        ours[f"{name}-fused"] = ours[name]
+    fused = {f"{name}-fused": name for name in ("lora-dora", "custom", "pivotal")}
+    for name, adapter in fused.items():
+        fuse(tmp_path / adapter, tmp_path / name, tiny_model)
+        artefacts[name] = (["pipeline"], str(tmp_path / name), artefacts[adapter][2])
+        ours[name] = ours[adapter]
 
     told = subprocess.run(
         [sys.executable, "-c", STOCK], input=json.dumps([str(tiny_model), artefacts]), text=True, cwd=tmp_path,
@@ -71,7 +72,7 @@ def test_every_artefact_draws_the_same_in_stock_diffusers_without_us(make_config
     assert told.returncode == 0, told.stderr
     for name in artefacts:
         with Image.open(tmp_path / f"{name}.png") as image:
-            assert distance(tiny.pixels(image), ours[name]) <= name.endswith("-fused"), name
+            assert distance(tiny.pixels(image), ours[name]) <= (name in {"custom", *fused}), name
 
 
 ADAPTER = {
