@@ -10,7 +10,6 @@ changes of that text. Below stands the sum of both runs' changes, which is what 
 
 import argparse
 from collections.abc import Callable, Sequence
-from unittest import mock
 
 import numpy as np
 import torch
@@ -59,16 +58,13 @@ def main() -> None:
     runs = [{n: w.double() for n, w in read_weights(part.folder, layers).items()} for part in parts]
 
     def read(prompts: Sequence[str]) -> Tensor:
-        return torch.cat([merge._encode(pipe, family, [prompt])[1][0] for prompt in prompts])
+        return torch.cat([merge.encode(pipe, family, [prompt])[1][0] for prompt in prompts])
 
     def own(part: merge.Part) -> Tensor:
         (name,) = part.names
         word, _, noun = name.partition(" ")
-        return torch.cat([rows_in(prompt, name) for prompt in suggestions(TOYBOX, noun, word)])
-
-    def rows_in(prompt: str, name: str) -> Tensor:
-        with mock.patch.object(merge, "PROMPT", prompt.replace(name, "{}")):
-            return merge._name_rows(pipe, family, name)
+        prompts = [prompt.replace(name, "{}") for prompt in suggestions(TOYBOX, noun, word)]
+        return torch.cat([merge.name_rows(pipe, family, name, prompt) for prompt in prompts])
 
     texts = {"unseen captions": read(unseen_captions()), "other text": read(other_text())}
     named = [own(part) for part in parts]
@@ -83,11 +79,10 @@ def main() -> None:
         return sum(distance(weights, base, rows) for weights in runs) / 2
 
     print(f"{'ridge':>16}" + "".join(f"{title:>18}" for title in (*texts, "words elsewhere")))
-    held = [merge._name_rows(pipe, family, part.names[0]) for part in parts]
-    words, ordinary = torch.cat(held), merge._second_moment(pipe, family, merge.ordinary_captions(TOYBOX))
+    held = [merge.name_rows(pipe, family, part.names[0]) for part in parts]
+    words, ordinary = torch.cat(held), merge.second_moment(pipe, family, merge.ordinary_captions(TOYBOX))
     for ridge in RIDGES:
-        with mock.patch.object(merge, "RIDGE", ridge):
-            spread = merge.directions(words, ordinary)
+        spread = merge.directions(words, ordinary, ridge)
         wanted = {name: torch.cat([w[name] @ rows.T for w, rows in zip(runs, held, strict=True)], 1) for name in base}
         merged = {name: merge.constrained(base[name], words, wanted[name], spread) for name in base}
         tell(f"{ridge:g}", merged, unit)

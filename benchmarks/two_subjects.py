@@ -1,4 +1,4 @@
-"""Whether two subjects, learnt with Custom Diffusion, stand in one picture and are both themselves.
+"""Whether two subjects stand in one picture and are both themselves: of Custom Diffusion, and of stacked LoRAs.
 
     python -m benchmarks.two_subjects [--out FOLDER] [--steps N]
 
@@ -56,7 +56,7 @@ def gallery(dino: Dino, noun: str) -> np.ndarray:
 
 
 def recognised(dino: Dino, images: Sequence[Image.Image], known: np.ndarray) -> np.ndarray:
-    """(N,) whether, of all `known` things, a part of each picture is likest the first."""
+    """(N,) whether, of all `known` things, a part of each picture is most like the first."""
     seen = dino.embed([part for image in images for part in parts(image)])
     alike = np.stack([metrics.fidelity(seen, photos) for photos in known], 1).reshape(len(images), 2, len(known))
     return alike.max(1).argmax(1) == 0

@@ -15,14 +15,12 @@ from dreambooth.config import LEARNS_WORD, TOYBOX, Config, MethodName
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import Family, load_pipeline, shown_name
 from dreambooth.fetch import ADAPTER, TOYBOX_FOLDER, fetch_from_hub, fingerprint
-from dreambooth.files import atomic_folder
+from dreambooth.files import atomic_folder, refuse_taken
 from dreambooth.hub import Token, name_of
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.methods import Trainable, get_method, methods
 from dreambooth.methods.full import forget_paths, use_classic_names
 from dreambooth.methods.words import read_words
-
-FILE = ADAPTER
 
 
 class Adapter(BaseModel):
@@ -47,7 +45,7 @@ def is_model(folder: Path) -> bool:
 
 def is_adapter(folder: Path) -> bool:
     """Whether an adapter is in the folder."""
-    return (folder / FILE).is_file()
+    return (folder / ADAPTER).is_file()
 
 
 def save_trained(trainable: Trainable, config: Config, base: Path, folder: Path) -> None:
@@ -63,20 +61,20 @@ def save_trained(trainable: Trainable, config: Config, base: Path, folder: Path)
 
 def write_adapter(folder: Path, facts: Adapter) -> None:
     """Write `adapter.json`."""
-    (folder / FILE).write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (folder / ADAPTER).write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_adapter(folder: Path) -> Adapter:
     """What an adapter's folder says of it. Raises `ModelError` where that is damaged, or weights are missing."""
     try:
-        adapter = Adapter.model_validate_json((folder / FILE).read_bytes())
+        adapter = Adapter.model_validate_json((folder / ADAPTER).read_bytes())
         method = get_method(adapter.method)
         if method.load is None or not any(folder.glob(method.files[0])):
             raise ValueError("its weights are missing")
     except (OSError, ValueError) as error:  # pydantic's are ValueErrors
         said = f"{error.error_count()} errors" if isinstance(error, ValidationError) else error
         raise ModelError(
-            f"{shown_name(folder)}: {FILE} can't be used ({said}).", "Download or save it again."
+            f"{shown_name(folder)}: {ADAPTER} can't be used ({said}).", "Download or save it again."
         ) from None
     return adapter
 
@@ -109,7 +107,8 @@ def load_model(
     On top come further `adapters`, each a folder and its weight, of the same base model. On a pipeline that is not
     theirs, such as one that was trained further, LoRAs and words go wherever their shapes fit; Custom Diffusion's
     change is counted from its own base model's weights and goes nowhere else. Raises as `load_pipeline` does,
-    `ModelError` where an adapter is damaged or of another base model, and `ConfigError` for weights that can't be.
+    `ModelError` where an adapter is damaged or of another base model, and `ConfigError` for weights that can't be and
+    for a `scale` or a `base` of a whole model.
     """
     wanted, under = list(adapters), model
     if is_adapter(model):
@@ -117,6 +116,11 @@ def load_model(
         under = base or fetch_base(read_adapter(model), token=token)
     elif scale != 1:
         raise ConfigError(f"scale is {scale:g}, but this is a whole model.", "Only an adapter can be scaled.")
+    elif base is not None:
+        raise ConfigError(
+            f"A base model is given ({shown_name(base)}), but {shown_name(model)} is a whole model.",
+            "Leave --base-model out: only an adapter needs one.",
+        )
     for folder, weight in wanted:
         if not math.isfinite(weight):
             raise ConfigError(f"The weight of {shown_name(folder)} is {weight}.", "Give a number, such as 0.8.")
@@ -132,7 +136,7 @@ def _check_words(folder: Path) -> None:
     facts = read_adapter(folder)
     if facts.method in LEARNS_WORD and (words := read_words(folder)).keys() != set(facts.identifiers):
         raise ModelError(
-            f"{shown_name(folder)}: {FILE} names {', '.join(facts.identifiers) or 'no word'}, but its files hold "
+            f"{shown_name(folder)}: {ADAPTER} names {', '.join(facts.identifiers) or 'no word'}, but its files hold "
             f"{', '.join(words) or 'none'}.", "Download or save it again.",
         )  # fmt: skip
 
@@ -163,8 +167,9 @@ def _put_into(pipe: DiffusionPipeline, family: Family, adapters: Sequence[tuple[
 def fuse(model: Path, out: Path, base: Path | None = None, *, scale: float = 1.0) -> None:
     """Write an adapter and its base model as one pipeline into the new folder `out`, which needs neither.
 
-    Raises as `load_model` does, and `ConfigError` for what is no adapter.
+    Raises as `load_model` does, and `ConfigError` for what is no adapter, and for an `out` that is taken.
     """
+    refuse_taken(out)
     if not is_adapter(model):
         raise ConfigError(f"{shown_name(model)} is a whole model already.", "Give a run that trained an adapter.")
     pipe, family = load_model(model, base, scale=scale, safety_checker=True)

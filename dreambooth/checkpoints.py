@@ -8,7 +8,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from dreambooth.errors import RunError
 from dreambooth.files import atomic_folder
@@ -21,13 +21,14 @@ class Checkpoint:
     No random state is kept: each step draws its randomness from (seed, step) alone.
     """
 
-    weights: nn.ParameterList
-    """What is trained."""
+    weights: list[Tensor]
+    """What is trained. Not an `nn.ParameterList`: while another thread loads a model, one can't be made (see
+    `machine.one_model_at_a_time`)."""
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler | None
     """Only with fp16."""
-    ema: nn.ParameterList | None
+    ema: list[Tensor] | None
     base: str = ""
     """The base model's fingerprint: what is trained belongs to it."""
     step: int = 0
@@ -49,13 +50,13 @@ class Checkpoint:
                 raise RunError(
                     "The base model has changed since this run began.", "Bring the old one back, or train anew."
                 )
-            self.weights.load_state_dict(state["weights"])
+            _restore(self.weights, state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             if self.scaler is not None:
                 self.scaler.load_state_dict(state["scaler"])
             if self.ema is not None:
-                self.ema.load_state_dict(state["ema"])
+                _restore(self.ema, state["ema"])
             self.step = state["step"]
         except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, UnpicklingError) as error:
             # torch's text on an unpickling error is a page of advice on trusting files
@@ -69,12 +70,19 @@ class Checkpoint:
         return {
             "step": self.step,
             "base": self.base,
-            "weights": self.weights.state_dict(),
+            "weights": [weight.detach() for weight in self.weights],
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
-            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "ema": self.ema,
         }
+
+
+def _restore(weights: list[Tensor], saved: list[Tensor]) -> None:
+    if [weight.shape for weight in weights] != [weight.shape for weight in saved]:
+        raise ValueError("the weights have other shapes")
+    for weight, value in zip(weights, saved, strict=True):
+        weight.data.copy_(value)
 
 
 def _write(state: dict, path: Path) -> None:

@@ -45,17 +45,11 @@ def quiet_third_parties() -> None:
     transformers_quiet()
 
 
-def _new_folder(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
-    """Refuse, before the work is done, a name that is taken."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} is there already and not empty.", "Give --out another name.")
-    return path
+def _not_taken(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
+    """Refuse a name that is taken before anything is loaded or downloaded."""
+    from dreambooth.files import refuse_taken
 
-
-def _new_file(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
-    """Refuse, before the work is done, a file that is there."""
-    if path.exists():
-        raise ConfigError(f"{path} is there already.", "Give --out another name.")
+    refuse_taken(path)
     return path
 
 
@@ -99,8 +93,14 @@ def train(config_source: str, overrides: tuple[str, ...], run_dir: Path | None, 
     if run.status != "finished":
         raise click.exceptions.Exit(1)
     click.echo(f"Model: {run.path / 'model'}")
+    click.echo(_suggestion(config, run.path))
+
+
+def _suggestion(config: Config, model: Path, *options: object) -> str:
+    """A command that draws with what was trained as `config` says."""
     prompt = f"{config.instance_prompt} on a beach"
-    click.echo(f"Try: {shlex.join(['python', '-m', 'dreambooth', 'generate', str(run.path), '--prompt', prompt])}")
+    words = ["python", "-m", "dreambooth", "generate", model, "--prompt", prompt, *options]
+    return f"Try: {shlex.join(map(str, words))}"
 
 
 def _weighted(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> list[tuple[str, float]]:
@@ -134,7 +134,8 @@ def _weighted(_context: click.Context, _option: click.Parameter, given: tuple[st
 @_BASE
 @click.option(
     "--adapter", "adapters", metavar="RUN[:WEIGHT]", multiple=True, callback=_weighted,
-    help="Put another adapter of the same base model on top; may be given several times.",
+    help="Put another adapter of the same base model on top, of a run the one that --which says; may be given several "
+    "times.",
 )  # fmt: skip
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option(
@@ -153,7 +154,7 @@ def generate(
 
     from dreambooth.fetch import fetch_model
     from dreambooth.generate import generate as draw
-    from dreambooth.generate import open_source, save_picture
+    from dreambooth.generate import open_source, save_picture, shown_adapters
     from dreambooth.machine import resolve_device
 
     if not all(prompt.strip() for prompt in prompts):
@@ -167,7 +168,6 @@ def generate(
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"--{first['loc'][0]} {first['input']!r}: {first['msg']}.") from None
-    stacked = ", ".join(f"{Path(o).name if Path(o).exists() else o}:{weight:g}" for o, weight in adapters)
     number = 1 + max((int(path.name[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]-*.png")), default=-1)
     for pictures in draw(
         opened, list(prompts), num_images=num_images, seed=seed, sampling=sampling, negative_prompt=negative_prompt
@@ -177,7 +177,8 @@ def generate(
             facts = sampling.model_dump(include={"steps", "guidance_scale", "scheduler"})
             facts |= {"prompt": picture.prompt, "negative_prompt": negative_prompt, "seed": picture.seed}
             facts |= {"scale": scale} if scale != 1 else {}
-            facts |= {"adapters": stacked} if stacked else {}
+            facts |= {"which": which} if which != "last" else {}
+            facts |= {"adapters": shown_adapters(opened.adapters)} if opened.adapters else {}
             save_picture(path, picture.image, model=opened.name, **facts)
             click.echo(path)
             number += 1
@@ -294,14 +295,15 @@ def list_methods() -> None:
 
 @cli.command()
 @click.argument("source", metavar="RUN")
-@click.option("--out", required=True, type=click.Path(path_type=Path), callback=_new_folder, help="A new folder.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), callback=_not_taken, help="A new folder.")
 @_SCALE
 @_BASE
 @_WHICH
 def fuse(source: str, out: Path, scale: float, base_model: str | None, which: str) -> None:
     """Write a run's adapter and its base model as one diffusers pipeline, which needs neither.
 
-    RUN may be a folder or a Hub id that holds an adapter, too.
+    RUN may be a folder or a Hub id that holds an adapter, too. A pipeline holds no settings to draw with, so those of a
+    run are told.
     """
     quiet_third_parties()
     from dreambooth import adapters
@@ -311,12 +313,17 @@ def fuse(source: str, out: Path, scale: float, base_model: str | None, which: st
     found = find_model(source, which=which, base=fetch_model(base_model) if base_model else None)
     adapters.fuse(found.model, out, found.base, scale=scale)
     click.echo(out)
+    if found.config:
+        sampling = found.config.sampling
+        sampler = [] if sampling.scheduler == "default" else ["--scheduler", sampling.scheduler]
+        options = ["--steps", sampling.steps, "--guidance", f"{sampling.guidance_scale:g}", *sampler]
+        click.echo(_suggestion(found.config, out, *options))
 
 
 @cli.command()
 @click.argument("source", metavar="RUN")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), callback=_new_file, help="A new file, NAME.safetensors."
+    "--out", required=True, type=click.Path(path_type=Path), callback=_not_taken, help="A new file, NAME.safetensors."
 )
 @_WHICH
 def export(source: str, out: Path, which: str) -> None:
@@ -335,7 +342,7 @@ def export(source: str, out: Path, which: str) -> None:
 
 @cli.command("merge")
 @click.argument("sources", metavar="RUN RUN …", nargs=-1, required=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), callback=_new_folder, help="A new folder.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), callback=_not_taken, help="A new folder.")
 @click.option(
     "--captions", "captions_file", metavar="FILE", type=click.Path(path_type=Path),
     help="Ordinary text whose reading should stay as it is, a caption a line (default: captions of the toybox's world, "
@@ -346,7 +353,7 @@ def export(source: str, out: Path, which: str) -> None:
 def merge_runs(
     sources: tuple[str, ...], out: Path, captions_file: Path | None, base_model: str | None, which: str
 ) -> None:
-    """Make one adapter of subjects that custom_diffusion learnt in runs of their own.
+    """Make one adapter of subjects that custom_diffusion learned in runs of their own.
 
     RUN may be a folder or a Hub id that holds such an adapter, too.
     """

@@ -258,7 +258,11 @@ class TrainConfig(_Settings):
         None, gt=0, le=1, description="The text encoder's, or the new word's, own learning rate; none: the same."
     )
     batch_size: int = Field(
-        1, ge=1, le=256, description="Photos a step; as many class images join them. Source: seed 002."
+        1,
+        ge=1,
+        le=256,
+        description="Photos a step; as many class images join them. Source: an earlier comparison with and without "
+        "PPL on SD 1.5.",
     )
     gradient_accumulation: int = Field(
         1, ge=1, le=256, description="Batches whose gradients one optimiser step averages."
@@ -276,7 +280,8 @@ class TrainConfig(_Settings):
         description="Recompute activations to save memory, about 25 % slower; auto: only where it would not fit.",
     )
     optimizer: Literal["adamw", "adamw8bit"] = Field(
-        "adamw", description="adamw8bit (bitsandbytes) keeps its state in 8 bits. Source: seeds 002 and 004."
+        "adamw",
+        description="adamw8bit (bitsandbytes) keeps its state in 8 bits. Source: earlier reimplementations on SD 1.5.",
     )
     weight_decay: float = Field(1e-2, ge=0, le=1, description="AdamW's. Source: diffusers' DreamBooth script.")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
@@ -339,7 +344,11 @@ class SamplingConfig(_Settings):
 
     steps: int = Field(50, ge=1, le=1000, description="Sampling steps. Source: diffusers' default.")
     guidance_scale: float = Field(
-        7.5, ge=0, le=50, description="How strictly to follow the prompt: 7 is freer, 11 is stricter (seed 003)."
+        7.5,
+        ge=0,
+        le=50,
+        description="How strictly to follow the prompt: 7 is freer, 11 is stricter (an earlier reimplementation on SD "
+        "1.4 and 1.5).",
     )
     scheduler: Literal["default", "ddim", "dpm++", "euler", "unipc", "pndm"] = Field(
         "default", description="The sampler; default is the one the base model comes with."
@@ -362,8 +371,9 @@ class EvaluationConfig(_Settings):
     dino: str = Field(
         "auto",
         min_length=1,
-        description="What tells subjects apart (DINO, PRES): toybox, a Hub id (facebook/dino-vits8 is seed 002's) or a "
-        "folder; auto: facebook/dino-vits16, as in the paper, and the toybox's own for the toybox.",
+        description="What tells subjects apart (DINO, PRES): toybox, a Hub id (facebook/dino-vits8 in an earlier "
+        "comparison on SD 1.5) or a folder; auto: facebook/dino-vits16, as in the paper, and the toybox's own for the "
+        "toybox.",
     )
     clip: str = Field(
         "auto",
@@ -420,11 +430,16 @@ class Config(_Settings):
         description="What is trained: full is denoiser and text encoder (the paper); lora low-rank matrices beside "
         "them; textual_inversion a new word alone; custom_diffusion a new word and how the denoiser reads words.",
     )
-    seed: int = Field(1234, ge=0, lt=2**32, description="Seed of everything random in training. Source: seed 000.")
+    seed: int = Field(
+        1234,
+        ge=0,
+        lt=2**32,
+        description="Seed of everything random in training. Source: an earlier reimplementation on SD 1.5.",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train; auto prefers a GPU.")
     subject: SubjectConfig
     more_subjects: list[SubjectConfig] = Field(
-        default_factory=list, max_length=MOST_SUBJECTS - 1, description="Further subjects, learnt in the same run."
+        default_factory=list, max_length=MOST_SUBJECTS - 1, description="Further subjects, learned in the same run."
     )
     prior: PriorConfig = PriorConfig()
     drift: DriftConfig = DriftConfig()
@@ -473,6 +488,9 @@ class Config(_Settings):
             raise ValueError("drift.weight: there is no distance in closed form with lora.dora; set one of them off")
         if self.method == "textual_inversion" and self.drift.weight:
             raise ValueError("drift.weight: textual_inversion changes no weight of the base model; set it to 0")
+        if self.method == "textual_inversion" and self.prior.active:
+            raise ValueError("prior.enabled: textual_inversion changes no weight of the base model, so class images "
+                             "have nothing to keep; set it to false")  # fmt: skip
         return self
 
     @property
@@ -495,7 +513,7 @@ class Config(_Settings):
         """The class prompts with the class nouns filled in: each once, then all classes together."""
         nouns = list(dict.fromkeys(subject.class_noun for subject in self.subjects))
         together = [" and a ".join(nouns)] if len(nouns) > 1 else []
-        return [self.prior.class_prompt.format(class_noun=noun) for noun in nouns + together]
+        return list(dict.fromkeys(self.prior.class_prompt.format(class_noun=noun) for noun in nouns + together))
 
     @property
     def class_prompt(self) -> str:
@@ -511,7 +529,9 @@ class Config(_Settings):
 
     @property
     def condition(self) -> str:
-        """How tables call what keeps the class from drifting."""
+        """What tables call what keeps the class from drifting."""
+        if self.method == "textual_inversion":  # it changes no weight, so nothing could drift
+            return "word alone"
         kept = [*(["PPL"] if self.prior.active else []), *(["drift penalty"] if self.drift.weight else [])]
         return f"with {' and '.join(kept)}" if kept else "without PPL"
 

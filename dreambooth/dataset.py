@@ -33,6 +33,12 @@ def generator(seed: int, stream: int, n: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> 1))
 
 
+LEAST_SHOWN = 0.9
+"""Of a picture that is transparent somewhere, the tightest crop as a share of its side. Source: ours; it cuts at most a
+quarter off the disc of a photo beside another (`photos.DISC`), while one of half the side can miss both, and a picture
+of which nothing is learned has no loss."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Pictures encoded once: N pictures, V variants (crops, flips) of each."""
@@ -90,18 +96,23 @@ class DreamBoothDataset(Dataset):
 
 def photo_variants(image: Image.Image, config: Config, number: int) -> Tensor:
     """(V, 3, H, W) pixels in [-1, 1]: the prepared photo, slightly tighter crops of it, then all of them mirrored; (V,
-    4, H, W) of one that is transparent somewhere."""
-    plain = _pixels(image)
-    side, variants = plain.shape[-1], [plain]
+    4, H, W) of one that is transparent somewhere.
+
+    That shows two subjects, whose prompt names the left one first: it is never mirrored, and has as many further crops
+    instead. None of its crops is tighter than `LEAST_SHOWN`.
+    """
+    plain, train = _pixels(image), config.train
+    side, variants, together = plain.shape[-1], [plain], len(plain) == 4
+    tightest = max(train.crop_scale, LEAST_SHOWN) if together else train.crop_scale
     g = generator(config.seed, CROPS, number)
-    for _ in range(config.train.crops_per_photo - 1):
+    for _ in range(train.crops_per_photo * (2 if train.flip and together else 1) - 1):
         scale, *place = torch.rand(3, generator=g).tolist()
-        size = round(side * (config.train.crop_scale + (1 - config.train.crop_scale) * scale))
+        size = round(side * (tightest + (1 - tightest) * scale))
         y, x = (int(p * (side - size + 1)) for p in place)
         crop = plain[:, y : y + size, x : x + size][None]
         variants.append(F.interpolate(crop, size=(side, side), mode="bicubic", antialias=True)[0].clamp(-1, 1))
     stacked = torch.stack(variants)
-    return torch.cat([stacked, stacked.flip(-1)]) if config.train.flip else stacked
+    return torch.cat([stacked, stacked.flip(-1)]) if train.flip and not together else stacked
 
 
 def class_variants(path: Path, config: Config) -> Tensor:

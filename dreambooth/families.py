@@ -67,8 +67,9 @@ class Family:
     predict: Callable[[DiffusionPipeline, Tensor, Tensor, dict[str, Tensor]], Tensor]
     """(pipe, noisy latents, timesteps (B,), conditioning) -> prediction, (B, C, h, w)."""
     lora_targets: tuple[str, ...]
-    """Names of the denoiser's layers that LoRA goes beside, and of the text encoders'."""
+    """Names of the denoiser's layers that LoRA goes beside."""
     text_lora_targets: tuple[str, ...]
+    """Names of the text encoders' layers that it goes beside."""
     cross_attention: tuple[str, ...]
     """Key and value projections of cross-attention; () where Custom Diffusion can't be used."""
 

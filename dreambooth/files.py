@@ -12,6 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from dreambooth.errors import ConfigError
+
 PATIENCE = 1.0
 """Seconds to wait for a file lock that is free: a look at it (`is_held`) is over by then."""
 
@@ -53,6 +55,15 @@ def atomic_file(final: Path) -> Iterator[Path]:
         os.replace(partial, final)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def refuse_taken(path: Path) -> None:
+    """Raise `ConfigError` where a file, or a folder that is not empty, is at `path`: what is asked for writes over
+    nothing."""
+    if path.is_dir() and any(path.iterdir()):
+        raise ConfigError(f"{path} is there already and not empty.", "Give another name (--out).")
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is there already.", "Give another name (--out).")
 
 
 def is_held(lock: Path) -> bool:

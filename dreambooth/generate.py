@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from dreambooth.adapters import is_adapter, is_model, load_model, read_adapter
 from dreambooth.config import (
@@ -71,6 +72,8 @@ class Source:
     """The settings this model is best sampled with."""
     config: Config | None
     """The settings it was trained with, where it is a run's or was published as one's."""
+    adapters: tuple[tuple[str, float], ...] = ()
+    """What is put on top, by names such as `name`, with weights."""
 
 
 def finished_model(run: Path, which: Which = "last") -> Path:
@@ -100,17 +103,19 @@ def open_source(
     """Load a run directory, toybox, a pipeline folder or a Hub id for generation; of a run, `which` of its models.
 
     An adapter takes part with `scale`, on its base model, whose folder is `base` if known, and on top come further
-    `adapters`, each a run, a folder or a Hub id, and its weight. A model that was published as a run's is sampled as
-    that run was. Where the model has a safety checker, it looks at every picture unless `safety_checker` is off. Raises
-    `RunError` for a run without a finished model, `ConfigError` for damaged settings and for what is no adapter, else
-    what `fetch_model` and `load_model` raise.
+    `adapters`, each a run (`which` of its models, too), a folder or a Hub id, and its weight. A model that was
+    published as a run's is sampled as that run was. Where the model has a safety checker, it looks at every picture
+    unless `safety_checker` is off. Raises `RunError` for a run without a finished model, `ConfigError` for damaged
+    settings and for what is no adapter, else what `fetch_model` and `load_model` raise.
     """
     found = find_model(source, revision, which, token=token, base=base)
-    stacked = []
+    stacked, names = [], []
     for other, weight in adapters:
-        if not is_adapter(on_top := find_model(other, token=token, base=found.base or found.model).model):
+        on_top = find_model(other, which=which, token=token, base=found.base or found.model)
+        if not is_adapter(on_top.model):
             raise ConfigError(f"{other} is a whole model.", "Only adapters can be put on top of a model.")
-        stacked.append((on_top, weight))
+        stacked.append((on_top.model, weight))
+        names.append((on_top.name, weight))
     pipe, family = load_model(
         found.model, found.base, scale=scale, adapters=stacked, safety_checker=safety_checker, token=token
     )
@@ -118,7 +123,8 @@ def open_source(
         pipe.to(device)
     on_toybox = source == TOYBOX or (is_adapter(found.model) and read_adapter(found.model).base_model == TOYBOX)
     usual = SamplingConfig(**(load_preset(TOYBOX)["sampling"] if on_toybox else {}))
-    return Source(pipe, family, found.name, found.config.sampling if found.config else usual, found.config)
+    sampling = found.config.sampling if found.config else usual
+    return Source(pipe, family, found.name, sampling, found.config, tuple(names))
 
 
 class Found(NamedTuple):
@@ -326,3 +332,19 @@ def save_picture(path: Path, image: Image.Image, **facts: object) -> None:
         info.add_itxt(key, str(value))
     with atomic_file(path) as partial:
         image.save(partial, pnginfo=info)
+
+
+_ADAPTERS = TypeAdapter(list[tuple[str, FiniteFloat]])
+
+
+def shown_adapters(adapters: Sequence[tuple[str, float]]) -> str:
+    """Names of what is put on top of a model, with weights, as a picture's `adapters` keeps them: [["rex",0.5]]."""
+    return _ADAPTERS.dump_json(list(adapters)).decode()
+
+
+def read_adapters(text: str) -> list[tuple[str, float]]:
+    """What `shown_adapters` wrote; nothing of any other text, such as older pictures have."""
+    try:
+        return _ADAPTERS.validate_json(text)
+    except ValidationError:
+        return []

@@ -11,7 +11,7 @@ from torch import Tensor
 from dreambooth.adapters import is_adapter, read_adapter
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import shown_name
-from dreambooth.files import atomic_file
+from dreambooth.files import atomic_file, refuse_taken
 from dreambooth.methods.lora_file import FILE, read_weights
 from dreambooth.methods.words import read_words
 
@@ -25,9 +25,10 @@ def export_kohya(model: Path, out: Path) -> list[str]:
     Each layer has `lora_down` (rank, inputs) and `lora_up` (outputs, rank), an `alpha` that equals the rank, so that
     strength 1 is the strength it was trained with, and with DoRA a `dora_scale` (outputs, 1), LyCORIS's for lengths
     along the output axis. Returns sentences on what the file does not hold and who reads it otherwise; a learned word
-    stays in its own file. Raises `ConfigError` for what is no LoRA, or no name of a file, and `ModelError` for a
-    damaged one.
+    stays in its own file. Raises `ConfigError` for what is no LoRA, for a name that is taken or no file's, and
+    `ModelError` for a damaged one.
     """
+    refuse_taken(out)
     if not is_adapter(model) or (method := read_adapter(model).method) != "lora":
         what = f"an adapter of method {method}" if is_adapter(model) else "a whole model"
         raise ConfigError(f"{shown_name(model)} is {what}.", "Give a run of method lora.")

@@ -1,4 +1,4 @@
-"""Subjects that Custom Diffusion learnt apart, in one adapter: the paper's constrained optimisation.
+"""Subjects that Custom Diffusion learned apart, in one adapter: the paper's constrained optimisation.
 
 Each subject's words must be read as its own projections W₁, W₂, … read them, and all other text as the base model's W₀
 does, as nearly as that leaves room for (Kumari et al. 2023, arXiv 2212.04488, eq. 4 and 5).
@@ -13,17 +13,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import save_file
 from torch import Tensor
 
-from dreambooth.adapters import Adapter, is_adapter, load_model, read_adapter, write_adapter
-from dreambooth.config import TOYBOX
+from dreambooth.adapters import Adapter, fetch_base, is_adapter, load_model, read_adapter, write_adapter
+from dreambooth.config import MOST_SUBJECTS, TOYBOX
 from dreambooth.errors import ConfigError
 from dreambooth.families import Family, shown_name
-from dreambooth.files import atomic_folder
+from dreambooth.files import atomic_folder, refuse_taken
 from dreambooth.generate import Found
 from dreambooth.methods.custom_diffusion import projections, read_weights, save_weights
-from dreambooth.methods.words import file_name, read_words
+from dreambooth.methods.words import read_words, write_words
 from dreambooth.prompts import LIVE_CLASSES, paper_prompts
 from dreambooth.toybox.world import CLASSES, caption, random_scene
 
@@ -60,25 +59,27 @@ def merge(parts: Sequence[Part], out: Path, captions: Sequence[str] | None = Non
 
     `captions` are ordinary text whose reading should stay as it is, by default `ordinary_captions`: the paper takes
     about a thousand, and fewer protect less. `base` is the base model's folder if known. Raises `ConfigError` for
-    adapters that can't be merged, else what `load_model` raises.
+    adapters that can't be merged and for an `out` that is taken, else what `fetch_base` and `load_model` raise.
     """
+    refuse_taken(out)
     facts = _check(parts)
+    base = base or fetch_base(facts[0])
     pipe, family = load_model(parts[0].folder, base, scale=0, adapters=[(part.folder, 0) for part in parts[1:]])
     layers = projections(pipe, family)  # the base model's: at a scale of 0 an adapter gives its words alone
-    features = [torch.cat([_name_rows(pipe, family, name) for name in part.names]) for part in parts]
+    features = [torch.cat([name_rows(pipe, family, name) for name in part.names]) for part in parts]
     words = torch.cat(features)
-    spread = directions(words, _second_moment(pipe, family, captions or ordinary_captions(facts[0].base_model)))
+    spread = directions(words, second_moment(pipe, family, captions or ordinary_captions(facts[0].base_model)))
     trained = [read_weights(part.folder, layers) for part in parts]
     for name, layer in layers.items():
         wanted = torch.cat([w[name].double() @ rows.T for w, rows in zip(trained, features, strict=True)], 1)
         layer.weight.data = constrained(layer.weight.detach().double(), words, wanted, spread).float()
     with atomic_folder(out) as folder:
         learned = {word: rows for part in parts for word, rows in read_words(part.folder).items()}
-        for number, (word, rows) in enumerate(learned.items(), 1):
-            save_file({word: rows.contiguous()}, folder / file_name(number))
+        write_words(learned, folder)
         save_weights(pipe, family, folder)
         identifiers = tuple(identifier for one in facts for identifier in one.identifiers)
         write_adapter(folder, facts[0].model_copy(update={"identifiers": identifiers}))
+        load_model(folder, base)  # what can't be read again is not kept
 
 
 def _check(parts: Sequence[Part]) -> list[Adapter]:
@@ -101,6 +102,8 @@ def _check(parts: Sequence[Part]) -> list[Adapter]:
     words = [word for one in facts for word in one.identifiers]
     if twice := [word for word in words if words.count(word) > 1]:
         raise ConfigError(f"Two subjects have the identifier {twice[0]}.", "Train one of them with another word.")
+    if len(words) > MOST_SUBJECTS:
+        raise ConfigError(f"{len(words)} subjects are too many for one adapter.", f"Merge at most {MOST_SUBJECTS}.")
     return facts
 
 
@@ -118,15 +121,16 @@ def ordinary_captions(base_model: str) -> list[str]:
     ]
 
 
-def directions(words: Tensor, ordinary: Tensor) -> Tensor:
+def directions(words: Tensor, ordinary: Tensor, ridge: float = RIDGE) -> Tensor:
     """The changes of a projection that alter how captions are read least, one for each of the words' features.
 
     For the words' features C (s, width) and the captions' mean square C_regᵀ C_reg (width, width), both in 64 bits,
-    this is D = (d Cᵀ)⁻¹ d with d = C (C_regᵀ C_reg + ridge)⁻¹, (s, width); D Cᵀ is the identity. Raises `ConfigError`
-    where words have the same features or are more than the width: no projection can read them all as wanted then.
+    this is D = (d Cᵀ)⁻¹ d with d = C (C_regᵀ C_reg + `ridge` × its mean diagonal)⁻¹, (s, width); D Cᵀ is the identity.
+    Raises `ConfigError` where words have the same features or are more than the width: no projection can read them all
+    as wanted then.
     """
-    ridge = RIDGE * ordinary.diagonal().mean() * torch.eye(len(ordinary), dtype=ordinary.dtype)
-    d = torch.cholesky_solve(words.T, torch.linalg.cholesky(ordinary + ridge)).T
+    everywhere = ridge * ordinary.diagonal().mean() * torch.eye(len(ordinary), dtype=ordinary.dtype)
+    d = torch.cholesky_solve(words.T, torch.linalg.cholesky(ordinary + everywhere)).T
     if torch.linalg.matrix_rank(d @ words.T, rtol=ALIKE, hermitian=True) < len(words):
         raise ConfigError(
             f"The subjects' words ({len(words)} tokens) can't be told apart.",
@@ -143,12 +147,12 @@ def constrained(base: Tensor, words: Tensor, values: Tensor, spread: Tensor) -> 
     return base + (values - base @ words.T) @ spread
 
 
-def _name_rows(pipe: DiffusionPipeline, family: Family, name: str) -> Tensor:
-    """The text encoder's features of a name's tokens in "a photo of …", (tokens, width) in 64 bits.
+def name_rows(pipe: DiffusionPipeline, family: Family, name: str, prompt: str = PROMPT) -> Tensor:
+    """The text encoder's features of a name's tokens in `prompt` with it for {}, (tokens, width) in 64 bits.
 
     Raises `ConfigError` where the name is cut off.
     """
-    ids, features = _encode(pipe, family, [PROMPT.format(name)])
+    ids, features = encode(pipe, family, [prompt.format(name)])
     tokenizer = getattr(pipe, family.tokenizers[0])
     wanted = tokenizer(pipe.maybe_convert_prompt(name, tokenizer), add_special_tokens=False).input_ids
     tokens = ids[0].tolist()
@@ -158,18 +162,18 @@ def _name_rows(pipe: DiffusionPipeline, family: Family, name: str) -> Tensor:
     return features[0, start : start + len(wanted)]
 
 
-def _second_moment(pipe: DiffusionPipeline, family: Family, captions: Sequence[str]) -> Tensor:
+def second_moment(pipe: DiffusionPipeline, family: Family, captions: Sequence[str]) -> Tensor:
     """The mean of f fᵀ, (width, width) in 64 bits, over all that the denoiser reads of the captions: the features of
     their tokens, with begin, end and padding, which it gives much attention."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     for start in range(0, len(captions), BATCH):
-        rows = _encode(pipe, family, list(captions[start : start + BATCH]))[1].flatten(0, 1)
+        rows = encode(pipe, family, list(captions[start : start + BATCH]))[1].flatten(0, 1)
         total, count = total + rows.T @ rows, count + len(rows)
     return total / count
 
 
 @torch.no_grad()
-def _encode(pipe: DiffusionPipeline, family: Family, prompts: list[str]) -> tuple[Tensor, Tensor]:
+def encode(pipe: DiffusionPipeline, family: Family, prompts: list[str]) -> tuple[Tensor, Tensor]:
     """Ids (B, tokens), and what the denoiser reads of them, (B, tokens, width) in 64 bits."""
     ids = family.tokenize(pipe, prompts)
     return ids, family.encode_text(pipe, ids)["encoder_hidden_states"].double()

@@ -35,8 +35,14 @@ MAX_KEY = 2**14
 def pack_key(config: Config) -> dict[str, object]:
     """The key of a run's class images, as `prior.cache_key` gives it on this machine.
 
-    Raises what `fetch_model`, `resolve_device` and `resolve_precision` raise.
+    Raises `ConfigError` for settings of several class prompts, of which a pack holds one, and what `fetch_model`,
+    `resolve_device` and `resolve_precision` raise.
     """
+    if len(config.class_prompts) > 1:
+        raise ConfigError(
+            f"A pack holds the class images of one class prompt, and these settings have {len(config.class_prompts)}.",
+            "Give settings of subjects of one class.",
+        )
     model = fetch_model(config.base_model, config.revision)
     wanted = config.train.resolution
     resolution = family_of(model).resolution(model) if wanted == "auto" else wanted
@@ -51,8 +57,8 @@ def publish_pack(config: Config, repo_id: str, account: Account, *, private: boo
     """Publish the class images of a run with these settings as the dataset `repo_id`, in one commit; returns its URL.
 
     A pack that is there is replaced; where that is asked, it turns public once all is there. Raises `ConfigError` where
-    class images are still to be drawn, or the repo is something else, and `HubError` where the Hub refuses or can't be
-    reached.
+    class images are still to be drawn or are of several classes, or the repo is something else, and `HubError` where
+    the Hub refuses or can't be reached.
     """
     key, count = pack_key(config), config.prior.num_images
     folder = prior.cache_folder(key)

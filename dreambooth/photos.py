@@ -354,7 +354,7 @@ def checked_crop(box: Sequence[float], size: tuple[int, int], name: str) -> Crop
 
 DISC = 0.46
 """Radius of what is learned of a photo beside another, as a share of its side: its middle, where subjects are. Source:
-the seam and the corners were not learned with it, and subjects were (`python -m benchmarks.two_subjects`)."""
+ours, by eye, from pictures of three pairs: the seam and the corners were not learned with it, and subjects were."""
 
 
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:

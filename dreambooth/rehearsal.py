@@ -33,7 +33,7 @@ from dreambooth.config import Config
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families import Family, family_of
 from dreambooth.machine import Speed, one_model_at_a_time
-from dreambooth.methods import Distance, get_method, store_frozen_in
+from dreambooth.methods import get_method, store_frozen_in
 
 LARGE_BLOCK = 32 * 2**20
 """From this size on a freed block goes back to the system at once (glibc's largest mmap threshold, mallopt(3))."""
@@ -224,8 +224,7 @@ class Rehearsal:
 
         # On CUDA what a step does not use makes room; elsewhere it would only move from main memory to main memory.
         idle = ["vae", *(() if text_trained else family.text_encoders)] if self.device.type == "cuda" else []
-        beside = trainable.drift.base if isinstance(trainable.drift, Distance) else ()
-        return self._run(pipe, config, work, idle, parameters, beside)
+        return self._run(pipe, config, work, idle, parameters, trainable.beside)
 
     def _once(self, key: tuple, config: Config, rehearse: Callable[[], Trace]) -> Trace:
         key += (config.train.resolution, config.train.mixed_precision)

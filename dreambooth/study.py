@@ -86,7 +86,7 @@ class StudyConfig(BaseModel):
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
         default_factory=lambda: [Config.model_fields["seed"].default],
         min_length=1,
-        description="Every subject is trained under every condition once with each. Source: seed 000's.",
+        description="Every subject is trained under every condition once with each; by default that of a config.",
     )
     config: dict[str, Any] = Field(
         default_factory=dict, description="What all trainings have in common, as in a config file."

@@ -46,7 +46,7 @@ CLIP_MERGES = 48_894
 KNOWN_MEANINGS: dict[str, tuple[Verdict, str]] = {
     "sks": ("fair", "It is also a rifle, and guns turn up in people's pictures "
             "(github.com/XavierXiao/Dreambooth-Stable-Diffusion/issues/71)."),
-    # Source: seed 003, which moved on to pkblz.
+    # Source: an earlier reimplementation on SD 1.4 and 1.5, which moved on to pkblz.
     "pokeeee": ("poor", "It already meant something to Stable Diffusion 1.x when a run tried it."),
 }  # fmt: skip
 

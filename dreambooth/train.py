@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from itertools import combinations
 from pathlib import Path
 
@@ -21,10 +20,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState, Thre
 from diffusers import DiffusionPipeline
 from diffusers.optimization import get_scheduler
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from dreambooth import events, packs, prior
-from dreambooth.adapters import load_model, save_trained
+from dreambooth.adapters import is_adapter, load_model, save_trained
 from dreambooth.checkpoints import Checkpoint, list_checkpoints
 from dreambooth.coach import coach
 from dreambooth.config import Config, SubjectConfig, together_prompt
@@ -140,8 +139,8 @@ def train(
         {"constant": "constant_with_warmup"}.get(settings.lr_schedule, settings.lr_schedule), optimizer.optimizer,
         num_warmup_steps=settings.warmup_steps, num_training_steps=settings.steps,
     )  # fmt: skip
-    weights = nn.ParameterList(trainable.parameters)
-    ema = deepcopy(weights).requires_grad_(False) if settings.ema_decay else None
+    weights = trainable.parameters
+    ema = [p.detach().clone() for p in weights] if settings.ema_decay else None
     yield events.Metric("trainable_parameters", sum(p.numel() for p in weights), 0)
     text_trained = any(name in trainable.modules for name in family.text_encoders)
     conditioning = _conditioning(pipe, family, dataset, frozen=not text_trained)
@@ -211,7 +210,7 @@ def train(
             accelerator.backward(total / accumulation)
             prior_loss = loss.prior if use_prior else total.new_zeros(())
             parts.append(torch.stack([total, loss.instance, prior_loss, drift]).detach())
-        accelerator.clip_grad_norm_(list(weights), settings.max_grad_norm)
+        accelerator.clip_grad_norm_(weights, settings.max_grad_norm)
         lr = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
@@ -246,7 +245,8 @@ def train(
         shutil.rmtree(run / "best", ignore_errors=True)
     with _weights_of(ema, weights), atomic_folder(run / "model") as folder:
         save_trained(trainable, config, model, folder)
-        load_model(folder, model)  # stock diffusers takes it, or this run has not finished
+        base = model if is_adapter(folder) else None
+        load_model(folder, base)  # stock diffusers takes it, or this run has not finished
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     yield events.Metric("model_bytes", size, settings.steps)
     yield events.Metric("peak_memory_bytes", peak_memory(device), settings.steps)
@@ -402,14 +402,14 @@ def _conditioning(
 
 
 @torch.no_grad()
-def _update_average(ema: nn.ParameterList, weights: nn.ParameterList, decay: float, step: int) -> None:
+def _update_average(ema: list[Tensor], weights: list[Tensor], decay: float, step: int) -> None:
     """Move the average towards the weights; early steps count more, so that the start does not linger."""
     decay = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(ema), list(weights), 1 - decay)
+    torch._foreach_lerp_(ema, weights, 1 - decay)
 
 
 @contextmanager
-def _weights_of(ema: nn.ParameterList | None, weights: nn.ParameterList) -> Iterator[None]:
+def _weights_of(ema: list[Tensor] | None, weights: list[Tensor]) -> Iterator[None]:
     """Inside the block the weights are the averaged ones, if there are any."""
     if ema is None:
         yield

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dreambooth.adapters import fuse, load_model, read_adapter
-from dreambooth.errors import ModelError
+from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import load_pipeline
 from tests import tiny
 from tests.methods import distance, method_settings, pixels, trained
@@ -174,3 +174,20 @@ def test_on_a_whole_model_that_was_trained_further_goes_all_but_custom_diffusion
     with pytest.raises(ModelError, match="Custom Diffusion goes on its own base model alone"):
         load_model(full, adapters=[parts["lora"], parts["custom"]])
     assert load_model(tiny_model, adapters=[parts["custom"]]), "its own base, by name"
+
+
+def test_a_base_model_or_a_strength_of_a_whole_model_is_refused(tiny_model, tmp_path):
+    with pytest.raises(ConfigError, match=r"given \(other\), but tiny-sd is a whole model\. Leave --base-model out"):
+        load_model(tiny_model, tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"scale is 0\.5, but this is a whole model"):
+        load_model(tiny_model, scale=0.5)
+
+
+def test_fusing_writes_over_nothing(make_config, tiny_model, tmp_path):
+    trained(make_config(**method_settings("lora")), tmp_path / "lora")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "dear.txt").write_text("mine")
+    for out in (tmp_path / "models", tmp_path / "models" / "dear.txt"):
+        with pytest.raises(ConfigError, match="is there already"):
+            fuse(tmp_path / "lora", out, tiny_model)
+    assert (tmp_path / "models" / "dear.txt").read_text() == "mine"

@@ -221,7 +221,7 @@ CASES = {
     "fuse into photos": (lambda p: ["fuse", p.model, "--out", p.photos], 2, "disc is there already and not empty"),
     "export a whole model": (lambda p: ["export", p.model, "--out", "a.safetensors"], 2, "tiny-sd is a whole model"),
     "export over a file": (
-        lambda p: ["export", p.model, "--out", p.file()], 2, "file is there already. Give --out another name",
+        lambda p: ["export", p.model, "--out", p.file()], 2, "file is there already. Give another name (--out)",
     ),
     "merge on no base model": (
         lambda p: ["merge", p.model, p.model, "--out", "out", "--base-model", "none"], 1, "none: no such folder",

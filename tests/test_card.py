@@ -708,6 +708,7 @@ def test_the_card_of_several_subjects_tells_of_each(adapters, make, tmp_path):
     assert "any other dog or cat stays as it was" in made.text
     assert "may have drifted" not in made.text
     assert "| New word | 2 embeddings, begun as `dog` and `cat` |" in made.text
+    assert "PPL" not in made.text, "it has nothing to keep"
     assert "| Photos | 3 and 3, cropped" in made.text
     assert "one may take the other's looks" in made.text
     assert {name for name in files(folder) if name.startswith("photos/")} == {

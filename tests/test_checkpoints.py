@@ -17,10 +17,10 @@ from dreambooth.errors import RunError
 def training(width: int = 4, ema: bool = False) -> Checkpoint:
     """A small training that has run no step yet."""
     torch.manual_seed(0)
-    weights = nn.ParameterList([torch.randn(width, 3), torch.randn(2, 2)])
+    weights = [nn.Parameter(torch.randn(width, 3)), nn.Parameter(torch.randn(2, 2))]
     optimizer = torch.optim.AdamW(weights, lr=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    average = nn.ParameterList([torch.randn(width, 3), torch.randn(2, 2)]) if ema else None
+    average = [torch.randn(width, 3), torch.randn(2, 2)] if ema else None
     return Checkpoint(weights, optimizer, schedule, None, average)
 
 
@@ -155,7 +155,7 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, damage):
 
 def test_a_checkpoint_of_other_weights_is_refused(tmp_path):
     path = training(width=4).save(tmp_path, keep=1)
-    with pytest.raises(RunError, match=r"size mismatch for 0"):
+    with pytest.raises(RunError, match="the weights have other shapes"):
         training(width=5).load(path)
 
 

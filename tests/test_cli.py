@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shlex
 import shutil
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from dreambooth import cli, events
 from dreambooth.adapters import read_adapter
 from dreambooth.checkpoints import list_checkpoints
-from dreambooth.config import to_yaml
+from dreambooth.config import Config, to_yaml
 from dreambooth.evaluate import Evaluation
 from dreambooth.hub import TAG
 from dreambooth.publish import read_state
@@ -51,10 +52,14 @@ def here(*arguments: object) -> Result:
 
 
 def process(*arguments: object, cwd: Path) -> subprocess.Popen:
-    """`python -m dreambooth` in a process of its own."""
+    """`python -m dreambooth` in a process of its own, which heeds Ctrl-C even where a shell started the tests in the
+    background, and so with SIGINT ignored."""
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "dreambooth", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def result(running: subprocess.Popen) -> Result:
@@ -358,7 +363,7 @@ def test_generate_takes_an_adapters_strength_and_further_ones_with_weights(adapt
     assert apart(trained, drawn(adapters["lora"], "--adapter", f"{adapters['ada']}:0")) == 0
     further = ("--adapter", f"{adapters['ada']}:0.5", "--adapter", adapters["bea"])
     both = drawn(adapters["lora"], *further)
-    assert both.text["adapters"] == "ada:0.5, bea:1"
+    assert json.loads(both.text["adapters"]) == [["ada", 0.5], ["bea", 1]]
     assert apart(trained, both) > 3
     assert apart(both, drawn(tiny_model, "--adapter", adapters["lora"], *further)) == 0, "on the base model by name"
 
@@ -375,14 +380,47 @@ def test_the_same_word_twice_and_weights_that_are_none_are_one_line(adapters):
 
 def test_fuse_writes_a_pipeline_that_draws_alike(adapters, drawn, tmp_path):
     out = tmp_path / "fused"
-    assert here("fuse", adapters["lora"], "--out", out) == (0, f"{out}\n", "")
+    code, told, err = here("fuse", adapters["lora"], "--out", out)
+    assert (code, told.splitlines()[0], err) == (0, str(out), "")
+    command = shlex.split(told.splitlines()[1].removeprefix("Try: python -m dreambooth "))
+    assert command[:3] == ["generate", str(out), "--prompt"]
+    assert command[3:] == ["a photo of sks dog on a beach", "--steps", "2", "--guidance", "7.5"], "the run's settings"
     assert (out / "model_index.json").is_file()
     assert apart(drawn(out), drawn(adapters["lora"])) <= 1
     told = here("fuse", adapters["lora"], "--out", out)
-    assert (told.code, told.err) == (2, f"error: {out} is there already and not empty. Give --out another name.\n")
+    assert (told.code, told.err) == (2, f"error: {out} is there already and not empty. Give another name (--out).\n")
     half = tmp_path / "half"
     assert here("fuse", adapters["lora"], "--out", half, "--scale", 0.5).code == 0
     assert apart(drawn(half), drawn(adapters["lora"], "--scale", 0.5)) <= 1
+
+
+def test_what_is_fused_is_drawn_with_the_sampler_of_its_run(adapters, tmp_path):
+    run = shutil.copytree(adapters["lora"], tmp_path / "run")
+    settings = Config.load(run / "config.yaml", ["sampling.scheduler=ddim", "sampling.guidance_scale=3"])
+    (run / "config.yaml").write_text(settings.to_yaml())
+    told = here("fuse", run, "--out", tmp_path / "fused").out.splitlines()
+    assert told[1].endswith(" --steps 2 --guidance 3 --scheduler ddim")
+    alone = here("fuse", run / "model", "--base-model", settings.base_model, "--out", tmp_path / "alone")
+    assert alone == (0, f"{tmp_path / 'alone'}\n", ""), "no settings are known of a folder"
+
+
+def test_best_is_the_best_of_every_run_that_takes_part(adapters, drawn, tiny_model, tmp_path):
+    """With the other run's model as its best, an adapter that is put on top draws as that one."""
+    run = shutil.copytree(adapters["ada"], tmp_path / "run")
+    shutil.copytree(adapters["bea"] / "model", run / "best")
+    on_top = {which: drawn(tiny_model, "--adapter", run, "--which", which) for which in ("last", "best")}
+    alone = {name: drawn(tiny_model, "--adapter", adapters[name]) for name in ("ada", "bea")}
+    assert apart(on_top["last"], alone["ada"]) == 0
+    assert apart(on_top["best"], alone["bea"]) == 0
+    assert apart(alone["ada"], alone["bea"]) > 0
+    assert "which" not in on_top["last"].text
+    assert on_top["best"].text["which"] == "best"
+
+
+def test_a_base_model_for_a_whole_model_is_refused(tiny_model, tmp_path):
+    told = here("generate", tiny_model, "--prompt", "a dog", "--base-model", tiny_model, "--out", tmp_path / "out")
+    assert (told.code, told.out) == (2, "")
+    assert "tiny-sd is a whole model. Leave --base-model out: only an adapter needs one." in told.err
 
 
 def test_export_writes_one_file_for_other_programs(adapters, tmp_path):
@@ -395,12 +433,12 @@ def test_export_writes_one_file_for_other_programs(adapters, tmp_path):
     assert "Give a name that ends in .safetensors" in here("export", adapters["lora"], "--out", tmp_path / "a.pt").err
     before = out.read_bytes()
     told = here("export", adapters["lora"], "--out", out)
-    assert (told.code, told.err) == (2, f"error: {out} is there already. Give --out another name.\n")
+    assert (told.code, told.err) == (2, f"error: {out} is there already. Give another name (--out).\n")
     assert out.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["dog.safetensors"]
 
 
-def test_merge_makes_one_adapter_of_subjects_learnt_apart(adapters, drawn, tiny_model, tmp_path):
+def test_merge_makes_one_adapter_of_subjects_learned_apart(adapters, drawn, tiny_model, tmp_path):
     (tmp_path / "captions.txt").write_text("a dog in the snow\na photo of the cat\n")
     out = tmp_path / "both"
     told = here("merge", adapters["ada"], adapters["bea"], "--out", out, "--captions", tmp_path / "captions.txt")

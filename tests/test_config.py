@@ -275,6 +275,16 @@ def test_prompts_are_filled_in():
     assert made.subject.fill("{class_noun}: {identifier}") == "toy robot: ohwx"
 
 
+def test_each_class_prompt_is_there_once_in_the_subjects_order():
+    def asked(*nouns: str, **prior: str) -> list[str]:
+        more = [SUBJECT | {"identifier": f"w{i}", "class_noun": noun} for i, noun in enumerate(nouns)]
+        return config(more_subjects=more, prior=prior).class_prompts
+
+    assert asked("cat", "dog") == ["a photo of a dog", "a photo of a cat", "a photo of a dog and a cat"]
+    assert asked("cat", class_prompt="a picture") == ["a picture"], "one class, whatever the nouns"
+    assert asked("cat", class_prompt="a picture", pack="a/b") == ["a picture"]
+
+
 def test_surrounding_blanks_are_no_part_of_words_and_prompts():
     made = config(
         subject=SUBJECT | {"identifier": " ohwx ", "class_noun": "dog\n".strip("\n") + " "},

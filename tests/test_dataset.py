@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
@@ -22,6 +22,7 @@ from dreambooth.dataset import (
     photo_variants,
 )
 from dreambooth.families import load_pipeline
+from dreambooth.photos import side_by_side
 
 
 @pytest.fixture(scope="module")
@@ -169,23 +170,23 @@ def test_latents_equal_a_sample_of_the_vaes_posterior(loaded, make_config):
 
 
 def test_what_is_transparent_is_masked_in_every_crop(loaded, make_config):
-    """A disc in the middle: opaque there, transparent in the corners, and larger in tighter crops."""
+    """A disc in the middle: opaque there, transparent in the corners, and where each crop has it."""
     pipe, family = loaded
-    shown, photo = Image.new("L", (32, 32)), picture(0)
-    ImageDraw.Draw(shown).ellipse((8, 8, 23, 23), fill=255)
+    shown, photo = Image.new("L", (64, 64)), picture(0).resize((64, 64))
+    ImageDraw.Draw(shown).ellipse((16, 16, 47, 47), fill=255)
     photo.putalpha(shown)
-    config = make_config(train={"crops_per_photo": 2, "crop_scale": 0.5, "flip": True})
-    plain = encode(pipe, family, iter([photo_variants(picture(0), config, 0)]), ["a dog"], None)
+    config = make_config(train={"crops_per_photo": 4, "crop_scale": 0.9})
+    plain = encode(pipe, family, iter([photo_variants(photo.convert("RGB"), config, 0)]), ["a dog"], None)
     masked = encode(pipe, family, iter([photo_variants(photo, config, 0)]), ["a dog"], None)
     torch.testing.assert_close(masked.mean, plain.mean, msg="colours are what they were")
     assert plain.mask.min() == 1
     mask = masked.mask[0]
-    assert mask.shape == (4, 8, 8)
+    assert mask.shape == (4, 16, 16)
     assert set(mask.unique().tolist()) == {0, 1}
-    assert mask[0, 4, 4] == 1
-    assert mask[0, 0, 0] == mask[0, 7, 7] == 0
-    assert mask[0].sum() < mask[1].sum()
-    assert torch.equal(mask[2:], mask[:2].flip(-1))
+    assert mask[0, 8, 8] == 1
+    assert mask[0, 0, 0] == mask[0, 15, 15] == 0
+    assert all(mask[0].sum() <= crop.sum() for crop in mask[1:]), "larger in tighter crops"
+    assert not all(torch.equal(mask[0], crop) for crop in mask[1:])
 
 
 def test_encoding_in_parts_changes_nothing(loaded, make_config):
@@ -245,6 +246,21 @@ def test_photos_are_cropped_the_same_each_time_and_each_in_its_own_way(make_conf
     assert torch.equal(photo_variants(picture(0), config, 0), again)
     assert not torch.equal(photo_variants(picture(0), config, 1)[1:], again[1:])
     assert not torch.equal(photo_variants(picture(0), make_config(seed=1), 0)[1:], again[1:])
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(number=st.integers(0, 1000), flip=st.booleans(), crop_scale=st.sampled_from([0.31, 0.6, 0.9, 1.0]))
+def test_photos_side_by_side_keep_their_discs_and_their_sides(make_config, number, flip, crop_scale):
+    """Red is left and green right in every variant, as their prompt says, and most of each disc is to be learned."""
+    together = side_by_side(Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "green"))
+    config = make_config(train={"crops_per_photo": 3, "crop_scale": crop_scale, "flip": flip})
+    variants = photo_variants(together, config, number)
+    assert len(variants) == len(photo_variants(together.convert("RGB"), config, number)) == (6 if flip else 3)
+    red, green, _, opaque = (variants[:, channel] for channel in range(4))
+    for half, (there, absent) in ((slice(0, 28), (red, green)), (slice(36, 64), (green, red))):
+        assert (there[:, 32:, half] > absent[:, 32:, half]).all()
+        shown = (opaque[:, :, half] > 0).sum((1, 2))
+        assert (shown > 0.6 * shown[0]).all()
 
 
 def test_mirrored_photos_follow_the_plain_ones(make_config, tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from dreambooth.files import atomic_file, atomic_folder, is_held
+from dreambooth.errors import ConfigError
+from dreambooth.files import atomic_file, atomic_folder, is_held, refuse_taken
 
 
 def write_and_fail(place, final: Path, failure: BaseException) -> None:
@@ -148,3 +149,18 @@ def test_a_lock_is_held_while_somebody_has_it_and_a_look_makes_none(tmp_path):
         assert is_held(tmp_path / ".lock")
     assert not is_held(tmp_path / ".lock")
     assert not (tmp_path / "gone").exists()
+
+
+# ---- Names that are taken
+
+
+def test_a_name_that_is_taken_is_refused_and_a_new_or_empty_folder_is_not(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.txt").touch()
+    for free in ("new", "empty", "new/in/new"):
+        refuse_taken(tmp_path / free)
+    with pytest.raises(ConfigError, match=r"full is there already and not empty\. Give another name"):
+        refuse_taken(tmp_path / "full")
+    with pytest.raises(ConfigError, match=r"a\.txt is there already\. Give another name"):
+        refuse_taken(tmp_path / "full" / "a.txt")

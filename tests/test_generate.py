@@ -17,7 +17,17 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPVis
 from dreambooth import generate as module
 from dreambooth.config import SamplingConfig
 from dreambooth.errors import ConfigError, ModelError, RunError
-from dreambooth.generate import SCHEDULERS, Source, draw, generate, open_source, save_picture, with_scheduler
+from dreambooth.generate import (
+    SCHEDULERS,
+    Source,
+    draw,
+    generate,
+    open_source,
+    read_adapters,
+    save_picture,
+    shown_adapters,
+    with_scheduler,
+)
 from dreambooth.hub import TAG
 from dreambooth.runs import Run
 from tests import tiny
@@ -376,3 +386,17 @@ def test_a_picture_that_can_not_be_written_leaves_nothing(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="No space"):
         save_picture(tmp_path / "a.png", Image.new("RGB", (8, 8)))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("adapters", [[("my run, the best", 0.5), ("b:1", 1.0)], [("owner/name", -0.25)], []])
+def test_what_is_put_on_top_is_kept_with_a_picture_whatever_it_is_called(adapters, tmp_path):
+    save_picture(tmp_path / "a.png", Image.new("RGB", (8, 8)), adapters=shown_adapters(adapters))
+    with Image.open(tmp_path / "a.png") as image:
+        assert read_adapters(image.text["adapters"]) == adapters
+
+
+@pytest.mark.parametrize("text", [
+    "", "a:0.5 b:1", "a:0.5, b:1", "{}", "[1]", '[["a"]]', '[["a", "x"]]', '[["a", NaN]]', '[["a", 1e999]]', "[" * 9999,
+])  # fmt: skip
+def test_of_what_is_no_list_of_adapters_none_is_read(text):
+    assert read_adapters(text) == []

@@ -114,10 +114,14 @@ def test_a_learned_word_stays_in_its_own_file(make_config, tmp_path):
     assert all(key.startswith("lora_") for key in load_file(tmp_path / "lora.safetensors"))
 
 
-def test_an_export_replaces_the_file_and_tells_nothing_of_this_machine(make_config, tmp_path):
+def test_an_export_writes_over_nothing_and_tells_nothing_of_this_machine(make_config, tmp_path):
     trained(make_config(**method_settings("lora")), tmp_path / "lora")
     out = tmp_path / "exported.safetensors"
     out.write_text("an older one")
+    with pytest.raises(ConfigError, match=r"exported\.safetensors is there already"):
+        export_kohya(tmp_path / "lora", out)
+    assert out.read_text() == "an older one"
+    out.unlink()
     export_kohya(tmp_path / "lora", out)
     with safe_open(out, "np") as file:
         assert file.metadata() is None

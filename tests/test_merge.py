@@ -1,6 +1,8 @@
-"""Merging subjects that Custom Diffusion learnt apart: the formula, the adapter that comes of it, what is refused."""
+"""Merging subjects that Custom Diffusion learned apart: the formula, the adapter that comes of it, what is refused."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,15 +11,17 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from dreambooth.adapters import load_model, read_adapter, write_adapter
-from dreambooth.config import Config
-from dreambooth.errors import ConfigError
+from dreambooth.config import MOST_SUBJECTS, Config
+from dreambooth.errors import ConfigError, ModelError
+from dreambooth.families import load_pipeline
 from dreambooth.generate import draw, find_model
 from dreambooth.merge import RIDGE, Part, constrained, directions, merge, ordinary_captions, part_of
-from dreambooth.methods.custom_diffusion import FILE, projections, read_weights
-from dreambooth.methods.words import read_words
+from dreambooth.methods.custom_diffusion import FILE, projections, read_weights, save_weights
+from dreambooth.methods.words import read_words, write_words
 from dreambooth.runs import Run
 from dreambooth.toybox.world import vocabulary
 from tests import tiny
+from tests.methods import claimed
 
 WIDTH, OUT, NAMED = 12, 7, 5
 PROMPT = "a photo of <a> dog and <b> cat"
@@ -36,9 +40,9 @@ def problem():
     return [random(*shape, seed=seed) for seed, shape in enumerate(shapes, 1)]
 
 
-def solved(problem) -> torch.Tensor:
+def solved(problem, ridge: float = RIDGE) -> torch.Tensor:
     base, words, values, captions = problem
-    return constrained(base, words, values, directions(words, second_moment(captions)))
+    return constrained(base, words, values, directions(words, second_moment(captions), ridge))
 
 
 def second_moment(captions: torch.Tensor) -> torch.Tensor:
@@ -89,13 +93,12 @@ def test_the_formula_solves_the_constrained_problem(problem):
     np.testing.assert_allclose(found @ words.T, values, rtol=0, atol=1e-10, err_msg="the words are read as wanted")
 
 
-def test_without_the_ridge_it_is_the_papers_formula(problem, monkeypatch):
+def test_without_the_ridge_it_is_the_papers_formula(problem):
     """W₀ + (V − W₀Cᵀ)(dCᵀ)⁻¹d with d = C(C_regᵀC_reg)⁻¹, with inverses as written there."""
-    monkeypatch.setattr("dreambooth.merge.RIDGE", 0)
     base, words, values, captions = (array.numpy() for array in problem)
     d = words @ np.linalg.inv(captions.T @ captions)
     paper = base + (values - base @ words.T) @ np.linalg.inv(d @ words.T) @ d
-    np.testing.assert_allclose(solved(problem).numpy(), paper, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(solved(problem, ridge=0).numpy(), paper, rtol=0, atol=1e-10)
 
 
 def test_nothing_else_that_obeys_reads_captions_more_alike_and_is_as_near(problem):
@@ -248,6 +251,45 @@ def test_what_can_not_be_merged_is_told_and_nothing_is_written(trained, tmp_path
             merge(parts, tmp_path / "out", CAPTIONS, base)
         assert told in str(refused.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_is_looked_at(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dear.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="out is there already and not empty"):
+        merge([], tmp_path / "out")
+    assert (tmp_path / "out" / "dear.txt").read_text() == "mine"
+
+
+def many(folder: Path, base: Path, count: int) -> list[Part]:
+    """Adapters with words of their own and the base model's projections."""
+    parts, (pipe, family) = [], load_pipeline(base)
+    for number in range(count):
+        word = f"<w{number}>"
+        save_weights(pipe, family, part := claimed("custom_diffusion", base, folder / str(number)))
+        write_words({word: random(1, 16, seed=number).float()}, part)
+        write_adapter(part, read_adapter(part).model_copy(update={"identifiers": (word,)}))
+        parts.append(Part(part, (word,)))
+    return parts
+
+
+def test_more_subjects_than_an_adapter_holds_are_refused(tiny_model, tmp_path):
+    parts = many(tmp_path, tiny_model, MOST_SUBJECTS + 1)
+    with pytest.raises(ConfigError, match=r"10 subjects are too many for one adapter\. Merge at most 9"):
+        merge(parts, tmp_path / "out", CAPTIONS, tiny_model)
+    merge(parts[1:], tmp_path / "nine", CAPTIONS, tiny_model)
+    assert len(read_words(tmp_path / "nine")) == MOST_SUBJECTS
+
+
+def test_what_can_not_be_read_back_is_not_kept(tiny_model, tmp_path, monkeypatch):
+    def fail(_words, folder):
+        (folder / "learned_embeds.safetensors").write_bytes(b"half a file")
+
+    parts = many(tmp_path, tiny_model, 2)
+    monkeypatch.setattr("dreambooth.merge.write_words", fail)
+    with pytest.raises(ModelError, match="can't be read"):
+        merge(parts, tmp_path / "out", CAPTIONS, tiny_model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
 
 # ---- Captions

@@ -100,7 +100,7 @@ def test_what_is_saved_draws_what_was_trained(name, configured, tmp_path, family
 
     model = tmp_path / "run" / "model"
     base, _ = load_pipeline(family_model)
-    loaded, _ = load_model(model, family_model)
+    loaded, _ = load_model(model, family_model if is_adapter(model) else None)
     trained = pixels(loaded, config)
     base_words = config.model_copy(update={"subject": config.subject.model_copy(update={"identifier": "sks"})})
     assert not torch.equal(trained, pixels(base, base_words))
@@ -230,6 +230,7 @@ CAT = {"photos": "x", "class_noun": "cat"}
 BAD = {
     "a word without brackets": ({"method": "textual_inversion", "subject": {"identifier": "sks"}}, "brackets.*<sks>"),
     "a text encoder to be left alone": ({"method": "custom_diffusion", "train": {"text_encoder": True}}, "leaves the"),
+    "class images for nothing": ({"method": "textual_inversion", "prior": {"enabled": True}}, "have nothing to keep"),
     "a penalty on nothing": ({"method": "textual_inversion", "drift": {"weight": 1.0}}, "changes no weight"),
     "a penalty on DoRA": ({"method": "lora", "lora": {"dora": True}, "drift": {"weight": 1.0}}, "dora"),
     "a learned word without LoRA": ({"method": "full", "word": {"learned": "x"}}, "for method lora"),
@@ -240,6 +241,11 @@ BAD = {
     "a pack of two": ({"prior": {"pack": "a/b"}, "more_subjects": [CAT | {"identifier": "ohwx"}]}, "one class"),
     "two subjects of one name": ({"more_subjects": [CAT]}, "two subjects have .*'sks'"),
 }
+
+
+def test_without_weight_class_images_are_none_and_a_word_alone_takes_them(configured):
+    config = configured("textual_inversion", prior={"enabled": True, "weight": 0})
+    assert (config.prior.active, config.condition) == (False, "word alone")
 
 
 @pytest.mark.parametrize("what", BAD)

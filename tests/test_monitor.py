@@ -28,7 +28,7 @@ def best(*measures, max_drift=0.25, max_prompt_loss=0.1):
     return best_of([BASE, *measures], 0.8, max_drift, max_prompt_loss).step
 
 
-def test_the_likest_within_both_bounds_is_the_best():
+def test_the_most_alike_within_both_bounds_is_the_best():
     assert best(measure(1, 0.6), measure(2, 0.75), measure(3, 0.65)) == 2
 
 

@@ -107,6 +107,15 @@ def test_a_pack_says_what_it_is(hub, drawn, tmp_path):
         assert secret.encode() not in everything
 
 
+def test_class_images_of_several_classes_are_no_pack(hub, make_config, photo_folder):
+    more = [{"photos": str(photo_folder), "class_noun": "cat", "identifier": "ohwx"}]
+    account = sign_in(hub.add_user("anna"))
+    with pytest.raises(ConfigError, match=r"one class prompt, and these settings have 3\. Give settings of"):
+        publish_pack(make_config(more_subjects=more), "anna/dogs", account)
+    assert ("dataset", "anna/dogs") not in hub.repos
+    assert pack_key(make_config(more_subjects=[more[0] | {"class_noun": "dog"}])) == pack_key(make_config())
+
+
 @pytest.mark.parametrize(("base", "licence"), [("org/base", "openrail"), ("toybox", "apache-2.0"), ("org/mute", None)])
 def test_the_licence_is_the_base_models(hub, make_config, tiny_model, base, licence):
     if base != "toybox":

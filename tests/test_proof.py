@@ -54,7 +54,7 @@ def test_prior_preservation_keeps_the_class_from_becoming_the_subject(measured):
     assert clearly(differences(measured, "without PPL", BASE)["pres"]) > 0.2
 
 
-def test_the_subject_is_learnt_both_ways(measured):
+def test_the_subject_is_learned_both_ways(measured):
     for condition in ("with PPL", "without PPL"):
         assert differences(measured, condition, BASE)["dino"].value > 0.15
 

@@ -375,7 +375,7 @@ def test_costs_stand_beside_the_figures(study, tmp_path):
     ]  # fmt: skip
     assert [row[0] for row in rows[2:]] == ["Base model", "Without PPL", "With PPL"]
     assert rows[2][6:] == rows[3][6:] == ["–"] * 4
-    assert rows[4][6:] == ["158,720", "2.5 MB", "3 s", "300.0 MB"], "seeds 1 and 2: 2 s and 4 s"
+    assert rows[4][6:] == ["158,720", "2.5 MB", "3 s", "300 MB"], "seeds 1 and 2: 2 s and 4 s"
     assert rows[4][1] == f"{summary(study, 'with PPL')['dino'].value:.3f}"
     written = write_report(tmp_path / "out", "Many", study, costs=costs)
     assert "<h2>What it costs</h2>" in written.html.read_text()

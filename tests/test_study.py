@@ -254,7 +254,7 @@ def test_the_study_of_methods_has_each_methods_preset(tmp_path):
         "full, drift penalty": ("full", "with drift penalty", "sks"),
         "LoRA, PPL": ("lora", "with PPL", "sks"),
         "LoRA": ("lora", "without PPL", "sks"),
-        "Textual Inversion": ("textual_inversion", "without PPL", "<sks>"),
+        "Textual Inversion": ("textual_inversion", "word alone", "<sks>"),
         "Custom Diffusion, PPL": ("custom_diffusion", "with PPL", "<sks>"),
     }
     presets = {config.method: config.preset for config in by_name.values()}

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -288,6 +290,19 @@ def test_v_prediction_trains_its_own_target(make_config, tmp_path):
     v = of(events.Step, execute(make_config(base_model=str(model)), tmp_path / "run"))[0]
     epsilon = of(events.Step, execute(make_config(), tmp_path / "eps"))[0]
     assert v.loss != pytest.approx(epsilon.loss, rel=1e-3)
+
+
+def test_a_model_that_another_thread_loads_meanwhile_changes_nothing(make_config, tmp_path):
+    """While one is loaded, PyTorch's own classes are changed for every thread: new parameters hold no numbers."""
+    config = make_config(train={"ema_decay": 0.9})
+    execute(config, tmp_path / "alone")
+    with ExitStack() as loading:
+        for event in Run.create(config, tmp_path / "beside").execute():
+            if isinstance(event, events.Stage) and event.name == "encode":
+                loading.enter_context(init_empty_weights())
+            elif isinstance(event, events.Step):
+                loading.close()
+    assert_equal(weights(tmp_path / "alone"), weights(tmp_path / "beside"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(make_config, tmp_path):

@@ -27,8 +27,9 @@ class Trainable:
     save: Callable[[Path, Path], None]
     """(new folder, base model's folder) -> None: write what generation loads."""
     drift: Callable[[], Tensor] | None = None
-    """The squared distance of the trained weights from the base model's, a scalar; where `drift.weight` asks for it. A
-    `Distance` holds the base's weights beside."""
+    """The squared distance of the trained weights from the base model's, a scalar; where `drift.weight` asks for it."""
+    beside: Sequence[Tensor] = ()
+    """What is held in memory beside the modules' weights: the base's, where `drift` compares with them."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -86,12 +87,12 @@ def store_frozen_in(dtype: torch.dtype | None, trainable: Trainable) -> None:
             layer.weight.data = layer.weight.data.to(dtype)
 
 
-WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # kinds of numbers that files hold weights in
+NUMBER_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # in which files hold weights
 
 
 def why_unusable(value: Tensor) -> str:
     """What is wrong with a tensor of a stranger's file as weights, in words that follow its name; "" where nothing."""
-    if value.dtype not in WEIGHTS:
+    if value.dtype not in NUMBER_TYPES:
         return f"holds numbers of type {str(value.dtype).removeprefix('torch.')}"
     if not value.numel():
         return "holds no numbers"

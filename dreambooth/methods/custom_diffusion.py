@@ -22,7 +22,7 @@ from dreambooth.methods import Distance, Method, Trainable, freeze, text_learnin
 from dreambooth.methods.words import PATTERN, add_words, load_words, save_words
 
 FILE = "pytorch_custom_diffusion_weights.safetensors"
-"""As stock diffusers calls it; `pipe.unet.load_attn_procs(folder, weight_name=FILE, _pipeline=pipe)` reads it. Without
+"""Stock diffusers' name for it; `pipe.unet.load_attn_procs(folder, weight_name=FILE, _pipeline=pipe)` reads it. Without
 `_pipeline`, diffusers 0.42 reads the file and changes nothing."""
 
 
@@ -44,12 +44,13 @@ def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable
     weights = [layer.weight.requires_grad_(True) for layer in layers.values()]
     modules = {name: getattr(pipe, name) for name in (family.denoiser, *family.text_encoders)}
     groups = [{"params": weights}, {"params": [words.learned]} | text_learning_rate(config)]
+    drift = Distance(weights) if config.drift.weight else None
 
     def save(folder: Path, _base: Path) -> None:
         save_words(words, config, folder)
         save_weights(pipe, family, folder)
 
-    return Trainable(modules, groups, save, Distance(weights) if config.drift.weight else None)
+    return Trainable(modules, groups, save, drift, drift.base if drift else ())
 
 
 def save_weights(pipe: DiffusionPipeline, family: Family, folder: Path) -> None:

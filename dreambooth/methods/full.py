@@ -37,7 +37,7 @@ def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         forget_paths(folder)
 
-    return Trainable(modules, groups, save, drift)
+    return Trainable(modules, groups, save, drift, drift.base if drift else ())
 
 
 def use_classic_names(file: Path) -> None:

@@ -15,7 +15,7 @@ from dreambooth.families import Family
 from dreambooth.methods import why_unusable
 
 FILE = "pytorch_lora_weights.safetensors"
-"""As stock diffusers calls it; `load_lora_weights` reads it."""
+"""Stock diffusers' name for it; `load_lora_weights` reads it."""
 
 _KEY = re.compile(r"([\w.]+)\.(?:lora(?:_linear_layer)?\.(down|up)\.weight|lora_(magnitude)_vector\.weight)")
 _LAYER = ({"down", "up"}, {"down", "up", "magnitude"})  # what a layer has, without DoRA and with it

@@ -13,7 +13,7 @@ import numpy as np
 from dreambooth import events
 from dreambooth.evaluate import Evaluation
 from dreambooth.events import Event
-from dreambooth.files import atomic_file
+from dreambooth.files import atomic_file, shown_size
 from dreambooth.metrics import METRICS
 from dreambooth.reports.tables import AVERAGE, capital, conditions, escape, figure, heads, markdown_table, summary
 
@@ -134,7 +134,4 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def _bytes(value: float | None) -> str:
-    if value is None:
-        return "–"
-    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if value >= unit), (1e3, "kB"))
-    return f"{value / unit:,.1f} {name}"
+    return "–" if value is None else shown_size(value)

@@ -303,7 +303,7 @@ def _quality(facts: Facts) -> list[str]:
             "## How good it is",
             _headline(facts, own),
             comparison_table(facts.evaluations),
-            f"This model is the row “{_words(capital(own.condition))}”; PPL is prior preservation{_penalty(facts)}. "
+            f"This model is the row “{_words(capital(own.condition))}”{_terms(facts)}. "
             f"Each drew {len(own.prompts)} prompts × {own.images_per_prompt} pictures of {_measured(facts)} and "
             f"{own.class_images} of its class from the same seeds, which were compared with the photos by the "
             f"DreamBooth paper's protocol. {reading(facts.evaluations)}",
@@ -321,9 +321,11 @@ def _quality(facts: Facts) -> list[str]:
     return ["## How good it is", "It was not measured."]
 
 
-def _penalty(facts: Facts) -> str:
-    named = any("drift" in condition for condition in facts.conditions)
-    return ", the drift penalty holds the weights near the base model's" if named else ""
+def _terms(facts: Facts) -> str:
+    """What the rows' names mean."""
+    meant = {"PPL": "PPL is prior preservation", "drift": "the drift penalty holds the weights near the base model's"}
+    told = [words for name, words in meant.items() if any(name in condition for condition in facts.conditions)]
+    return f"; {', '.join(told)}" if told else ""
 
 
 def _measured(facts: Facts) -> str:
@@ -396,7 +398,7 @@ def _settings(facts: Facts) -> str:
         "Size": shown_size(facts.size),
         "Photos": f"{counts}, cropped to {facts.side} × {facts.side} px{captioned}",
         "Instance prompt": _listed(map(_prompt, config.instance_prompts)),
-        "Prior preservation (PPL)": kin if prior.active else "off",
+        "Prior preservation (PPL)": kin if prior.active else "" if config.method == "textual_inversion" else "off",
         "Drift penalty": f"{config.drift.weight:g} × squared distance of the weights" if config.drift.weight else "",
         "Steps": f"{facts.steps:,}{best}",
         "Batch": batch + (f", {train.gradient_accumulation} times" if train.gradient_accumulation > 1 else ""),

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HFValidationError
 from dreambooth.config import TOYBOX, Config
 from dreambooth.errors import DreamBoothError, ModelError
 from dreambooth.fetch import fetch_model
+from dreambooth.files import shown_size
 from dreambooth.machine import probe, resolve_device, resolve_precision
 from dreambooth.preflight import Estimate, check, gib, roughly
 from dreambooth.rehearsal import Rehearsal
@@ -111,28 +112,24 @@ def as_html(estimate: Estimate) -> str:
     """The figures that matter, and what they are based on."""
     checkpointing = " · gradient checkpointing" if estimate.gradient_checkpointing else ""
     precision = "32 bits" if estimate.mixed_precision == "no" else estimate.mixed_precision
+    count = estimate.trainable_parameters
+    weights = f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
     basis = (
-        f"{estimate.trainable_parameters / 1e6:,.1f} M weights trained at {estimate.resolution} px in {precision}"
-        f"{checkpointing}. Roughly: class images that another run has drawn save time, a busy machine takes more."
+        f"{weights} weights trained at {estimate.resolution} px in {precision}{checkpointing}. "
+        "Roughly: class images that another run has drawn save time, a busy machine takes more."
     )
     return (
         f"<section class='estimate'><dl><div><dt>Memory</dt><dd>{gib(estimate.peak_bytes)}</dd></div>"
         f"<div><dt>Time</dt><dd>about {roughly(estimate.seconds)}</dd></div>"
-        f"<div><dt>File</dt><dd>{file_size(estimate.model_bytes)}</dd></div></dl>"
+        f"<div><dt>File</dt><dd>{shown_size(estimate.model_bytes)}</dd></div></dl>"
         f"<p>{html.escape(basis)}</p></section>"
     )
 
 
 def in_short(estimate: Estimate) -> str:
     """The three figures in a line."""
-    size, time = file_size(estimate.model_bytes), roughly(estimate.seconds)
+    size, time = shown_size(estimate.model_bytes), roughly(estimate.seconds)
     return f"File {size} · time about {time} · memory {gib(estimate.peak_bytes)}"
-
-
-def file_size(size: float) -> str:
-    """Bytes of a file in words."""
-    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
-    return f"{size / unit:.{0 if size >= 100 * unit else 1}f} {name}"
 
 
 def refusal_html(error: DreamBoothError) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from PIL import Image
 from dreambooth import metrics
 from dreambooth.config import Config
 from dreambooth.encoders import Encoders
-from dreambooth.evaluate import redrawn_as
+from dreambooth.evaluate import identifier_in, redrawn_as
 from dreambooth.metrics import METRICS, Estimate
 from dreambooth.ui.charts import judge
 from dreambooth.ui.comparison import Comparison
@@ -101,20 +100,17 @@ def _sorted(pictures: Sequence[Picture], config: Config) -> tuple[list[Picture],
     return ours, [picture for picture in pictures if picture.prompt == config.class_prompt]
 
 
-def _word(identifier: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(identifier)}(?!\w)")
-
-
 def _names_subject(prompt: str, config: Config) -> bool:
     """Whether it asks for the first subject, and for no other."""
-    return [subject for subject in config.subjects if _word(subject.identifier).search(prompt)] == [config.subject]
+    named = [subject for subject in config.subjects if identifier_in(subject.identifier).search(prompt)]
+    return named == [config.subject]
 
 
 def _of_subject(pictures: list[Picture], config: Config, real: dict[str, np.ndarray], encoders: Encoders) -> Values:
     if not pictures:
         return {}
     images, keys = [p.image for p in pictures], [(p.prompt, p.seed) for p in pictures]
-    looks, word = encoders.clip.embed(images), _word(config.subject.identifier)
+    looks, word = encoders.clip.embed(images), identifier_in(config.subject.identifier)
     # The invented word means nothing to CLIP.
     texts = encoders.clip.embed_texts([" ".join(word.sub("", p.prompt).split()) for p in pictures])
     scores = {

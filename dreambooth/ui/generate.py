@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,15 @@ from PIL import Image, UnidentifiedImageError
 
 from dreambooth.config import SamplingConfig, SubjectConfig
 from dreambooth.errors import DreamBoothError, PhotoError
-from dreambooth.generate import MAX_BATCH, Picture, Which, check_request, save_picture
+from dreambooth.generate import (
+    MAX_BATCH,
+    Picture,
+    Which,
+    check_request,
+    read_adapters,
+    save_picture,
+    shown_adapters,
+)
 from dreambooth.prompts import suggestions
 from dreambooth.runs import Run
 from dreambooth.ui import drawing, login, models
@@ -104,8 +113,9 @@ def build(studio: Studio, owner: gr.Component) -> tuple[Form, dict[str, Any]]:
             "Draw pictures with one of your finished runs, by its id, a base model, by its name, or a Hub repo, by "
             "OWNER/NAME or OWNER/NAME@REVISION, that the token's account may read; `which` says which, where a run "
             "keeps its best model beside the last. `scale` is how much of an adapter takes part; up to three more runs "
-            "of yours that trained adapters of the same base model go on top, each with a weight. The pictures come "
-            "batch by batch as PNG files that carry their settings; cancelling the job stops it."
+            "of yours that trained adapters of the same base model go on top, `which` of their models, each with a "
+            "weight. The pictures come batch by batch as PNG files that carry their settings; cancelling the job stops "
+            "it."
         ),
     )  # fmt: skip
     form.model.input(actions.prefill, [owner, form.model], own_settings, **QUIET)
@@ -244,19 +254,22 @@ class Actions:
         much of it takes part, and the adapters."""
         possible = models.adapters_for(self.studio, models.finished_runs(self.studio, owner), model)
         return (
-            self.list_ideas(owner, model, *added), self._offer_which(owner, model), self._offer_scale(owner, model),
+            self.list_ideas(owner, model, *added), self._offer_which(owner, model, *added),
+            self._offer_scale(owner, model),
             gr.Accordion(visible=bool(possible)), *_offer_adapters(possible, added),
         )  # fmt: skip
 
-    def _offer_which(self, owner: str, model: str) -> gr.Radio:
-        """The choice between a run's best and last model, where it has both."""
-        try:
-            steps = models.best_and_last(self.studio.own_run(owner, model))
-        except DreamBoothError:
-            steps = None
-        if steps is None:
+    def _offer_which(self, owner: str, model: str, *added: str) -> gr.Radio:
+        """The choice between the best and the last model of each run that takes part, where one has both; the steps are
+        told of one that is alone."""
+        names, found = [model, *filter(None, added)], []
+        for name in names:
+            with contextlib.suppress(DreamBoothError):
+                found.append(models.best_and_last(self.studio.own_run(owner, name)))
+        if not any(found):
             return gr.Radio(visible=False)
-        return gr.Radio(_choices(f"Best step ({steps['best']})", f"Last step ({steps['last']})"), visible=True)
+        best, last = (f" ({found[0][which]})" if len(names) == 1 else "" for which in ("best", "last"))
+        return gr.Radio(_choices(f"Best step{best}", f"Last step{last}"), visible=True)
 
     def _offer_scale(self, owner: str, model: str) -> gr.Slider:
         """How much of an adapter takes part; 1 where that is no question."""
@@ -340,10 +353,10 @@ class Actions:
             settings = read_settings(path)
         except (IndexError, TypeError, PhotoError):
             return None, gr.HTML(visible=False), gr.Button(visible=False)
+        told = {name: _as_words(name, settings.get(name, "")) for name in SETTINGS}
         rows = "".join(
-            f"<dt>{SHOWN_AS.get(name, name)}</dt><dd>{html.escape(settings[name])}</dd>"
-            for name in SETTINGS if settings.get(name)
-        )  # fmt: skip
+            f"<dt>{SHOWN_AS.get(name, name)}</dt><dd>{html.escape(value)}</dd>" for name, value in told.items() if value
+        )
         return path, gr.HTML(f"<dl class='made-with'>{rows}</dl>", visible=True), gr.Button(visible=True)
 
     @in_plain_words
@@ -402,15 +415,9 @@ def ideas_for(base_model: str, subjects: Sequence[SubjectConfig]) -> list[str]:
     return list(dict.fromkeys(idea for ideas in zip(together, *told, strict=False) for idea in ideas))
 
 
-def shown_adapters(added: Sequence[tuple[str, float]]) -> str:
-    """Runs' ids with their weights, as a picture's file keeps them: `ID:0.5 ID:1`."""
-    return " ".join(f"{name}:{weight:g}" for name, weight in added)
-
-
-def read_adapters(text: str) -> list[tuple[str, float]]:
-    """What `shown_adapters` wrote; raises `ValueError` for anything else."""
-    parted = [part.rpartition(":") for part in text.split()]
-    return [(name, float(weight)) for name, _, weight in parted]
+def _as_words(name: str, value: str) -> str:
+    """A picture's setting as the page tells it."""
+    return ", ".join(f"{run} × {weight:g}" for run, weight in read_adapters(value)) if name == "adapters" else value
 
 
 def read_settings(path: str | None) -> dict[str, str]:

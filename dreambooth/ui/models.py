@@ -68,7 +68,7 @@ class Model:
     sampling: SamplingConfig
     """The settings it is best sampled with."""
     which: str = ""
-    """Of a run's two models."""
+    """Of a run's two models, and of those of the runs on top."""
 
 
 def open_model(
@@ -77,10 +77,10 @@ def open_model(
 ) -> Model:  # fmt: skip
     """The model that a visitor names: a base model on offer, a run of theirs, or a Hub repo, downloaded if need be.
 
-    `which` is heeded where a run has two. A repo is OWNER/NAME or OWNER/NAME@REVISION; the Hub is asked each time
-    whether `token` may read it. A path of the server is none of these. An adapter takes part with `scale`; on top come
-    `adapters`, each the id of a run of the visitor's and its weight. Raises `ConfigError`, `RunError`, `ModelError` or
-    `HubError`.
+    `which` is heeded where a run, or one on top, has two. A repo is OWNER/NAME or OWNER/NAME@REVISION; the Hub is asked
+    each time whether `token` may read it. A path of the server is none of these. An adapter takes part with `scale`; on
+    top come `adapters`, each the id of a run of the visitor's and its weight. Raises `ConfigError`, `RunError`,
+    `ModelError` or `HubError`.
     """
     name = called = name.strip() if isinstance(name, str) else ""
     if not name:
@@ -95,8 +95,9 @@ def open_model(
         weights = weights_of(run, which)
         model = Model(run.id, weights, run.config.sampling, "best" if Path(weights.folder).name == "best" else "last")
         called = label(run)
-    stacked = _stacked(studio, owner, adapters, model.weights, called)
-    return replace(model, weights=model.weights._replace(scale=_checked_weight(scale), adapters=stacked))
+    stacked = _stacked(studio, owner, adapters, which, model.weights, called)
+    weights = model.weights._replace(scale=_checked_weight(scale), adapters=stacked)
+    return replace(model, weights=weights, which=which if stacked else model.which)
 
 
 def _open_from_hub(studio: Studio, name: str, token: Token) -> Model:
@@ -124,9 +125,10 @@ def _base_of(studio: Studio, adapter: Path, token: Token) -> Path:
 
 
 def _stacked(
-    studio: Studio, owner: str, adapters: Sequence[tuple[str, float]], model: Weights, called: str
+    studio: Studio, owner: str, adapters: Sequence[tuple[str, float]], which: Which, model: Weights, called: str
 ) -> tuple[tuple[str, float], ...]:
-    """The folders and weights of a visitor's adapters for the top of a model that messages call `called`.
+    """The folders and weights of a visitor's adapters, `which` of each run's, for the top of a model that messages call
+    `called`.
 
     Raises `ConfigError` for what is none and for a word that is there already, `ModelError` for one of another base.
     """
@@ -137,7 +139,7 @@ def _stacked(
     found = []
     for name, weight in adapters:
         run = studio.own_run(owner, name)
-        folder = Path(finished_model(run, "best"))
+        folder = Path(finished_model(run, which))
         if not is_adapter(folder):
             raise ConfigError(f"{label(run)} is a whole model.", "Only adapters can be added to a model.")
         if read_adapter(folder).base_fingerprint != fingerprint(base):

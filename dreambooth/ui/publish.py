@@ -238,8 +238,8 @@ class Actions:
         except DreamBoothError:
             return ""
         pictures = [self.shown.move_resource_to_block_cache(path) for path in self._pictures(chosen, which)]
-        partner = self.studio.partner(chosen)
-        beside = partner.config.condition if partner and partner.status == "finished" else ""
+        partner = self.studio.finished_partner(chosen)
+        beside = partner.config.condition if partner else ""
         return contents_html(chosen, model, pictures, photos=photos, half=half, beside=beside)
 
     def _pictures(self, run: Run, which: Which) -> list[Path]:

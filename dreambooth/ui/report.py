@@ -83,11 +83,11 @@ class Report:
         kept = [f"{config.prior.num_images} class images"] if config.prior.active else []
         kept += [] if kept or config.method == "textual_inversion" else ["no PPL"]  # it has nothing that could drift
         kept += [f"drift penalty {config.drift.weight:g}"] if config.drift.weight else []
-        frozen = config.train.text_encoder or config.method in LEARNS_WORD
+        frozen = not (config.train.text_encoder or config.method in LEARNS_WORD)
         parts = [
             *([method] if adapter else []), f"{counted(config.train.steps, 'step')} at {config.train.learning_rate:g}",
             *kept,
-            *([] if frozen else ["text encoder frozen"]), Path(config.base_model).name,
+            *(["text encoder frozen"] if frozen else []), Path(config.base_model).name,
         ]  # fmt: skip
         return " · ".join(parts)
 

@@ -271,11 +271,12 @@ class Choices(NamedTuple):
     def as_settings(self, studio: Studio, more: Any) -> dict[str, Any]:
         """Nested as in a config file, without the subject; what is None is as the recipe says.
 
+        Where a word alone is learned, class images are left out whatever is chosen: they would have nothing to keep.
         Raises `ConfigError` for a model that is not on offer, and for `more` that may not be set here.
         """
         recipe = self.recipe or first_recipe(studio, self.base_model, self.method)
-        enabled = True if self.ways in ("two", "three") else self.prior
-        learns_alone = (self.method or recipe_method(recipe)) == "textual_inversion"  # `ways_of` refuses that
+        learns_alone = (self.method or recipe_method(recipe)) == "textual_inversion"  # `ways_of` refuses more than one
+        enabled = False if learns_alone else True if self.ways in ("two", "three") else self.prior
         drift = self.drift or DRIFT if self.ways == "three" and not learns_alone else self.drift
         on_top = {
             "preset": recipe,

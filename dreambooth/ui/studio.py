@@ -200,6 +200,10 @@ class Studio:
         """The other run of a pair that was trained both ways, while it is there; of several the first."""
         return next(iter(self.partners(run)), None)
 
+    def finished_partner(self, run: Run) -> Run | None:
+        """The first finished of the runs that were trained beside this one: its card shows it."""
+        return next((other for other in self.partners(run) if other.status == "finished"), None)
+
     def partners(self, run: Run) -> list[Run]:
         """The runs that were trained beside this one and differ in their condition alone, while they are there."""
         others = [Run(self.root / name) for name in _partners_of(run) if _RUN_ID.fullmatch(name)]
@@ -365,8 +369,7 @@ class Studio:
         with self._deciding:
             if not run.path.is_dir():
                 raise RunError("You have no such run.", "It was deleted meanwhile.")
-            partner = self.partner(run)
-            self.publisher.submit(run, wanted, account, partner if partner and partner.status == "finished" else None)
+            self.publisher.submit(run, wanted, account, self.finished_partner(run))
 
     def asks_consent(self, config: Config) -> bool:
         """Whether people may be on the photos, and strangers use this studio."""

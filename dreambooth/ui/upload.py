@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth import toybox
 from dreambooth.coach import Finding, coach
-from dreambooth.config import TOYBOX, Config, together_prompt
+from dreambooth.config import MOST_SUBJECTS, TOYBOX, Config, together_prompt
 from dreambooth.errors import ConfigError, PhotoError
 from dreambooth.photos import IMAGE_SUFFIXES, SHOWN, Crop, Prepared, show_crop
 from dreambooth.toybox.world import CLASSES
@@ -34,8 +34,6 @@ OF_ALL = ("too_few", "too_many", "same_background", "same_pose")
 """Findings about the photos as a set."""
 WAITING = """<div class="empty"><strong>No photos yet.</strong> Drop three to five, each from another angle and in
 another place: that is how the model tells your subject from its surroundings.</div>"""
-MOST_SUBJECTS = 9
-"""Of one run, where no studio's limit is lower: as many as `Config` takes."""
 CHOOSE = """element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-subject]");
   if (button) trigger("click", {subject: Number(button.dataset.subject), act: button.dataset.act});

@@ -63,7 +63,7 @@ def exported(trained, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def judged(rendered, tmp_path_factory):
-    """A work directory whose judge has learnt its twelve pictures by heart; not to be written to."""
+    """A work directory whose judge has learned its twelve pictures by heart; not to be written to."""
     folder = shutil.copytree(rendered, tmp_path_factory.mktemp("judged") / "work")
     with pytest.MonkeyPatch.context() as monkeypatch:
         few(monkeypatch)

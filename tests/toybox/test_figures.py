@@ -111,7 +111,7 @@ def test_dreambooth_measures_real_base_and_both_ways(folders, judged, tmp_path):
         assert sheet.size == (7 * 132 + 4, 4 * 132 + 4)  # 2 contexts, 4 styles, the class
 
 
-def test_real_pictures_of_a_subject_are_likest_to_its_photos(judged):
+def test_real_pictures_of_a_subject_are_most_like_its_photos(judged):
     judge = load_judge(judged)
     look = judge_look(judge)
     real = figures._real("cat", 2, 3)

@@ -23,8 +23,8 @@ def test_the_worlds_words_and_rare_ones_are_single_tokens(tmp_path):
 
 def test_learning_it_twice_numbers_words_alike(tmp_path):
     """Ties between merges were broken by chance once, so that "cat" and "car" changed places."""
-    learnt = [build_tokenizer(tmp_path / str(k)).get_vocab() for k in range(4)]
-    assert all(other == learnt[0] for other in learnt)
+    learned = [build_tokenizer(tmp_path / str(k)).get_vocab() for k in range(4)]
+    assert all(other == learned[0] for other in learned)
 
 
 def test_a_folder_keeps_the_tokenizer_that_it_has(tmp_path):

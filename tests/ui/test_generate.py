@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from dreambooth.errors import PhotoError
+from dreambooth.generate import read_adapters, save_picture, shown_adapters
 from dreambooth.ui import drawing, models
 from dreambooth.ui.generate import Actions, read_settings
 from dreambooth.ui.studio import Studio
@@ -165,8 +166,9 @@ def test_adapters_are_offered_where_they_fit_and_drawn_with(actions: Actions, st
     asked = ("a photo of a <b> cat", "", 2, 3.0, 7, 1, True, "last")
     items, _ = list(actions.generate(ANNA, lora.id, *asked, 0.5, cat.id))[-1]
     with Image.open(items[0][0]) as image:
-        assert (image.text["scale"], image.text["adapters"]) == ("0.5", f"{cat.id}:1")
+        assert (image.text["scale"], read_adapters(image.text["adapters"])) == ("0.5", [(cat.id, 1)])
         stacked = image.tobytes()
+    assert f"<dt>added adapters</dt><dd>{cat.id} × 1</dd>" in actions.pick(items, SimpleNamespace(index=0))[1].value
     copied = actions.copy_settings(ANNA, items[0][0])
     assert copied[7:] == (0.5, cat.id, "", "", 1.0, 1.0, 1.0)
     assert actions.copy_settings(BERT, items[0][0])[7:] == (0.5, *UNSTACKED[1:]), "another's adapter stays theirs"
@@ -183,6 +185,41 @@ def test_adapters_are_offered_where_they_fit_and_drawn_with(actions: Actions, st
     ]:  # fmt: skip
         with pytest.raises(gr.Error, match=words):
             list(actions.generate(owner, model, *asked, *more))
+
+
+def test_adapters_on_top_are_the_best_or_the_last_as_the_model_is(actions: Actions, studio: Studio, photo_folder: Path):
+    [lora] = studios.finished_runs(studio, photo_folder, method="lora")
+    assert not actions.offer(ANNA, "tiny-sd", lora.id, "", "")[1].visible
+    studios.measured(lora, 0.2, 0.3, 0.5, best=50)
+    shutil.rmtree(lora.path / "best")
+    studios.save_adapter(lora.config, lora.path / "best", seed=99)
+    offered = actions.offer(ANNA, "tiny-sd", lora.id, "", "")[1]
+    assert (offered.visible, offered.choices) == (True, [("Best step", "best"), ("Last step", "last")])
+    asked, drawn = ("a photo of sks dog", "", 2, 3.0, 7, 1, True), {}
+    for which in ("best", "last"):
+        for model, more in (("tiny-sd", (1.0, lora.id)), (lora.id, ())):
+            items, _ = list(actions.generate(ANNA, model, *asked, which, *more))[-1]
+            with Image.open(items[0][0]) as image:
+                assert image.text["which"] == which
+                drawn[which, model] = image.tobytes()
+            assert actions.copy_settings(ANNA, items[0][0])[6] == which
+        assert drawn[which, "tiny-sd"] == drawn[which, lora.id], "on its base model as by itself"
+    assert drawn["best", "tiny-sd"] != drawn["last", "tiny-sd"]
+
+
+def test_what_the_command_line_drew_is_taken_over_and_unreadable_adapters_are_left_out(
+    actions: Actions, studio: Studio, photo_folder: Path, tmp_path: Path
+):
+    [lora] = studios.finished_runs(studio, photo_folder, method="lora")
+    facts = {"model": "tiny-sd", "prompt": "a dog", "steps": 2, "guidance_scale": 3.0, "seed": 1}
+    for text, name in (
+        (shown_adapters([("my other, run", 1.0), (lora.id, 0.5)]), lora.id),
+        (f"{lora.id}:0.5, b:1", ""),
+    ):
+        save_picture(tmp_path / "drawn.png", Image.new("RGB", (8, 8)), adapters=text, **facts)
+        copied = actions.copy_settings(ANNA, str(tmp_path / "drawn.png"))
+        assert copied[:2] == ("tiny-sd", "a dog")
+        assert copied[8:] == (name, "", "", 0.5 if name else 1.0, 1.0, 1.0)
 
 
 def test_no_two_adapters_of_the_same_word_are_offered_together(actions: Actions, studio: Studio, photo_folder: Path):

@@ -73,6 +73,15 @@ def test_ones_own_adapters_of_the_same_base_model_go_on_top(studio: Studio, phot
     assert opened.weights.adapters == top
     assert opened.weights.base == ""
 
+    studios.measured(lora, 0.2, 0.3, 0.5, best=50)
+    for which, folder in (("best", "best"), ("last", "model")):
+        for model in ("tiny-sd", inversion.id):  # which has no best of its own
+            opened = open_model(studio, ANNA, model, which, adapters=[(lora.id, 0.5)])
+            assert (opened.weights.adapters, opened.which) == (((str(lora.path / folder), 0.5),), which)
+    assert open_model(studio, ANNA, "tiny-sd", adapters=[(lora.id, 1)]).which == "last"
+    with pytest.raises(ConfigError, match="'first' is none of a run's models"):
+        open_model(studio, ANNA, "tiny-sd", "first", adapters=[(lora.id, 1)])
+
     other = studios.studio(studio.root, tiny.stable_diffusion(tmp_path / "other", seed=9))
     for at, owner, model, added, error, words in [
         (studio, BERT, "tiny-sd", [(lora.id, 1)], RunError, "You have no such run"),

@@ -88,6 +88,23 @@ def test_a_pair_is_published_with_its_other_run(actions: Actions, studio: Studio
     assert ended(actions, without) == "published"
 
 
+def test_of_three_ways_the_card_shows_the_first_other_that_finished(
+    actions: Actions, studio: Studio, photo_folder: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+):
+    submitted = []
+    monkeypatch.setattr(studio.publisher, "submit", lambda *given: submitted.append(given))
+    with_ppl, without, drift = studios.finished_runs(studio, photo_folder, ways="three", drift={"weight": 0.5})
+    assert "with PPL and without PPL side by side" in actions.contents(ANNA, with_ppl.id, False, False, "last")
+    without.append(events.Cancelled(1))
+    assert (studio.partner(with_ppl), studio.finished_partner(with_ppl)) == (without, drift)
+    assert "with PPL and with drift penalty side by side" in actions.contents(ANNA, with_ppl.id, False, False, "last")
+    actions.publish(ANNA, with_ppl.id, "dog", token=token(hub.add_user("anna")))
+    assert submitted[0][-1] == drift
+    drift.append(events.Cancelled(1))
+    assert studio.finished_partner(with_ppl) is None
+    assert "side by side" not in actions.contents(ANNA, with_ppl.id, False, False, "last")
+
+
 def test_a_failure_is_told_with_its_reason_and_can_be_tried_again(actions: Actions, run: Run, hub: LoopbackHub):
     anna = token(hub.add_user("anna"))
     hub.fail("POST .*/commit/", 503, times=9)

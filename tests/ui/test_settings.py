@@ -79,7 +79,7 @@ def test_what_a_field_shows_becomes_the_setting(key: str, shown: object, taken: 
 
 
 @pytest.mark.parametrize(("key", "kind", "label", "ends"), [
-    ("train.flip", gr.Checkbox, "Flip", "have a side."), ("train.optimizer", gr.Dropdown, "Optimizer", "002 and 004."),
+    ("train.flip", gr.Checkbox, "Flip", "have a side."), ("train.optimizer", gr.Dropdown, "Optimizer", "on SD 1.5."),
     ("train.batch_size", gr.Number, "Batch size", "(1 to 256)"), ("train.ema_decay", gr.Textbox, "EMA decay",
     "(above 0 to below 1)"), ("train.max_grad_norm", gr.Number, "Largest gradient norm", "(above 0)"),
     ("train.betas", gr.Textbox, "Betas", "paper."), ("train.lr_schedule", gr.Dropdown, "Learning rate schedule",
@@ -128,6 +128,16 @@ def test_several_ways_turn_on_what_they_compare_and_without_ppl_no_class_images_
     assert (both["prior"], both["drift"]) == ({"enabled": True, "num_images": 8}, {"weight": 0})
     assert chosen._replace(ways="three").as_settings(studio, None)["drift"] == {"weight": settings.DRIFT}
     assert chosen._replace(ways="three", drift=2).as_settings(studio, None)["drift"] == {"weight": 2}
+
+
+@pytest.mark.parametrize("ways", ["one", "two", "three"])
+@pytest.mark.parametrize("prior", [True, False, None])
+def test_where_a_word_alone_is_learned_class_images_are_left_out(studio: Studio, ways: str, prior: bool | None):
+    chosen = EMPTY._replace(method="textual_inversion", prior=prior, class_images=8, ways=ways)
+    asked = chosen.as_settings(studio, None)
+    assert asked["prior"] == {"enabled": False}
+    made = config(**asked, subject={"photos": ".", "class_noun": "dog"})
+    assert (made.prior.active, made.condition) == (False, "word alone")
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "textual_inversion", "custom_diffusion"])

@@ -307,7 +307,7 @@ def test_every_subject_has_its_photos_boxes_and_copies_in_each_way(studio: Studi
     assert find_photos(other.config.subjects[1].photos) == [other.path / "uploads" / "subject-2" / "00.png"]
 
 
-def learnt(studio: Studio, photo_folder: Path, **changes: object) -> Run:
+def learned_run(studio: Studio, photo_folder: Path, **changes: object) -> Run:
     """A run of Anna's that has learned the word <sks>."""
     asked = {"method": "textual_inversion", "subject": {"identifier": "<sks>"}, "train": {"text_encoder": False}}
     [run] = studios.finished_runs(studio, photo_folder, **asked | changes)
@@ -323,7 +323,7 @@ def test_lora_goes_on_from_a_learned_word_that_it_keeps_a_copy_of(
     tmp_path: Path, tiny_model: Path, photo_folder: Path, photos: list[str]
 ):
     studio = studios.studio(tmp_path / "runs", tiny_model)
-    run = learnt(studio, photo_folder)
+    run = learned_run(studio, photo_folder)
     lora, other = studio.start(studios.ANNA, pivotal(studio, run), photos, learned=run.id, ways="two")
     learned = (run.path / "model" / "learned_embeds.safetensors").read_bytes()
     studio.delete(studios.ANNA, run.id)
@@ -344,7 +344,7 @@ def test_a_word_is_taken_from_no_run_but_ones_own_of_the_same_kind(
 ):
     studio = studios.studio(tmp_path / "runs", tiny_model)
     studio.base_models["other"] = "models/other"
-    run, [lora] = learnt(studio, photo_folder), studios.finished_runs(studio, photo_folder, method="lora")
+    run, [lora] = learned_run(studio, photo_folder), studios.finished_runs(studio, photo_folder, method="lora")
     before = list_runs(studio.root)
     for owner, asked, learned, error, said in (
         (studios.BERT, {}, run.id, RunError, "You have no such run"),

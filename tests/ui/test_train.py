@@ -11,6 +11,7 @@ from dreambooth import events
 from dreambooth.config import TOYBOX, load_preset
 from dreambooth.errors import ModelError
 from dreambooth.photos import Crop
+from dreambooth.preflight import Estimate
 from dreambooth.runs import Run
 from dreambooth.ui import estimate, train, upload
 from dreambooth.ui.estimate import Estimates
@@ -134,7 +135,7 @@ def test_a_word_that_is_no_word_is_refused_by_methods_that_learn_one(actions: Ac
 
 
 @pytest.fixture
-def learnt(actions: Actions, photo_folder: Path) -> Run:
+def word_run(actions: Actions, photo_folder: Path) -> Run:
     """A finished run of Anna's that has learned the word <zwx>."""
     [run] = finished_runs(
         actions.studio, photo_folder, method="textual_inversion", train={"text_encoder": False},
@@ -143,27 +144,27 @@ def learnt(actions: Actions, photo_folder: Path) -> Run:
     return run
 
 
-def test_a_word_that_was_learned_is_offered_for_lora_and_taken_over(actions: Actions, photos: list, learnt: Run):
+def test_a_word_that_was_learned_is_offered_for_lora_and_taken_over(actions: Actions, photos: list, word_run: Run):
     none = [("No: take a rare word of the vocabulary", "")]
     offered = actions.offer_words(ANNA, "lora", "")
-    assert (offered.choices, offered.value, offered.visible) == ([*none, ("<zwx> cat", learnt.id)], "", True)
-    assert actions.offer_words(ANNA, "lora", learnt.id).value == learnt.id
+    assert (offered.choices, offered.value, offered.visible) == ([*none, ("<zwx> cat", word_run.id)], "", True)
+    assert actions.offer_words(ANNA, "lora", word_run.id).value == word_run.id
     for owner, method in ((BERT, "lora"), (ANNA, "full"), ("", "lora")):
-        offered = actions.offer_words(owner, method, learnt.id)
+        offered = actions.offer_words(owner, method, word_run.id)
         assert (offered.choices, offered.value, offered.visible) == (none, "", False)
-    assert actions.take_word(ANNA, learnt.id) == ["zwx", "cat"]
-    assert actions.take_word(BERT, learnt.id) == [gr.skip()] * 2
+    assert actions.take_word(ANNA, word_run.id) == ["zwx", "cat"]
+    assert actions.take_word(BERT, word_run.id) == [gr.skip()] * 2
 
-    values = changed(shown_by(actions), recipe="toybox-lora", method="lora", learned=learnt.id)
+    values = changed(shown_by(actions), recipe="toybox-lora", method="lora", learned=word_run.id)
     [from_page] = actions.start_from_page(ANNA, photos, {}, "zwx", "cat", [], False, *values)
-    [called] = actions.start_training(ANNA, photos, "zwx", "cat", method="lora", learned=learnt.id)
+    [called] = actions.start_training(ANNA, photos, "zwx", "cat", method="lora", learned=word_run.id)
     for run in (from_page, called):
         config = actions.studio.own_run(ANNA, run).config
         assert (config.subject.identifier, config.word.learned.parent.name) == ("<zwx>", run)
     with pytest.raises(gr.Error, match="You have no such run"):
-        actions.start_training(BERT, photos, "zwx", "cat", method="lora", learned=learnt.id)
+        actions.start_training(BERT, photos, "zwx", "cat", method="lora", learned=word_run.id)
     with pytest.raises(gr.Error, match="has learned &lt;zwx&gt;, not &lt;sks&gt;"):
-        actions.start_training(ANNA, photos, "sks", "cat", method="lora", learned=learnt.id)
+        actions.start_training(ANNA, photos, "sks", "cat", method="lora", learned=word_run.id)
 
 
 def test_several_subjects_start_from_the_page_and_from_a_program(actions: Actions, photos: list):
@@ -361,6 +362,15 @@ def test_an_estimate_comes_once_there_are_photos_and_is_remembered(actions: Acti
     assert actions.estimates.known(others), "the words make no difference"
 
 
+@pytest.mark.parametrize(
+    ("count", "shown"), [(512, "512"), (158_720, "158,720"), (999_999, "999,999"), (5_242_800, "5.2 M")]
+)
+def test_fewer_than_a_million_weights_are_written_out(count: int, shown: str):
+    told = estimate.as_html(Estimate(10**9, "train", {}, {}, count, 648_000, 60.0, 128, False, "no"))
+    assert f"<p>{shown} weights trained at 128 px in 32 bits. Roughly" in told
+    assert "<dt>File</dt><dd>648 kB</dd>" in told
+
+
 def test_each_method_is_told_with_what_it_costs_once_there_are_photos(actions: Actions, photos: list):
     def costs(*subject: object) -> list[dict[str, str]]:
         shown = actions.show_costs(*subject, "tiny-sd")
@@ -440,7 +450,7 @@ def opened(studio: Studio, browser: Browser, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_method_fills_in_its_recipe_and_shows_what_belongs_to_it(
-    opened: Page, studio: Studio, learnt: Run, photo_folder: Path
+    opened: Page, studio: Studio, word_run: Run, photo_folder: Path
 ):
     page = opened
     page.locator("#photos input[type=file]").set_input_files(sorted(photo_folder.iterdir()))
@@ -468,6 +478,6 @@ def test_a_method_fills_in_its_recipe_and_shows_what_belongs_to_it(
     page.get_by_role("button", name="Start training").click()
     expect(page.locator("#headline")).to_contain_text("Trained three ways")
     expect(page.get_by_test_id("toast-body")).to_have_count(0)
-    runs = [run.config for run in studio.own_runs(ANNA) if run != learnt]
+    runs = [run.config for run in studio.own_runs(ANNA) if run != word_run]
     assert sorted(config.condition for config in runs) == ["with PPL", "with drift penalty", "without PPL"]
     assert {(config.method, config.subject.identifier) for config in runs} == {("lora", "<zwx>")}

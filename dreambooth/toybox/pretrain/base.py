@@ -22,7 +22,8 @@ def scheduler_config() -> dict:
     """SD's schedule made noisier and rescaled to zero terminal SNR (Lin et al., arXiv 2305.08891), v-prediction.
 
     SD's own leaves a signal of 0.068 at the last timestep. Averaged over 16 × 16 latents that tells training the
-    picture's mean colour, which sampling from pure noise does not have: the study's contexts came out grey from it.
+    picture's mean colour, which sampling from pure noise does not have: a 64-pixel forerunner's contexts came out grey
+    from it.
     """
     return dict(
         num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.02,
@@ -85,7 +86,7 @@ def train_base(work: Path, samples: int, device: torch.device, batch: int = 64) 
 def _timesteps(u: Tensor) -> Tensor:
     """Timesteps for uniform `u` in [0, 1): 70 % of them from 375 to 775 (SNR 0.56 to 0.008), where shapes are decided.
 
-    With all equally often, a model of 135,000 examples had learnt every place and not one class.
+    With all equally often, a model of 135,000 examples had learned every place and not one class.
     """
     below, middle = 0.1875, 0.70
     t = torch.where(
