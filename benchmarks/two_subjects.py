@@ -11,6 +11,7 @@ its class is more like the subject's photos, to the toybox's ViT, than like thos
 import argparse
 import shutil
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,8 @@ from dreambooth.toybox.figures import SUBJECTS
 from dreambooth.toybox.world import CONTEXTS, HELD_OUT_FROM, Scene, identity, render, sample_subject
 
 FOLDER = Path(__file__).parent.parent / "dreambooth" / "toybox" / "subjects"
-PAIRS = (("backpack", "cat"), ("teapot", "bear"), ("sneaker", "robot"))
-"""All six held-out subjects."""
+PAIRS = tuple(combinations(SUBJECTS, 2))
+"""All fifteen of the six held-out subjects."""
 PART = 0.54
 """Side of the left and the right part: a little more than the half that one of two things has in the world."""
 OTHERS = 19
@@ -89,12 +90,12 @@ def trained(config: Config, path: Path) -> Path:
     return run.path
 
 
-def alone(config: Config, path: Path) -> list[Path]:
-    """The same subjects, each trained by itself."""
+def alone(config: Config, folder: Path) -> list[Path]:
+    """The same subjects, each trained by itself, once for all pairs."""
     found = []
     for subject in config.subjects:
         single = config.model_copy(update={"subject": subject, "more_subjects": []})
-        found.append(trained(single, path.with_name(f"{path.name}-{subject.class_noun}")))
+        found.append(trained(single, folder / f"{config.method}-{subject.class_noun}-{subject.identifier.strip('<>')}"))
     return found
 
 
@@ -102,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("studies/two-subjects"))
     parser.add_argument(
-        "--steps", type=int, default=400, help="of the joint trainings; the recipe's for one subject is 200"
+        "--steps", type=int, default=800, help="of the joint trainings; the recipe's for one subject is 200"
     )
     given = parser.parse_args()
     quiet_third_parties()
@@ -119,11 +120,11 @@ def main() -> None:
         joint = config_of("custom_diffusion", pair, given.steps)
         lora = config_of("lora", pair)
         together = trained(joint, folder / "together")
-        apart = alone(config_of("custom_diffusion", pair), folder / "apart")
+        apart = alone(config_of("custom_diffusion", pair), given.out / "alone")
         shutil.rmtree(folder / "merged", ignore_errors=True)
         names = [f"{subject.identifier} {subject.class_noun}" for subject in joint.subjects]
         merge([Part(run / "model", (name,)) for run, name in zip(apart, names)], folder / "merged")
-        stack = alone(lora, folder / "lora")
+        stack = alone(lora, given.out / "alone")
         sources = {
             "base model, plain words": ("toybox", (), ("", "")),
             "Custom Diffusion, together": (str(together), (), ("<sks> ", "<ohwx> ")),

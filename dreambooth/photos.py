@@ -352,26 +352,25 @@ def checked_crop(box: Sequence[float], size: tuple[int, int], name: str) -> Crop
     return Crop(left, top, left + side, top + side)
 
 
-DISC = 0.46
-"""Radius of what is learned of a photo beside another, as a share of its side: its middle, where subjects are. Source:
-ours, by eye, from pictures of three pairs: the seam and the corners were not learned with it, and subjects were."""
+MIDDLE = 0.72
+"""Share of a photo's side that stands beside another's: its middle, where subjects are, so that they are as large as
+models draw two things. Source: `python -m benchmarks.two_subjects`; with whole photos, fewer were learned."""
 
 
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two square photos of one size, each halved, beside each other on the ground of an RGBA picture as large as one.
+    """The middles of two square photos of one size, beside each other on the ground of an RGBA picture as large as one.
 
-    What is above them continues their upper edges. Opaque is a disc of each photo, which is to be learned; what is
-    transparent, the seam above all, is there for the eye alone.
+    What is above them continues their upper edges. Opaque is a disc of each middle, which is to be learned; what is
+    transparent, most of the seam above all, is there for the eye alone.
     """
     side, half = left.width, left.width // 2
     picture, shown = Image.new("RGB", (side, side)), Image.new("L", (side, side))
-    margin = round((0.5 - DISC) * half)
+    edge = round((1 - MIDDLE) / 2 * side)
     for x, photo in ((0, left), (side - half, right)):
-        small = photo.resize((half, half), Image.Resampling.LANCZOS)
+        small = photo.crop((edge, edge, side - edge, side - edge)).resize((half, half), Image.Resampling.LANCZOS)
         picture.paste(small.crop((0, 0, half, 1)).resize((half, side - half)), (x, 0))
         picture.paste(small, (x, side - half))
-        disc = (x + margin, side - half + margin, x + half - 1 - margin, side - 1 - margin)
-        ImageDraw.Draw(shown).ellipse(disc, fill=255)
+        ImageDraw.Draw(shown).ellipse((x, side - half, x + half - 1, side - 1), fill=255)
     picture.putalpha(shown)
     return picture
 
