@@ -35,8 +35,8 @@ def generator(seed: int, stream: int, n: int) -> torch.Generator:
 
 LEAST_SHOWN = 0.9
 """Of a picture that is transparent somewhere, the tightest crop as a share of its side. Source: ours; it cuts at most a
-fifth off the disc of a photo beside another (`photos.side_by_side`), while one of half the side can miss both, and a picture
-of which nothing is learned has no loss."""
+fifth off the disc of a photo beside another (`photos.side_by_side`). One of half the side can miss both discs, and a
+picture of which nothing is learned has no loss."""
 
 
 @dataclass(frozen=True)
