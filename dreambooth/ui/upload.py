@@ -34,6 +34,8 @@ OF_ALL = ("too_few", "too_many", "same_background", "same_pose")
 """Findings about the photos as a set."""
 WAITING = """<div class="empty"><strong>No photos yet.</strong> Drop three to five, each from another angle and in
 another place: that is how the model tells your subject from its surroundings.</div>"""
+MORE_STEPS = "Several subjects take more steps: two about four times as many as one."
+"""Said where there are several. Source: `python -m benchmarks.two_subjects`, 800 steps beside the toybox's 200."""
 CHOOSE = """element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-subject]");
   if (button) trigger("click", {subject: Number(button.dataset.subject), act: button.dataset.act});
@@ -406,11 +408,14 @@ def show_prompts(
         ("Its class stays" if len(config.class_prompts) == 1 else "Their classes stay", config.class_prompts),
         *([] if one else [("Together they are", [together_prompt(config.subjects)])]),
     ]
-    alone = "" if photos or not kept else "<p class='aside'>The subject in the form counts once it has photos.</p>"
+    asides = [
+        *([] if photos or not kept else ["The subject in the form counts once it has photos."]),
+        *([] if one else [MORE_STEPS]),
+    ]
     cells = "".join(
         f"<dt>{label}</dt>{''.join(f'<dd>{html.escape(prompt)}</dd>' for prompt in prompts)}" for label, prompts in rows
     )
-    return f"<dl class='prompts'>{cells}</dl>{alone}"
+    return f"<dl class='prompts'>{cells}</dl>" + "".join(f"<p class='aside'>{said}</p>" for said in asides)
 
 
 def words(identifier: str | None, class_noun: str | None, new_word: bool = False) -> dict[str, str]:

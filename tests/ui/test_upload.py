@@ -313,6 +313,8 @@ def test_words_of_a_visitor_are_shown_as_text():
     both = upload.show_prompts("sks", "dog", photos=[("b.jpg", None)], kept=kept)
     assert "a photo of ohwx cat and sks dog" in both
     assert "once it has photos" not in both
+    assert upload.MORE_STEPS in both
+    assert upload.MORE_STEPS not in alone
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (64, 12000)])
