@@ -29,7 +29,9 @@ from dreambooth.ui.studio import QUIET, in_plain_words
 BATCH = 4
 """Pictures drawn at once: few, so that the first are soon there and a small GPU holds them."""
 STOPPED = "<div class='drawing' role='status'><p>Stopped. What was drawn is kept.</p></div>"
-FAILED = "<div class='drawing' role='status'><p>Not finished: the message says why. What was drawn is kept.</p></div>"
+FAILED = "<div class='drawing' role='status'><p>Not finished. What was drawn is kept.</p></div>"
+"""Beside the message that says why. It is true of a drawing that was stopped, too, which Gradio 6.31 now and then takes
+for a failure."""
 PATIENCE = 0.5
 """Seconds after which a drawing that has nothing new to tell can be stopped all the same."""
 LOADING_SECONDS, STEP_SECONDS = 20, 0.1
