@@ -53,7 +53,8 @@ class Measures:
     """DINO of the photos among themselves: what a perfect likeness would reach."""
     encoders: dict[str, str]
     best: int
-    """The step that `best_of` picks; 0 while only the base model was measured."""
+    """The step that `best_of` picks, and the last one of several subjects, since only the first is measured; 0 while
+    only the base model was measured."""
     measures: tuple[Measure, ...]
 
     @property
@@ -118,8 +119,9 @@ class Monitor:
     def measures(self) -> Measures:
         """All so far, at least the base's."""
         ordered = tuple(self._by_step[step] for step in sorted(self._by_step))
-        bounds = self._config.evaluation
-        best = best_of(ordered, self._ceiling, bounds.max_drift, bounds.max_prompt_loss)
+        bounds, best = self._config.evaluation, ordered[-1]
+        if not self._config.more_subjects:
+            best = best_of(ordered, self._ceiling, bounds.max_drift, bounds.max_prompt_loss)
         return Measures(self._ceiling, self._encoders.names, best.step, ordered)
 
     @property

@@ -158,6 +158,18 @@ def test_the_best_model_is_kept_beside_the_last_one(measured, tmp_path):
         assert_equal(weights(run.path), weights(short.path))
 
 
+def test_of_several_subjects_the_last_step_is_the_best(measured, photo_folder, tmp_path):
+    """The first subject alone is measured: whatever becomes of it, the others may still be learned."""
+    other = {"photos": str(photo_folder), "identifier": "ohwx", "class_noun": "cat"}
+    config = measured(train={"learning_rate": 0.05, "max_grad_norm": 1e9}, more_subjects=[other])
+    run = Run.create(config, tmp_path / "run")
+    list(run.execute())
+    found, asked = read_measures(run.path), config.evaluation
+    assert best_of(found.measures, found.ceiling, asked.max_drift, asked.max_prompt_loss).step < 4, "it is ruined"
+    assert found.best == 4
+    assert not (run.path / "best").exists()
+
+
 def test_stopped_and_resumed_measures_and_marks_the_same(measured, tmp_path):
     config = measured()
     whole, parts = Run.create(config, tmp_path / "whole"), Run.create(config, tmp_path / "parts")

@@ -156,6 +156,8 @@ def _verdict(report: Report) -> str:
     measures = report.measures
     if not measures.best:
         return "<p class='verdict'>So far the base model alone was measured; each sampling step adds a point.</p>"
+    if report.config.more_subjects:
+        return "<p class='verdict'>Of several subjects the first is measured, so no step before the last is kept.</p>"
     best, last = next(m for m in measures.measures if m.step == measures.best), measures.measures[-1].step
     highest, lowest = _bounds(report)
     bounds = f"PRES at most {highest:.3f} and CLIP-T at least {lowest:.3f}"

@@ -22,6 +22,7 @@ from dreambooth.hub import check_repo_id, name_of, sign_in
 from dreambooth.methods import get_method
 from dreambooth.publish import Publication, PublishState, read_state
 from dreambooth.runs import Run
+from dreambooth.train import TOGETHER
 from dreambooth.ui import login, models
 from dreambooth.ui.drawing import bar_html
 from dreambooth.ui.report import Digests
@@ -318,7 +319,7 @@ def contents_html(
     config = run.config
     size = sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
     about = f"about {shown_size(size / 2 if half else size)}"
-    count = len(list((run.path / "photos").rglob("*.png")))
+    count = sum(path.parent.name != TOGETHER for path in (run.path / "photos").rglob("*.png"))
     compared = f"; {config.condition} and {beside} side by side" if beside else ""
     rows = [
         ("good", "A model card", "how to use it, how it was trained, what was measured, and its limits"),

@@ -106,6 +106,14 @@ def test_progress_tells_when_no_step_kept_within_the_bounds():
     assert f"({bounds}, then the highest DINO), though it is beyond these bounds itself." in beyond
 
 
+def test_of_several_subjects_no_step_is_called_the_best():
+    config = report().config
+    config = config.model_copy(update={"more_subjects": [config.subject]})
+    shown = charts.progress(report(config=config, measures=measures(*STEPS), status="finished"))
+    assert "Of several subjects the first is measured, so no step before the last is kept." in shown
+    assert "is the best" not in shown
+
+
 def test_the_base_model_alone_is_no_best_step():
     shown = charts.progress(report(measures=measures(STEPS[0])))
     assert "So far the base model alone was measured" in shown

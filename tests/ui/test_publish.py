@@ -282,8 +282,11 @@ def test_the_photos_and_pictures_of_every_subject_are_told(actions: Actions, stu
         (run.path / "samples" / f"{number}.png").write_bytes(one)
         run.append(events.Image(f"samples/{number}.png", prompt, 0, 4))
     (run.path / "photos" / "subject-2" / "00.png").write_bytes(one)
+    (run.path / "photos" / "together").mkdir(exist_ok=True)
+    (run.path / "photos" / "together" / "00.png").write_bytes(one)
     told = actions.contents(ANNA, run.id, False, False, "last")
-    assert f"<strong>Your {len(list((run.path / 'photos').rglob('*.png')))} photos</strong> stay here" in told
+    given = len([*(run.path / "photos").glob("*.png"), *(run.path / "photos" / "subject-2").glob("*.png")])
+    assert f"<strong>Your {given} photos</strong> stay here" in told
     assert told.count("<img src=") == 2
 
 
