@@ -29,9 +29,7 @@ from dreambooth.ui.studio import QUIET, in_plain_words
 BATCH = 4
 """Pictures drawn at once: few, so that the first are soon there and a small GPU holds them."""
 STOPPED = "<div class='drawing' role='status'><p>Stopped. What was drawn is kept.</p></div>"
-FAILED = "<div class='drawing' role='status'><p>Not finished. What was drawn is kept.</p></div>"
-"""Beside the message that says why. It is true of a drawing that was stopped, too, which Gradio 6.31 now and then takes
-for a failure."""
+FAILED = "<div class='drawing' role='status'><p>Not finished: the message says why. What was drawn is kept.</p></div>"
 PATIENCE = 0.5
 """Seconds after which a drawing that has nothing new to tell can be stopped all the same."""
 LOADING_SECONDS, STEP_SECONDS = 20, 0.1
@@ -270,15 +268,19 @@ def stoppable(button: gr.Button, stop: gr.Button, status: gr.HTML, **event: Any)
     def busy(is_busy: bool) -> tuple[gr.Button, gr.Button]:
         return gr.Button(interactive=not is_busy), gr.Button(visible=is_busy)
 
-    def settling(ending: str) -> Callable[[str], tuple[gr.Button, gr.Button, Any]]:
-        return lambda told: (*busy(False), ending if "progressbar" in (told or "") else gr.skip())
+    def settle(told: str, was_stopped: bool) -> tuple[gr.Button, gr.Button, Any]:
+        ending = STOPPED if was_stopped else FAILED
+        return *busy(False), ending if "progressbar" in (told or "") else gr.skip()
 
     # Where the status is off the screen, as on a phone, nothing would seem to happen.
     show = f"() => {{ document.getElementById('{status.elem_id}').scrollIntoView({{block: 'center'}}); return []; }}"
-    button.click(lambda: busy(True), None, [button, stop], js=show, **QUIET)
+    # Told by the button itself: Gradio 6.31 takes a drawing that was stopped now and then for one that failed.
+    stopped = gr.Checkbox(False, label="Stopped", visible="hidden")
+    button.click(lambda: (*busy(True), False), None, [button, stop, stopped], js=show, **QUIET)
     drawing = button.click(
         **event, concurrency_id="draw", concurrency_limit=1, show_progress="minimal", show_progress_on=status
     )
-    drawing.then(settling(STOPPED), status, [button, stop, status], **QUIET)
-    drawing.failure(settling(FAILED), status, [button, stop, status], **QUIET)  # which Gradio 6.31's `then` is not
+    for ended in (drawing.then, drawing.failure):  # Gradio 6.31: `then` follows an end and a stop, but no failure
+        ended(settle, [status, stopped], [button, stop, status], **QUIET)
+    stop.click(None, None, stopped, js="() => true", **QUIET)
     stop.click(None, None, None, cancels=drawing)
