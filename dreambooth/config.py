@@ -46,6 +46,11 @@ def is_new_word(text: str) -> bool:
     return re.fullmatch(r"<[\w-]+>", text) is not None and text == text.lower()
 
 
+def identifier_in(identifier: str) -> re.Pattern[str]:
+    """What finds the identifier as a word of its own in a prompt: `sks` is not in "desks"."""
+    return re.compile(rf"(?<!\w){re.escape(identifier)}(?!\w)")
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
@@ -120,9 +125,13 @@ class SubjectConfig(_Settings):
         """`template` with {identifier} and {class_noun} filled in."""
         return template.format(identifier=self.identifier, class_noun=self.class_noun)
 
-    def describe(self, template: str) -> str:
-        """`template` without the identifier: an invented word means nothing to a CLIP that judges by the words."""
-        return " ".join(template.format(identifier="", class_noun=self.class_noun).split())
+    def is_named_in(self, prompt: str) -> bool:
+        """Whether a prompt, filled in, holds the identifier as a word of its own."""
+        return identifier_in(self.identifier).search(prompt) is not None
+
+    def without_identifier(self, prompt: str) -> str:
+        """A prompt, filled in, less the identifier, which means nothing to a CLIP that judges by the words."""
+        return " ".join(identifier_in(self.identifier).sub("", prompt).split())
 
 
 def together_prompt(subjects: Iterable[SubjectConfig]) -> str:
@@ -526,6 +535,12 @@ class Config(_Settings):
         together = [together_prompt(self.subjects)] if self.more_subjects else []
         asked = [self.subject.fill(prompt) for prompt in self.sampling.prompts]
         return list(dict.fromkeys([*self.instance_prompts, *self.class_prompts, *together, *asked]))
+
+    def shows_subject(self, prompt: str) -> bool:
+        """Whether a picture of this prompt counts as one of the first subject: it names that one alone, and is none of
+        the class prompts, whose pictures count as the class'."""
+        named = [subject for subject in self.subjects if subject.is_named_in(prompt)]
+        return named == [self.subject] and prompt not in self.class_prompts
 
     @property
     def condition(self) -> str:

@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from dreambooth import events, metrics
-from dreambooth.config import Config, SamplingConfig
+from dreambooth.config import Config, SamplingConfig, identifier_in
 from dreambooth.encoders import Encoders, PerceptualDistance, embed_files, load_encoders
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.events import Event
@@ -194,11 +194,6 @@ class Evaluation(_Record):
         return loaded
 
 
-def identifier_in(identifier: str) -> re.Pattern[str]:
-    """What finds the identifier as a word of its own in a prompt."""
-    return re.compile(rf"(?<!\w){re.escape(identifier)}(?!\w)")
-
-
 def redrawn_as(metric: str, key: tuple[str, int]) -> str | int:
     """The group that a bootstrap redraws as one: all pictures of a prompt, and for PRES each picture by itself."""
     return key[1] if metric == "pres" else key[0]
@@ -325,16 +320,13 @@ def evaluation_prompts(config: Config) -> list[tuple[str, str]]:
     if not templates:
         named, plain = (suggestions(config.base_model, subject.class_noun, word) for word in (subject.identifier, ""))
         return list(zip(named, plain, strict=True))
-    word = identifier_in(subject.identifier)
     found = {}
-    for template in templates:
-        prompt = subject.fill(template)
-        if not word.search(prompt):
+    for prompt in map(subject.fill, templates):
+        if not subject.is_named_in(prompt):
             raise ConfigError(
                 f"The evaluation prompt {prompt!r} does not name the subject.", "Write {identifier} where it belongs."
             )
-        plain = subject.describe(template) if "{identifier}" in template else word.sub("", prompt)
-        found[prompt] = " ".join(plain.split())
+        found[prompt] = subject.without_identifier(prompt)
     return list(found.items())
 
 

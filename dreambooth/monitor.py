@@ -136,17 +136,12 @@ class Monitor:
         return patience is not None and len(since) >= patience
 
     def _measured(self, step: int, pictures: Sequence[tuple[Image.Image, str]]) -> Measure:
-        subject = self._config.subject
-        described = {
-            subject.fill(template): subject.describe(template)
-            for template in (subject.instance_prompt, *self._config.sampling.prompts)
-        }
-        ours = [(image, prompt) for image, prompt in pictures if prompt in described]
+        ours = [(image, prompt) for image, prompt in pictures if self._config.shows_subject(prompt)]
         kin = [image for image, prompt in pictures if prompt == self._config.class_prompt]
         images = [image for image, _ in ours]
         dino, clip = self._encoders.dino, self._encoders.clip
         looks = clip.embed(images)
-        texts = clip.embed_texts([described[prompt] for _, prompt in ours])
+        texts = clip.embed_texts([self._config.subject.without_identifier(prompt) for _, prompt in ours])
         return Measure(
             step,
             dino=float(metrics.fidelity(dino.embed(images), self._photos["dino"]).mean()),

@@ -512,3 +512,38 @@ def test_whatever_stands_in_the_file_the_answer_is_a_config_or_one_line(folder, 
         assert len(said.splitlines()) == (0 if made else 1)
         if made:
             assert Config.load(written(folder, made.to_yaml())) == made
+
+
+# ---- Who is in a prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ("a photo of sks dog", True),
+        ("sks", True),
+        ("a dog, sks, on a beach", True),
+        ("a photo of a backpack under two desks", False),
+        ("sksville", False),
+        ("a photo of a dog", False),
+    ],
+)
+def test_a_prompt_names_a_subject_by_the_whole_word(prompt, named):
+    assert config().subject.is_named_in(prompt) is named
+    assert config().shows_subject(prompt) is named
+
+
+def test_an_identifier_in_brackets_is_a_whole_word_too():
+    subject = config(method="textual_inversion", subject=SUBJECT | {"identifier": "<sks>"}).subject
+    assert subject.is_named_in("a photo of <sks> dog")
+    assert not subject.is_named_in("a photo of sks dog")
+    assert subject.without_identifier("a photo of <sks>  dog") == "a photo of dog"
+
+
+def test_a_picture_of_several_subjects_or_of_the_class_counts_for_none():
+    made = config(more_subjects=[SUBJECT | {"identifier": "ohwx"}])
+    assert made.shows_subject("a photo of sks dog")
+    assert not made.shows_subject("a photo of ohwx dog")
+    assert not made.shows_subject("a photo of sks dog and ohwx dog")
+    noun = config(subject=SUBJECT | {"identifier": "dog"})
+    assert not noun.shows_subject(noun.class_prompt)

@@ -1,7 +1,7 @@
 """What is measured while training, and the rule that picks the best step."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -75,6 +75,7 @@ def test_class_pictures_nearer_than_the_photos_leave_no_way_to_drift():
 def measured(make_config):
     def make(**changes):
         sampling = {"steps": 2, "num_images": 2, "prompts": ["a {identifier} {class_noun} on a beach"]}
+        sampling |= changes.pop("sampling", {})
         train = {"sample_every": 1, "steps": 4} | changes.pop("train", {})
         return make_config(sampling=sampling, train=train, **changes)
 
@@ -130,6 +131,25 @@ def test_measures_are_those_of_the_pictures_on_disk(measured, tmp_path):
     assert m.div == pytest.approx(np.mean(div), abs=1e-5)
     pairs = [np.dot(real["dino"][i], real["dino"][j]) for i in range(len(photos)) for j in range(i)]
     assert read_measures(run.path).ceiling == pytest.approx(np.mean(pairs), abs=1e-5)
+
+
+def test_prompts_without_the_subject_change_no_figure_of_it(measured, tmp_path):
+    """Whole words name it: `sksville` is no `sks`. One like the class prompt counts once, for the class."""
+    alone = ["a {identifier} {class_noun} on a beach"]
+    others = [
+        "a photo of a cat",
+        "a {class_noun} in the snow",
+        "a {class_noun} in sksville",
+        "a photo of a {class_noun}",
+    ]
+    found = []
+    for number, prompts in enumerate((alone, others[:2] + alone + others[2:])):
+        config = measured(train={"steps": 2}, sampling={"prompts": prompts})
+        run = Run.create(config, tmp_path / str(number))
+        list(run.execute())
+        found.append(read_measures(run.path))
+    for one, two in zip(found[0].measures, found[1].measures, strict=True):
+        assert asdict(one) == pytest.approx(asdict(two), abs=1e-4)
 
 
 def test_measuring_changes_no_weight(measured, tmp_path):

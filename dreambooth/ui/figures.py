@@ -14,7 +14,7 @@ from PIL import Image
 from dreambooth import metrics
 from dreambooth.config import Config
 from dreambooth.encoders import Encoders
-from dreambooth.evaluate import identifier_in, redrawn_as
+from dreambooth.evaluate import redrawn_as
 from dreambooth.metrics import METRICS, Estimate
 from dreambooth.ui.charts import judge
 from dreambooth.ui.comparison import Comparison
@@ -96,23 +96,16 @@ def _pictures(shown: Comparison, column: int) -> list[Picture]:
 
 def _sorted(pictures: Sequence[Picture], config: Config) -> tuple[list[Picture], list[Picture]]:
     """Those of the subject, and those of the class prompt."""
-    ours = [picture for picture in pictures if _names_subject(picture.prompt, config)]
+    ours = [picture for picture in pictures if config.shows_subject(picture.prompt)]
     return ours, [picture for picture in pictures if picture.prompt == config.class_prompt]
-
-
-def _names_subject(prompt: str, config: Config) -> bool:
-    """Whether it asks for the first subject, and for no other."""
-    named = [subject for subject in config.subjects if identifier_in(subject.identifier).search(prompt)]
-    return named == [config.subject]
 
 
 def _of_subject(pictures: list[Picture], config: Config, real: dict[str, np.ndarray], encoders: Encoders) -> Values:
     if not pictures:
         return {}
     images, keys = [p.image for p in pictures], [(p.prompt, p.seed) for p in pictures]
-    looks, word = encoders.clip.embed(images), identifier_in(config.subject.identifier)
-    # The invented word means nothing to CLIP.
-    texts = encoders.clip.embed_texts([" ".join(word.sub("", p.prompt).split()) for p in pictures])
+    looks = encoders.clip.embed(images)
+    texts = encoders.clip.embed_texts([config.subject.without_identifier(p.prompt) for p in pictures])
     scores = {
         "dino": metrics.fidelity(encoders.dino.embed(images), real["dino"]),
         "clip_i": metrics.fidelity(looks, real["clip"]),
@@ -161,7 +154,7 @@ def _difference(one: Values, other: Values) -> dict[str, Estimate]:
 
 
 def _basis(shown: Comparison, config: Config) -> str:
-    ours = [line.prompt for line in shown.lines if _names_subject(line.prompt, config)]
+    ours = [line.prompt for line in shown.lines if config.shows_subject(line.prompt)]
     kin = sum(line.prompt == config.class_prompt for line in shown.lines)
     prompts = len(set(ours))
     return f"{len(ours)} of the subject from {prompts} prompt{'' if prompts == 1 else 's'}, {kin} of the class prompt"
