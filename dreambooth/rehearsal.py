@@ -12,19 +12,17 @@ import json
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -131,13 +129,20 @@ def _flop_formulas() -> dict:
 _FLOPS = _flop_formulas()
 
 
-class _NormsInFloat32(TorchFunctionMode):
-    """What autocast does on CUDA and not on a CPU (PyTorch's list of CUDA ops that autocast to float32)."""
+@contextmanager
+def _norms_in_float32(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """What autocast does on CUDA and not on a CPU (PyTorch's list of CUDA ops that autocast to float32).
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (F.group_norm, F.layer_norm):
-            args = (args[0].float(), *args[1:])
-        return func(*args, **(kwargs or {}))
+    The modules' own norms cast, since what is set around a forward pass no longer holds when gradient checkpointing
+    comes to repeat it, within `backward()`.
+    """
+    norms = [part for module in modules for part in module.modules() if isinstance(part, nn.GroupNorm | nn.LayerNorm)]
+    hooks = [norm.register_forward_pre_hook(lambda _norm, args: (args[0].float(), *args[1:])) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class Rehearsal:
@@ -246,8 +251,9 @@ class Rehearsal:
         weights["beside"] = list(beside)
         tracker = Tracker(chain(*weights.values()), self.speed)
         cuda_autocast = self.device.type == "cuda" and config.train.mixed_precision != "no"
+        norms = _norms_in_float32(modules.values() if cuda_autocast else ())
         try:
-            with self.fake, tracker, _NormsInFloat32() if cuda_autocast else nullcontext():
+            with self.fake, norms, tracker:
                 work(tracker)
         except RuntimeError as error:  # shapes that do not match
             raise ModelError(

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,20 +12,23 @@ import torch
 import yaml
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextConfig
 
-from dreambooth import machine, preflight
+import dreambooth
+from dreambooth import machine, preflight, study
 from dreambooth import rehearsal as rehearsal_module
 from dreambooth.config import Config
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import STABLE_DIFFUSION, load_pipeline
 from dreambooth.machine import Speed, available_memory, check_optimizer, resolve_device, resolve_precision
-from dreambooth.methods import get_method
+from dreambooth.methods import get_method, methods
 from dreambooth.preflight import check
 from dreambooth.rehearsal import Rehearsal, blank_pipeline
 from tests import tiny
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+CONFIGS, PRESETS = Path(__file__).parent.parent / "configs", Path(dreambooth.__file__).parent / "presets"
 SPEED = Speed(flops=1e11, bandwidth=1e10, call=1e-6)
 AMPLE = 2**40
 STEP_ONLY = {"prior__enabled": False, "train__sample_every": 0}
@@ -125,9 +129,10 @@ def test_a_rehearsal_may_be_of_another_run(configs):
     assert again == [check(settings, configs, CPU, available=AMPLE)] * 2
 
 
-def on_real_tensors(model: Path, monkeypatch) -> Rehearsal:
+def on_real_tensors(model: Path, monkeypatch, device: torch.device = CPU) -> Rehearsal:
+    """The same stages with real tensors, which lie on the CPU whatever `device` is rehearsed."""
     monkeypatch.setattr(rehearsal_module, "blank_pipeline", lambda model, *_: load_pipeline(model)[0])
-    rehearsal = Rehearsal(model, CPU, SPEED)
+    rehearsal = Rehearsal(model, device, SPEED)
     rehearsal.fake = nullcontext()
     return rehearsal
 
@@ -136,13 +141,17 @@ def memory(trace: rehearsal_module.Trace) -> dict[str, int]:
     return {**trace.peak, "small": trace.small, "weights": trace.weights, "trained": sum(trace.trained)}
 
 
-@pytest.mark.parametrize(("precision", "checkpointing"), [("no", False), ("no", True), ("bf16", False)])
-def test_a_rehearsed_step_allocates_what_a_real_one_does(model, monkeypatch, precision, checkpointing):
+@pytest.mark.parametrize(
+    ("device", "precision", "checkpointing"),
+    [(CPU, "no", False), (CPU, "no", True), (CPU, "bf16", False), (CUDA, "bf16", False), (CUDA, "bf16", True)],
+)
+def test_a_rehearsed_step_allocates_what_a_real_one_does(model, monkeypatch, device, precision, checkpointing):
     settings = config(train__batch_size=3, train__resolution=64, train__mixed_precision=precision)
-    rehearsed = preflight.Rehearsal(model, CPU, SPEED).step(settings, checkpointing)
-    real = on_real_tensors(model, monkeypatch).step(settings, checkpointing)
-    # In bf16 fake norms keep their statistics in 16 bits and real ones in 32.
-    assert memory(rehearsed) == (memory(real) if precision == "no" else pytest.approx(memory(real), rel=0.02))
+    rehearsed = preflight.Rehearsal(model, device, SPEED).step(settings, checkpointing)
+    real = on_real_tensors(model, monkeypatch, device).step(settings, checkpointing)
+    # On a CPU fake norms of bf16 keep their statistics in 16 bits and real ones in 32.
+    exact = precision == "no" or device == CUDA
+    assert memory(rehearsed) == (memory(real) if exact else pytest.approx(memory(real), rel=0.02))
     assert rehearsed.seconds == pytest.approx(real.seconds, rel=0.05)
     assert rehearsed.peak["activations"] > 2**20
 
@@ -228,6 +237,99 @@ def test_cuda_keeps_norms_in_float32_and_only_what_a_step_uses(model):
     assert cuda.weights == sum(p.nbytes for p in pipe.unet.parameters())
 
 
+# ------------------------------------------------------------------------------------------ every device and setting
+
+METHODS = [method.name for method in methods()]
+PRECISIONS = [(CPU, "no"), (CPU, "bf16"), (MPS, "no"), (MPS, "bf16"), (CUDA, "no"), (CUDA, "bf16"), (CUDA, "fp16")]
+DRIFTS = [(name, weight) for name in METHODS for weight in (0, 1.0) if name != "textual_inversion" or not weight]
+
+
+@pytest.fixture
+def anywhere(monkeypatch):
+    """Whatever is rehearsed, bitsandbytes has its kernels."""
+    monkeypatch.setattr(preflight, "check_optimizer", lambda name, device: None)
+
+
+def of_method(name: str, **settings) -> dict:
+    settings |= {"method": name, "train__text_encoder": name in ("full", "lora")}
+    return settings | ({} if name in ("full", "lora") else {"subject__identifier": "<sks>"})
+
+
+@pytest.mark.parametrize(("method", "drift"), DRIFTS)
+@pytest.mark.parametrize(("device", "precision"), PRECISIONS)
+def test_every_combination_is_rehearsed(configs, anywhere, device, precision, method, drift):
+    """Device, precision, method, optimiser, checkpointing, drift and moving average: none is refused, each counts."""
+    plain = of_method(method, drift__weight=drift, train__resolution=64, train__mixed_precision=precision, **STEP_ONLY)
+
+    def peaks(device: torch.device = device, **changes) -> dict[str, int]:
+        asked = config(**plain | changes)
+        found = check(asked, configs, device, available=AMPLE)
+        step = preflight.Rehearsal(configs, device, SPEED).step(asked, found.gradient_checkpointing)
+        return {"activations": step.peak["activations"], "update": found.stages[preflight.UPDATE]}
+
+    for optimizer, ema in (("adamw", None), ("adamw8bit", 0.99)):
+        rest = {"train__optimizer": optimizer, "train__ema_decay": ema}
+        off, on = (peaks(train__gradient_checkpointing=way, **rest) for way in (False, True))
+        assert on["activations"] < 0.8 * off["activations"]
+        assert on["update"] == off["update"]  # recomputing changes nothing there
+        for way, found in ((False, off), (True, on)):
+            same = {"train__gradient_checkpointing": way, **rest}
+            cpu = peaks(CPU, **same | {"train__mixed_precision": "no" if precision == "no" else "bf16"})
+            if device == CUDA and precision != "no":  # norms keep their inputs in 32 bits
+                assert cpu["activations"] < found["activations"]
+                assert found["activations"] < peaks(CPU, **same | {"train__mixed_precision": "no"})["activations"]
+            else:
+                assert cpu["activations"] == found["activations"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_are_in_float32_when_checkpointing_repeats_them_too(dtype):
+    """As on CUDA under autocast, and with the gradients of a run without checkpointing."""
+    torch.manual_seed(0)
+    block = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3), torch.nn.GroupNorm(2, 4), torch.nn.Conv2d(4, 4, 3))
+    pixels, seen = torch.randn(2, 4, 9, 9, requires_grad=True), []
+    block[1].register_forward_hook(lambda norm, args, out: seen.append((args[0].dtype, out.dtype)))
+    gradients = []
+    for run in (block, partial(checkpoint, block, use_reentrant=False)):
+        with rehearsal_module._norms_in_float32([block]):
+            with torch.autocast("cpu", dtype):
+                out = run(pixels)
+            gradients.append(torch.autograd.grad(out.float().square().mean(), [pixels, *block.parameters()]))
+    assert seen == [(torch.float32, torch.float32)] * 3  # once without checkpointing, twice with
+    assert all(map(torch.equal, *gradients))
+    with torch.autocast("cpu", dtype):
+        block(pixels)
+    assert seen[-1] == (dtype, dtype)  # and nothing is left behind
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_can_be_rehearsed_on_a_gpu(configs, anywhere, monkeypatch, path):
+    monkeypatch.setattr(preflight, "resolve_precision", lambda setting, device: "bf16")
+    subject = {"photos": "photos", "class_noun": "dog"}
+    settings = Config.from_dict({"preset": path.stem, "subject": subject})
+    found = check(settings, configs, CUDA, available=AMPLE)
+    assert found.gradient_checkpointing == (settings.train.gradient_checkpointing is True)
+    if not found.gradient_checkpointing:  # as a smaller GPU would have it
+        less = check(preflight._with(settings, {"train.gradient_checkpointing": True}), configs, CUDA, available=AMPLE)
+        assert less.stages["training"] < found.stages["training"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_can_be_rehearsed_on_a_gpu(configs, anywhere, monkeypatch, tmp_path, path):
+    monkeypatch.setattr(preflight, "resolve_precision", lambda setting, device: "bf16")
+    if "subjects" not in yaml.safe_load(path.read_text()):
+        asked = [Config.load(path)]
+    else:
+        subjects = {"rex": {"photos": "photos", "class_noun": "dog"}}
+        monkeypatch.setattr(study, "subjects_of", lambda study: subjects)
+        asked = [
+            cell.config for cell in study.cells_of(study.StudyConfig.load(path), tmp_path) if cell.seed is not None
+        ]
+    assert asked
+    for settings in asked:
+        assert check(settings, configs, CUDA, available=AMPLE).seconds > 0
+
+
 def test_description_is_one_line_with_the_figures(configs):
     line = estimate(configs).describe()
     assert re.fullmatch(r"about \d.* GiB of memory at most, .* and roughly \d+ \w+ for .*", line)
@@ -245,14 +347,15 @@ def apply(settings: Config, words: str) -> Config:
 
 @pytest.mark.parametrize("heavy", [LARGE_BATCH | {"train__gradient_checkpointing": False}, MANY_PICTURES])
 @pytest.mark.parametrize("share", [0.98, 0.8, 0.5, 0.2, 0.05])
-def test_what_is_advised_fits(configs, monkeypatch, heavy, share):
+@pytest.mark.parametrize(("device", "precision"), [(CPU, "no"), (CUDA, "bf16")])
+def test_what_is_advised_fits(configs, anywhere, monkeypatch, heavy, share, device, precision):
     monkeypatch.setattr(preflight, "PROGRAM", 0)
-    settings = config(**heavy)
+    settings = config(**heavy, train__mixed_precision=precision)
     checkpointing = settings.train.gradient_checkpointing is not False
-    most = preflight._estimate(preflight.Rehearsal(configs, CPU, SPEED), settings, checkpointing).peak_bytes
+    most = preflight._estimate(preflight.Rehearsal(configs, device, SPEED), settings, checkpointing).peak_bytes
     available = int(share * most)
     with pytest.raises(ConfigError) as refused:
-        check(settings, configs, CPU, available=available)
+        check(settings, configs, device, available=available)
     assert refused.value.exit_code == 2
     assert "GiB" in refused.value.message
     if "smaller base model" in refused.value.hint:
@@ -261,7 +364,7 @@ def test_what_is_advised_fits(configs, monkeypatch, heavy, share):
     for alternative in refused.value.hint.split(", or "):
         changed = apply(settings, alternative)
         assert changed != settings
-        assert check(changed, configs, CPU, available=available).peak_bytes <= available
+        assert check(changed, configs, device, available=available).peak_bytes <= available
 
 
 def test_the_impossible_is_said_to_be(configs):
@@ -290,10 +393,15 @@ def test_a_drift_penalty_holds_the_base_s_weights_beside(configs, method):
         estimate(configs, available=2**20, drift__weight=1.0, **settings)
 
 
-def test_checkpointing_is_turned_on_only_where_it_is_needed(configs):
-    off, on = (estimate(configs, train__gradient_checkpointing=way, **LARGE_BATCH) for way in (False, True))
-    assert estimate(configs, **LARGE_BATCH) == off
-    assert estimate(configs, available=off.peak_bytes - 1, **LARGE_BATCH) == on
+@pytest.mark.parametrize(("device", "precision"), [(CPU, "no"), (CUDA, "bf16"), (CUDA, "fp16")])
+def test_checkpointing_is_turned_on_only_where_it_is_needed(configs, device, precision):
+    def found(available: int = AMPLE, **settings) -> preflight.Estimate:
+        asked = config(train__mixed_precision=precision, **LARGE_BATCH, **settings)
+        return check(asked, configs, device, available=available)
+
+    off, on = (found(train__gradient_checkpointing=way) for way in (False, True))
+    assert found() == off
+    assert found(off.peak_bytes - 1) == on
     assert on.gradient_checkpointing
     assert not off.gradient_checkpointing
 
