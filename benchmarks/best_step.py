@@ -15,7 +15,7 @@ import numpy as np
 
 from dreambooth.cli import quiet_third_parties
 from dreambooth.evaluate import Evaluation, evaluate, run_photos, trained_model
-from dreambooth.metrics import METRICS, bootstrap
+from dreambooth.metrics import METRICS, estimate_mean
 from dreambooth.monitor import Measure, best_of, read_measures
 from dreambooth.runs import Run
 
@@ -78,7 +78,7 @@ def main() -> None:
     print(dict(choices))
     for key, values in changes.items():
         if values:
-            print(f"{METRICS[key].title}, best - last: {bootstrap(values)}")
+            print(f"{METRICS[key].title}, best - last: {estimate_mean(values)}")
 
 
 if __name__ == "__main__":

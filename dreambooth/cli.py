@@ -427,6 +427,8 @@ def _print_figures(evaluation: Evaluation) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if any(estimate.low is None for estimate in evaluation.metrics.values()):
+        click.echo("One prompt, or for PRES one picture, tells no interval.")
 
 
 def _picture_file(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:

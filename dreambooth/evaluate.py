@@ -194,8 +194,8 @@ class Evaluation(_Record):
         return loaded
 
 
-def redrawn_as(metric: str, key: tuple[str, int]) -> str | int:
-    """The group that a bootstrap redraws as one: all pictures of a prompt, and for PRES each picture by itself."""
+def group_of(metric: str, key: tuple[str, int]) -> str | int:
+    """The group that counts as one witness: all pictures of a prompt, and for PRES each picture by itself."""
     return key[1] if metric == "pres" else key[0]
 
 
@@ -503,7 +503,7 @@ def _prompt_scores(prompt: str, described: str, rows: list[dict[str, float]], di
 
 def _estimate(evaluation: Evaluation, metric: str) -> Estimate:
     values = evaluation.values(metric)
-    return metrics.bootstrap(list(values.values()), [redrawn_as(metric, key) for key in values])
+    return metrics.estimate_mean(list(values.values()), [group_of(metric, key) for key in values])
 
 
 def _distances(perceptual: PerceptualDistance, paths: list[Path], batch_size: int) -> list[float]:

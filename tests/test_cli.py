@@ -600,11 +600,12 @@ def test_evaluate_measures_the_base_model_on_the_same_subject(finished, prompts_
     assert code == 0, err
     base = Evaluation.load(run / "evaluation-base")
     assert (base.condition, base.model, base.step, base.photos) == ("base model", "tiny-sd", 0, 3)
+    (one := tmp_path / "one.txt").write_text("a photo of {identifier} {class_noun}")
     code, out, err = here(
-        "evaluate", run, "--which", "best", "--prompts", prompts_file, "--images-per-prompt", 2, "--out",
-        tmp_path / "out",
-    )  # fmt: skip
+        "evaluate", run, "--which", "best", "--prompts", one, "--images-per-prompt", 2, "--out", tmp_path / "out"
+    )
     assert code == 0, err
+    assert "One prompt, or for PRES one picture, tells no interval." in out
     assert Evaluation.load(tmp_path / "out").condition == "with PPL, best"
     assert f"{tmp_path / 'out' / 'report.html'}" in out.splitlines()
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from dreambooth import events
 from dreambooth.errors import ConfigError
-from dreambooth.evaluate import BASE, ClassPicture, Evaluation, PromptScores, Sampler, SubjectPicture, redrawn_as
+from dreambooth.evaluate import BASE, ClassPicture, Evaluation, PromptScores, Sampler, SubjectPicture, group_of
 from dreambooth.generate import save_picture
-from dreambooth.metrics import METRICS, Estimate, bootstrap
+from dreambooth.metrics import METRICS, Estimate, estimate_mean
 from dreambooth.monitor import Measure, Measures
 from dreambooth.reports import (
     Cell,
@@ -90,7 +90,7 @@ def evaluation(
     estimates = {}
     for name in METRICS:
         values = made.values(name)
-        estimates[name] = bootstrap(list(values.values()), [redrawn_as(name, key) for key in values])
+        estimates[name] = estimate_mean(list(values.values()), [group_of(name, key) for key in values])
     made = made.model_copy(update={"metrics": estimates})
     made.save(folder)
     return Evaluation.load(folder)
@@ -144,15 +144,15 @@ def test_one_evaluation_speaks_for_itself(trio):
     assert summary(trio, "with PPL") == trio[2].metrics
 
 
-def test_over_subjects_each_counts_the_same_and_whole_subjects_are_redrawn(study):
+def test_over_subjects_each_counts_the_same_and_whole_subjects_vary(study):
     found = summary(study, "with PPL")["pres"]
     chosen = [e for e in study if e.condition == "with PPL"]
     values = [e.metrics["pres"].value for e in chosen]
     assert found.value == pytest.approx(np.mean(values))
     assert found.count == 6
     by_subject = [np.mean(values[i : i + 2]) for i in (0, 2, 4)]
-    assert found.low == pytest.approx(min(by_subject)), "the lowest mean that three subjects can give is the lowest's"
-    assert found.high == pytest.approx(max(by_subject))
+    reach = 4.303 * np.std(by_subject, ddof=1) / np.sqrt(3)
+    assert (found.low, found.high) == pytest.approx((found.value - reach, found.value + reach), rel=1e-3)
 
 
 def test_one_subjects_seeds_are_pooled_by_prompt(study):
@@ -173,11 +173,14 @@ def test_differences_of_one_subject_pair_its_pictures(trio):
     by_hand = [a.pres - b.pres for a, b in zip(with_ppl.class_pictures, without.class_pictures, strict=True)]
     assert found["pres"].value == pytest.approx(np.mean(by_hand))
     assert found["pres"].count == 4
-    assert min(by_hand) <= found["pres"].low < found["pres"].value < found["pres"].high <= max(by_hand) < 0
-    rows = [a.div - b.div for a, b in zip(with_ppl.prompts, without.prompts, strict=True)]
-    assert (found["div"].value, found["div"].low, found["div"].high) == pytest.approx(
-        (np.mean(rows), min(rows), max(rows))
+    reach = 3.182 * np.std(by_hand, ddof=1) / np.sqrt(4)
+    assert (found["pres"].low, found["pres"].high) == pytest.approx(
+        (np.mean(by_hand) - reach, np.mean(by_hand) + reach), rel=1e-3
     )
+    assert found["pres"].high < 0
+    rows = [a.div - b.div for a, b in zip(with_ppl.prompts, without.prompts, strict=True)]
+    assert found["div"].value == pytest.approx(np.mean(rows))
+    assert found["div"].high - found["div"].value == pytest.approx(12.706 * abs(rows[0] - rows[1]) / 2, rel=1e-3)
 
 
 def test_a_picture_that_one_side_lacks_is_left_out_of_both(tmp_path):
@@ -263,7 +266,7 @@ def test_figures_of_different_encoders_are_not_mixed(tmp_path):
     [
         ("dino", 0.1, 0.2, "better"), ("dino", -0.2, -0.1, "worse"), ("pres", -0.2, -0.1, "better"),
         ("pres", 0.1, 0.2, "worse"), ("div", -0.1, 0.2, "no clear difference"),
-        ("div", None, None, "one pair tells no interval"),
+        ("div", None, None, "one alone tells no interval"),
     ],
 )  # fmt: skip
 def test_a_difference_is_better_or_worse_only_where_its_interval_says_so(metric, low, high, words):
@@ -473,7 +476,8 @@ def test_many_subjects_have_a_gallery_each_and_a_table_together(study, tmp_path)
     assert [name for name in pictures_of(text) if "gallery" in name] == [f"gallery-{n:02d}.png" for n in range(3)]
     assert "## By subject" in text
     assert text.count("\n| rex | ") == 5
-    assert "redrawing whole subjects" in text
+    assert "95 % intervals over subjects, by Student's t" in text
+    assert "A figure of one subject alone has none" in text
     assert "from one seed" not in text
     assert "3 subjects; 15 models: base model, without PPL, with PPL." in text
 

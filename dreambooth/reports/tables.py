@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from dreambooth.errors import ConfigError
-from dreambooth.evaluate import BASE, Evaluation, redrawn_as
+from dreambooth.evaluate import BASE, Evaluation, group_of
 from dreambooth.files import atomic_file
-from dreambooth.metrics import METRICS, Estimate, bootstrap, paired_difference
+from dreambooth.metrics import METRICS, Estimate, estimate_mean, paired_difference
 
 CSVS = {
     "dino_results.csv": ("dino",), "clip_results.csv": ("clip_i", "clip_t"), "pres_results.csv": ("pres",),
@@ -36,8 +36,8 @@ def subjects(evaluations: Sequence[Evaluation]) -> list[str]:
 def summary(evaluations: Sequence[Evaluation], condition: str) -> dict[str, Estimate]:
     """Each metric's mean for one condition, with its interval.
 
-    Over several subjects it is the mean over the evaluations, and the bootstrap redraws whole subjects; for one subject
-    over its pictures, redrawing whole prompts (and for PRES pictures). Raises `ConfigError` where they were measured by
+    Over several subjects it is the mean over the evaluations, and subjects are the groups of `estimate_mean`; for one
+    subject over its pictures, and its prompts are (for PRES pictures). Raises `ConfigError` where they were measured by
     different encoders: such figures have no common mean.
     """
     chosen = [e for e in evaluations if e.condition == condition]
@@ -46,11 +46,11 @@ def summary(evaluations: Sequence[Evaluation], condition: str) -> dict[str, Esti
         return chosen[0].metrics
     if len(subjects(chosen)) > 1:
         groups = [e.subject for e in chosen]
-        return {name: bootstrap([e.metrics[name].value for e in chosen], groups) for name in METRICS}
+        return {name: estimate_mean([e.metrics[name].value for e in chosen], groups) for name in METRICS}
     estimates = {}
     for name in METRICS:
-        values = [(redrawn_as(name, key), value) for e in chosen for key, value in e.values(name).items()]
-        estimates[name] = bootstrap([value for _, value in values], [group for group, _ in values])
+        values = [(group_of(name, key), value) for e in chosen for key, value in e.values(name).items()]
+        estimates[name] = estimate_mean([value for _, value in values], [group for group, _ in values])
     return estimates
 
 
@@ -64,8 +64,8 @@ def ceilings(evaluations: Sequence[Evaluation]) -> dict[str, float]:
 def differences(evaluations: Sequence[Evaluation], condition: str, other: str) -> dict[str, Estimate]:
     """Each metric's `condition` minus `other`, paired by subject and training seed; a base model pairs with any seed.
 
-    Over several subjects the bootstrap redraws whole subjects with all their seeds; for one subject its prompts (for
-    PRES the class pictures), whose pictures are paired by seed. Empty where nothing pairs.
+    Over several subjects the groups are whole subjects with all their seeds; for one subject its prompts (for PRES the
+    class pictures), whose pictures are paired by seed. Empty where nothing pairs.
     """
     pairs = _pairs(evaluations, condition, other)
     _check_encoders([e for pair in pairs for e in pair])
@@ -93,7 +93,7 @@ def _paired_values(pairs: list[tuple[Evaluation, Evaluation]], name: str) -> lis
     rows = []
     for ours, theirs in pairs:
         known = theirs.values(name)
-        rows += [(v, known[key], redrawn_as(name, key)) for key, v in ours.values(name).items() if key in known]
+        rows += [(v, known[key], group_of(name, key)) for key, v in ours.values(name).items() if key in known]
     return rows
 
 
@@ -182,7 +182,7 @@ def _clear(name: str, difference: Estimate | None) -> str:
 def verdict(metric: str, difference: Estimate) -> str:
     """What a difference says: better or worse where its interval leaves zero out."""
     if difference.low is None or difference.high is None:
-        return "one pair tells no interval"
+        return "one alone tells no interval"
     if difference.low <= 0 <= difference.high:
         return "no clear difference"
     return "better" if (difference.value > 0) == (METRICS[metric].better == "higher") else "worse"
@@ -212,12 +212,12 @@ def meanings() -> str:
 
 def reading(evaluations: Sequence[Evaluation]) -> str:
     """Markdown: what the figures are, and what was left out of them."""
-    redrawn = "whole prompts (for PRES pictures)"
+    over, one = "prompts (for PRES pictures)", "prompt"
     if len(subjects(evaluations)) > 1:
-        redrawn = "whole subjects"
+        over, one = "subjects", "subject"
     text = (
-        f"Means; in brackets their 95 % intervals, bootstrapped by redrawing {redrawn}. The ceiling is what the "
-        "photos score among themselves."
+        f"Means; in brackets their 95 % intervals over {over}, by Student's t: fewer make them wider. A figure of one "
+        f"{one} alone has none. The ceiling is what the photos score among themselves."
     )
     trained = [(e.subject, e.condition) for e in evaluations if e.condition != BASE]
     if trained and len(set(trained)) == len(trained):

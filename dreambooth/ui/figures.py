@@ -14,7 +14,7 @@ from PIL import Image
 from dreambooth import metrics
 from dreambooth.config import Config
 from dreambooth.encoders import Encoders
-from dreambooth.evaluate import redrawn_as
+from dreambooth.evaluate import group_of
 from dreambooth.metrics import METRICS, Estimate
 from dreambooth.ui.charts import judge
 from dreambooth.ui.comparison import Comparison
@@ -138,7 +138,8 @@ def _of_class(pictures: list[Picture], real: dict[str, np.ndarray], encoders: En
 
 def _estimates(values: Values) -> dict[str, Estimate]:
     return {
-        name: metrics.bootstrap(list(of.values()), [redrawn_as(name, key) for key in of]) for name, of in values.items()
+        name: metrics.estimate_mean(list(of.values()), [group_of(name, key) for key in of])
+        for name, of in values.items()
     }
 
 
@@ -149,7 +150,7 @@ def _difference(one: Values, other: Values) -> dict[str, Estimate]:
         both = [key for key in one[name] if key in other[name]]
         if both:
             a, b = ([values[name][key] for key in both] for values in (one, other))
-            found[name] = metrics.paired_difference(a, b, [redrawn_as(name, key) for key in both])
+            found[name] = metrics.paired_difference(a, b, [group_of(name, key) for key in both])
     return found
 
 
@@ -195,8 +196,9 @@ def as_html(figures: Figures) -> str:
     notes = "".join(f"<li class='tip'><strong>Note</strong> {html.escape(note)}</li>" for note in figures.notes)
     return f"""<section class="figures"><h3 class="section">What the pictures say</h3><div class="wide"><table>
 <thead><tr><td></td>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
-<p class="aside">Of each model {figures.basis}; below a figure its 95 % interval. More pictures a prompt and more
-prompts make it narrower.</p>{f"<ul class='findings'>{notes}</ul>" if notes else ""}
+<p class="aside">Of each model {figures.basis}; below a figure its 95 % interval over prompts, for PRES over pictures,
+by Student's t: of two it is very wide, of one there is none. More prompts, and more pictures a prompt, make it
+narrower.</p>{f"<ul class='findings'>{notes}</ul>" if notes else ""}
 <dl class="legend">{legend}</dl></section>"""
 
 
