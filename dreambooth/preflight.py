@@ -21,13 +21,10 @@ from dreambooth.config import Config, usual_preset
 from dreambooth.dataset import ENCODE_BATCH
 from dreambooth.errors import ConfigError
 from dreambooth.generate import MAX_BATCH
-from dreambooth.machine import PROGRAM, available_memory, check_optimizer, probe, resolve_precision
+from dreambooth.machine import available_memory, check_optimizer, probe, resolve_precision
 from dreambooth.methods import get_method
-from dreambooth.rehearsal import LARGE_BLOCK, UTILISATION, Rehearsal
+from dreambooth.rehearsal import LARGE_BLOCK, UTILISATION, Rehearsal, gib
 
-GIB = 2**30
-FRAGMENTATION = 0.4
-"""Room lost between smaller blocks, as a share of them (measured: 0.15 to 0.6, on a CPU, 80 M and 215 M weights)."""
 UPDATE_8BIT_ON_CPU = 2000
 """Bytes that could be moved while bitsandbytes 0.50 updates one number on a CPU (measured: 50 times plain AdamW)."""
 PHOTOS = 5
@@ -130,23 +127,20 @@ def _estimate(rehearsal: Rehearsal, config: Config, checkpointing: bool) -> Esti
     stages = {"encoding": (encoding, {}), "training": (step, held), UPDATE: (updating, held)}
     seconds = encoding.seconds * encoded / min(crops, ENCODE_BATCH)
     seconds += train.steps * train.gradient_accumulation * step.seconds
-    seconds += train.steps * moved / (UTILISATION * rehearsal.speed.bandwidth)
+    seconds += train.steps * moved / (UTILISATION[rehearsal.device.type] * rehearsal.speed.bandwidth)
     if prior.active:
         drawing = rehearsal.draw(config, prior.batch_size, prior.steps, prior.guidance_scale)
         stages["class images"] = (drawing, {})
         seconds += drawing.seconds * class_images / prior.batch_size
     if train.sample_every:
         pictures = len(config.sample_prompts) * sampling.num_images
-        drawing = rehearsal.draw(config, min(pictures, MAX_BATCH), sampling.steps, sampling.guidance_scale)
+        at_once, guidance = min(pictures, MAX_BATCH), sampling.guidance_scale
+        drawing = rehearsal.draw(config, at_once, sampling.steps, guidance, "trained")
         stages["sample pictures"] = (drawing, held)
         times = 1 + math.ceil(train.steps / train.sample_every)  # the base model's too
-        seconds += drawing.seconds * pictures / min(pictures, MAX_BATCH) * times
+        seconds += drawing.seconds * pictures / at_once * times
 
-    parts = {
-        name: {"program": 0 if on_cuda else PROGRAM, "weights": trace.weights, **held, **trace.peak}
-        | {"fragmentation": round(FRAGMENTATION * trace.small)}
-        for name, (trace, held) in stages.items()
-    }
+    parts = {name: trace.needs(rehearsal.device, held) for name, (trace, held) in stages.items()}
     peaks = {name: sum(sizes.values()) for name, sizes in parts.items()}
     stage = max(peaks, key=peaks.get)
     return Estimate(
@@ -254,11 +248,6 @@ def _settings(changes: dict[str, Any]) -> str:
 
 def _needs(estimate: Estimate) -> str:
     return f"about {gib(estimate.peak_bytes)}, {roughly(estimate.seconds)}"
-
-
-def gib(size: float) -> str:
-    """Bytes in GiB, in words."""
-    return f"{size / GIB:.2f} GiB" if size < GIB else f"{size / GIB:.1f} GiB"
 
 
 def roughly(seconds: float) -> str:

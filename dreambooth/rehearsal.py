@@ -7,16 +7,19 @@ follows every allocation and every operation.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
+import threading
 import weakref
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline
@@ -28,15 +31,25 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from dreambooth.config import Config
-from dreambooth.errors import ModelError, first_line
+from dreambooth.errors import ConfigError, ModelError, first_line
 from dreambooth.families import Family, family_of
-from dreambooth.machine import Speed, one_model_at_a_time
-from dreambooth.methods import get_method, store_frozen_in
+from dreambooth.machine import PROGRAM, Speed, available_memory, one_model_at_a_time
+from dreambooth.methods import Trainable, freeze, get_method, store_frozen_in
 
+GIB = 2**30
 LARGE_BLOCK = 32 * 2**20
 """From this size on a freed block goes back to the system at once (glibc's largest mmap threshold, mallopt(3))."""
-UTILISATION = 0.45
-"""Share of the probed layer's speed that whole steps reach."""
+FRAGMENTATION = {"cpu": 0.4, "cuda": 0.4, "mps": 0.4}
+"""Room lost between smaller blocks, as a share of them, by device. On a CPU measured: 0.15 to 0.6 (glibc, 80 M and
+215 M weights). On GPUs never measured (`benchmarks/estimate_on_gpu.py` does): the CPU's share stands for what PyTorch's
+allocator loses there, and for workspaces, of which this is known alone: cuBLAS keeps 8 MiB, 32 on Hopper; cuDNN takes
+for the time of a convolution what the algorithm that it chooses asks for."""
+UTILISATION = {"cpu": 0.45, "cuda": 0.45, "mps": 0.45}
+"""Share of the probed layer's speed that whole steps reach, by device; measured on a CPU alone."""
+
+DrawnBy = Literal["base", "trained", "finished"]
+"""Who draws: the base model as it is loaded, what is being trained, or a model that is loaded to draw alone, whose
+matrices are stored in the precision of the arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +66,20 @@ class Trace:
     trained: tuple[int, ...]
     """How many numbers each trained tensor holds."""
 
+    def needs(self, device: torch.device, held: dict[str, int] | None = None) -> dict[str, int]:
+        """Bytes by what takes them: the program, where it shares the memory, weights, what is `held` beside them, and
+        what the stage allocates."""
+        program = 0 if device.type == "cuda" else PROGRAM
+        lost = round(FRAGMENTATION[device.type] * self.small)
+        return {"program": program, "weights": self.weights, **(held or {}), **self.peak, "fragmentation": lost}
+
 
 class Tracker(TorchDispatchMode):
     """Follows the memory that operations allocate, on fake tensors or real ones, and the time they would take."""
 
-    def __init__(self, weights: Iterable[Tensor], speed: Speed):
+    def __init__(self, weights: Iterable[Tensor], speed: Speed, utilisation: float):
         super().__init__()
-        self.speed, self.seconds, self._repeats = speed, 0.0, 1
+        self.speed, self.utilisation, self.seconds, self._repeats = speed, utilisation, 0.0, 1
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.small = self.small_peak = 0
@@ -80,7 +100,7 @@ class Tracker(TorchDispatchMode):
             moved = sum(t.nbytes for t in operands + results) / self.speed.bandwidth
             count = _FLOPS.get(func._overloadpacket)
             computed = count(*args, **kwargs, out_val=out) / self.speed.flops if count else 0
-            self.seconds += self._repeats * max(moved, computed) / UTILISATION
+            self.seconds += self._repeats * max(moved, computed) / self.utilisation
         self.seconds += self._repeats * self.speed.call
         return out
 
@@ -156,7 +176,9 @@ class Rehearsal:
         self.family = family_of(model)
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.pipe = blank_pipeline(model, self.family, self.fake)
+        self._finished: dict[bool, DiffusionPipeline] = {}
         self._seen: dict[tuple, Trace] = {}
+        self._lock = threading.RLock()
 
     @property
     def model_bytes(self) -> int:
@@ -164,20 +186,29 @@ class Rehearsal:
         parts = (part for part in self.pipe.components.values() if isinstance(part, nn.Module))
         return sum(4 * p.numel() for part in parts for p in part.parameters())
 
-    def draw(self, config: Config, images: int, steps: int, guidance_scale: float) -> Trace:
-        """Draw `images` at once, as class images and sample pictures are."""
+    def draw(self, config: Config, images: int, steps: int, guidance_scale: float, drawn_by: DrawnBy = "base") -> Trace:
+        """Draw `images` at once, which the VAE decodes one after the other."""
         batch = images * (2 if guidance_scale > 1 else 1)  # with and without the prompt
+        key = ("draw", images, batch, steps, drawn_by, *(_trained(config) if drawn_by == "trained" else ()))
+        return self._once(key, config, lambda: self._draw(config, images, batch, steps, drawn_by))
+
+    def _draw(self, config: Config, images: int, batch: int, steps: int, drawn_by: DrawnBy) -> Trace:
+        pipe, trainable = self.pipe, None
+        if drawn_by == "trained":
+            pipe, trainable = self._attached(config)
+        elif drawn_by == "finished":
+            pipe = self._stored(config.train.mixed_precision != "no")
 
         def work(tracker: Tracker) -> None:
-            ids = self.family.tokenize(self.pipe, [config.class_prompt] * batch)
+            ids = self.family.tokenize(pipe, [config.class_prompt] * batch)
             latents, t = self._latents(config, batch)
             with torch.inference_mode(), self._autocast(config):
-                conditioning = self.family.encode_text(self.pipe, ids)
+                conditioning = self.family.encode_text(pipe, ids)
                 with tracker.repeated(steps):
-                    self.family.predict(self.pipe, latents, t, conditioning)
-                self.pipe.vae.decode(latents[:images])
+                    self.family.predict(pipe, latents, t, conditioning)
+                _decode_each(pipe, latents[:images], tracker)
 
-        return self._once(("draw", images, batch, steps), config, lambda: self._run(self.pipe, config, work))
+        return self._run(pipe, config, work, beside=trainable.beside if trainable else ())
 
     def encode(self, config: Config, pictures: int) -> Trace:
         """Encode `pictures` at once."""
@@ -202,9 +233,7 @@ class Rehearsal:
 
     def _step(self, config: Config, checkpointing: bool, prompts: list[str], batch: int) -> Trace:
         family = self.family
-        pipe = blank_pipeline(self.model, family, self.fake)
-        trainable = get_method(config.method).attach(pipe, family, config)
-        store_frozen_in(None if config.train.mixed_precision == "no" else torch.bfloat16, trainable)
+        pipe, trainable = self._attached(config)
         for module in trainable.modules.values():
             module.train()
             if checkpointing:
@@ -231,11 +260,28 @@ class Rehearsal:
         idle = ["vae", *(() if text_trained else family.text_encoders)] if self.device.type == "cuda" else []
         return self._run(pipe, config, work, idle, parameters, trainable.beside)
 
+    def _attached(self, config: Config) -> tuple[DiffusionPipeline, Trainable]:
+        """The pipeline as it is trained."""
+        pipe = blank_pipeline(self.model, self.family, self.fake)
+        trainable = get_method(config.method).attach(pipe, self.family, config)
+        store_frozen_in(None if config.train.mixed_precision == "no" else torch.bfloat16, trainable)
+        return pipe, trainable
+
+    def _stored(self, mixed: bool) -> DiffusionPipeline:
+        """The pipeline as it is loaded to draw alone."""
+        if mixed not in self._finished:
+            self._finished[mixed] = pipe = blank_pipeline(self.model, self.family, self.fake)
+            freeze(pipe)
+            modules = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+            store_frozen_in(torch.bfloat16 if mixed else None, Trainable(modules, [], lambda folder, base: None))
+        return self._finished[mixed]
+
     def _once(self, key: tuple, config: Config, rehearse: Callable[[], Trace]) -> Trace:
         key += (config.train.resolution, config.train.mixed_precision)
-        if key not in self._seen:
-            self._seen[key] = rehearse()
-        return self._seen[key]
+        with self._lock:  # a page and a training may ask at once
+            if key not in self._seen:
+                self._seen[key] = rehearse()
+            return self._seen[key]
 
     def _run(
         self,
@@ -249,7 +295,7 @@ class Rehearsal:
         modules = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
         weights = {name: list(chain(part.parameters(), part.buffers())) for name, part in modules.items()}
         weights["beside"] = list(beside)
-        tracker = Tracker(chain(*weights.values()), self.speed)
+        tracker = Tracker(chain(*weights.values()), self.speed, UTILISATION[self.device.type])
         cuda_autocast = self.device.type == "cuda" and config.train.mixed_precision != "no"
         norms = _norms_in_float32(modules.values() if cuda_autocast else ())
         try:
@@ -268,6 +314,85 @@ class Rehearsal:
     def _latents(self, config: Config, batch: int) -> tuple[Tensor, Tensor]:
         side = config.train.resolution // self.pipe.vae_scale_factor
         return torch.empty(batch, self.pipe.vae.config.latent_channels, side, side), torch.zeros(batch).long()
+
+
+def fitting_batch(
+    model: Path,
+    device: torch.device,
+    precision: str,
+    most: int,
+    setting: str,
+    *,
+    resolution: int | None = None,
+    guidance_scale: float = 7.5,
+    loaded: bool = False,
+    beside: int = 0,
+    available: int | None = None,
+) -> int:
+    """How many pictures, `most` at most, the pipeline in the folder `model` can draw at once on `device`.
+
+    That is rehearsed with its matrices stored in `precision` (no, bf16 or fp16), at `resolution` (None: the model's
+    own), and remembered: another call takes no time. Where the pipeline is `loaded` on the device, its weights are no
+    longer asked for. `beside` are bytes to be held meanwhile (an adapter, a safety checker). `available` bytes default
+    to what `device` has left.
+
+    Raises `ConfigError`, which calls the number of pictures at once `setting`, where not even one can be drawn, and
+    `ModelError` for a damaged folder.
+    """
+    rehearsal = _rehearsal_to_draw(model, device, _changed(model))
+    available = available_memory(device) if available is None else available
+    resolution = resolution or rehearsal.family.resolution(model)
+    asked = Config.from_dict({"subject": {"photos": ".", "class_noun": "thing"}})
+
+    def needed(images: int, precision: str = precision) -> int:
+        settings = {"resolution": resolution, "mixed_precision": precision}
+        config = asked.model_copy(update={"train": asked.train.model_copy(update=settings)})
+        trace = rehearsal.draw(config, images, 1, guidance_scale, "finished")
+        return sum(trace.needs(device).values()) + beside - (trace.weights if loaded else 0)
+
+    if needed(most) <= available:
+        return most
+    if fitting := bisect_right(range(1, most), available, key=needed):
+        return fitting
+    other = ["free some"]
+    if precision == "no" and device.type == "cuda" and not loaded and needed(1, "bf16") <= available:
+        other.append("draw in 16 bits (precision auto)")
+    if device.type != "cpu":
+        other.append("set device: cpu")
+    raise ConfigError(
+        f"{setting} can't even be 1: a picture of {resolution} px takes about {gib(needed(1))} of memory on "
+        f"{device.type}, but only {gib(available)} can be had.",
+        f"{', '.join(other).capitalize()}, or use a smaller base model.",
+    )
+
+
+def _changed(model: Path) -> int:
+    """When the pipeline's parts were last written down; 0 for a folder that is none."""
+    index = model / "model_index.json"
+    return index.stat().st_mtime_ns if index.exists() else 0
+
+
+@functools.lru_cache(maxsize=4)
+def _rehearsal_to_draw(model: Path, device: torch.device, _changed: int) -> Rehearsal:
+    """To ask what drawing takes of memory; its seconds mean nothing."""
+    return Rehearsal(model, device, Speed(1.0, 1.0, 1.0))
+
+
+def gib(size: float) -> str:
+    """Bytes in GiB, in words."""
+    return f"{size / GIB:.2f} GiB" if size < GIB else f"{size / GIB:.1f} GiB"
+
+
+def _decode_each(pipe: DiffusionPipeline, latents: Tensor, tracker: Tracker) -> None:
+    """Allocate what a VAE does that decodes picture by picture (diffusers' slicing): the first, and then the last."""
+    count = len(latents)
+    picture = pipe.vae.decode(latents[:1]).sample
+    if count > 1:
+        before = picture.new_empty(count - 2, *picture.shape[1:])
+        with tracker.repeated(count - 1):
+            last = pipe.vae.decode(latents[:1]).sample
+        together = picture.new_empty(count, *picture.shape[1:])  # beside each by itself
+        del before, last, together
 
 
 def _trained(config: Config) -> tuple:

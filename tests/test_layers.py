@@ -20,7 +20,7 @@ SAME_ROW = {
     ("encoders", "families"), ("families", "hub"), ("fetch", "families"), ("fetch", "hub"), ("fetch", "methods"),
     ("encoders", "fetch"), ("adapters", "families"), ("adapters", "fetch"), ("adapters", "hub"),
     ("adapters", "methods"), ("kohya", "adapters"), ("kohya", "families"), ("kohya", "methods"),
-    ("prior", "generate"), ("preflight", "generate"), ("preflight", "dataset"), ("preflight", "rehearsal"),
+    ("prior", "generate"), ("generate", "rehearsal"), ("evaluate", "rehearsal"), ("preflight", "generate"), ("preflight", "dataset"), ("preflight", "rehearsal"),
     ("train", "generate"), ("train", "prior"), ("train", "dataset"), ("train", "preflight"),
     ("packs", "prior"), ("packs", "generate"), ("train", "packs"),
     ("train", "rehearsal"), ("train", "monitor"), ("evaluate", "generate"),

@@ -24,7 +24,7 @@ from dreambooth.families import STABLE_DIFFUSION, load_pipeline
 from dreambooth.machine import Speed, available_memory, check_optimizer, resolve_device, resolve_precision
 from dreambooth.methods import get_method, methods
 from dreambooth.preflight import check
-from dreambooth.rehearsal import Rehearsal, blank_pipeline
+from dreambooth.rehearsal import Rehearsal, blank_pipeline, fitting_batch
 from tests import tiny
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
@@ -87,6 +87,7 @@ def config(**settings) -> Config:
         "prior": {"num_images": 8},
         "sampling": {},
         "drift": {},
+        "lora": {},
     }
     for key, value in settings.items():
         section, _, name = key.rpartition("__")
@@ -156,11 +157,87 @@ def test_a_rehearsed_step_allocates_what_a_real_one_does(model, monkeypatch, dev
     assert rehearsed.peak["activations"] > 2**20
 
 
-def test_rehearsed_pictures_allocate_what_real_ones_do(model, monkeypatch):
-    settings = config()
-    rehearsal, real = preflight.Rehearsal(model, CPU, SPEED), on_real_tensors(model, monkeypatch)
-    assert memory(rehearsal.draw(settings, 2, 3, 7.5)) == memory(real.draw(settings, 2, 3, 7.5))
+@pytest.mark.parametrize("drawn_by", ["base", "trained", "finished"])
+@pytest.mark.parametrize(("device", "precision"), [(CPU, "no"), (CUDA, "bf16")])
+def test_rehearsed_pictures_allocate_what_real_ones_do(model, monkeypatch, device, precision, drawn_by):
+    settings = config(train__mixed_precision=precision, method="lora", lora__rank=2)
+    rehearsal, real = preflight.Rehearsal(model, device, SPEED), on_real_tensors(model, monkeypatch, device)
+    assert memory(rehearsal.draw(settings, 2, 3, 7.5, drawn_by)) == memory(real.draw(settings, 2, 3, 7.5, drawn_by))
     assert memory(rehearsal.encode(settings, 4)) == memory(real.encode(settings, 4))
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_pictures_are_decoded_one_after_the_other(model, count):
+    """As the VAE itself does when it is told to."""
+    pipe, _ = load_pipeline(model)
+    latents, peaks = torch.zeros(count, 4, 16, 16), []
+    pipe.vae.enable_slicing()
+    for decode in (
+        lambda _: pipe.vae.decode(latents),
+        lambda tracker: rehearsal_module._decode_each(pipe, latents, tracker),
+    ):
+        tracker = rehearsal_module.Tracker(pipe.vae.parameters(), SPEED, 1.0)
+        with torch.inference_mode(), tracker:
+            decode(tracker)
+        peaks.append((tracker.peak.total(), tracker.seconds))
+    (memory, seconds), (rehearsed_memory, rehearsed_seconds) = peaks
+    assert rehearsed_memory == pytest.approx(memory, rel=0.01)
+    assert rehearsed_seconds == pytest.approx(seconds, rel=0.1)
+
+
+def test_what_is_trained_draws_with_its_weights_as_they_lie(configs):
+    """An adapter's frozen matrices are in 16 bits by then; with class images they are not yet."""
+    settings = config(**of_method("lora", train__mixed_precision="bf16"))
+    rehearsal = preflight.Rehearsal(configs, CUDA, SPEED)
+    base, trained, finished = (rehearsal.draw(settings, 2, 3, 7.5, by) for by in ("base", "trained", "finished"))
+    assert finished.weights < 0.7 * base.weights
+    assert trained.weights < base.weights
+
+
+def test_as_many_pictures_are_drawn_at_once_as_fit(configs):
+    """Exactly so many, whatever is there, and asked again it costs nothing."""
+    settings = config(train__resolution=64, train__mixed_precision="bf16")
+    rehearsal = Rehearsal(configs, CUDA, SPEED)
+
+    def needed(images: int) -> int:
+        return sum(rehearsal.draw(settings, images, 1, 7.5, "finished").needs(CUDA).values())
+
+    def fitting(available: int, **more) -> int:
+        return fitting_batch(
+            configs, CUDA, "bf16", 16, "evaluation.batch_size", resolution=64, available=available, **more
+        )
+
+    assert fitting(AMPLE) == fitting(needed(16)) == 16
+    for images in (1, 2, 7, 15):
+        assert fitting(needed(images)) == fitting(needed(images + 1) - 1) == images
+    weights = rehearsal.draw(settings, 7, 1, 7.5, "finished").weights
+    assert fitting(needed(7) - weights, loaded=True) == 7
+    assert fitting(needed(7) + 1000, beside=1000) == 7
+    with pytest.raises(ConfigError, match=r"evaluation\.batch_size can't even be 1: a picture of 64 px .*device: cpu"):
+        fitting(needed(1) - 1)
+    assert fitting_batch(configs, CPU, "no", 4, "--batch-size", available=AMPLE) == 4
+
+
+def test_asking_again_how_many_fit_rehearses_nothing(configs, monkeypatch):
+    ask = partial(fitting_batch, configs, CPU, "no", 8, "--batch-size", resolution=32)
+    ask(available=AMPLE)
+    monkeypatch.setattr(Rehearsal, "_run", None)
+    monkeypatch.setattr(rehearsal_module, "blank_pipeline", None)
+    assert ask(available=AMPLE // 2) == 8
+
+
+def test_sixteen_bits_are_advised_where_they_make_a_picture_fit(configs):
+    ask = partial(fitting_batch, configs, CUDA, most=4, setting="--batch-size", resolution=64)
+    least = next(size for size in range(2**16, 2**30, 2**16) if _fits(ask, size))
+    with pytest.raises(ConfigError, match="16 bits"):
+        ask(precision="no", available=least)
+
+
+def _fits(ask, size: int) -> bool:
+    try:
+        return ask(precision="bf16", available=size) > 0
+    except ConfigError:
+        return False
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
@@ -349,7 +426,7 @@ def apply(settings: Config, words: str) -> Config:
 @pytest.mark.parametrize("share", [0.98, 0.8, 0.5, 0.2, 0.05])
 @pytest.mark.parametrize(("device", "precision"), [(CPU, "no"), (CUDA, "bf16")])
 def test_what_is_advised_fits(configs, anywhere, monkeypatch, heavy, share, device, precision):
-    monkeypatch.setattr(preflight, "PROGRAM", 0)
+    monkeypatch.setattr(rehearsal_module, "PROGRAM", 0)
     settings = config(**heavy, train__mixed_precision=precision)
     checkpointing = settings.train.gradient_checkpointing is not False
     most = preflight._estimate(preflight.Rehearsal(configs, device, SPEED), settings, checkpointing).peak_bytes
@@ -507,7 +584,7 @@ def test_a_containers_limit_counts(tmp_path, groups, folder, limit, usage):
 def test_available_memory_is_of_this_machine(monkeypatch):
     assert 2**28 < available_memory(CPU) < 2**50
     monkeypatch.setattr(machine, "_cgroup_room", lambda root: [2**20])
-    assert available_memory(CPU) <= preflight.PROGRAM + 2**20
+    assert available_memory(CPU) <= machine.PROGRAM + 2**20
 
 
 def test_the_probe_measures_something_plausible():
