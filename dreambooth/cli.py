@@ -6,6 +6,7 @@ Exit code 0 on success, 2 on bad input with one line on standard error, 1 otherw
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import shlex
@@ -14,20 +15,57 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
 from tqdm import tqdm
 
 from dreambooth import events
-from dreambooth.errors import ConfigError, DreamBoothError
+from dreambooth.errors import ConfigError, DreamBoothError, first_line
 from dreambooth.events import Event
+from dreambooth.files import check_writable, disk_trouble, named_path, refuse_taken, runs_root
 
 if TYPE_CHECKING:
     from dreambooth.config import Config
     from dreambooth.evaluate import Evaluation
     from dreambooth.runs import Run
     from dreambooth.study import StudyConfig
+
+
+def tidy_variables() -> None:
+    """Let libraries take an empty variable for unset and `~` for the home folder, as all of ours do."""
+    for name in [name for name in os.environ if name.startswith(("GRADIO_", "HF_"))]:
+        if not os.environ[name].strip():
+            del os.environ[name]
+    if "GRADIO_TEMP_DIR" in os.environ:
+        os.environ["GRADIO_TEMP_DIR"] = str(named_path(os.environ["GRADIO_TEMP_DIR"].strip(), "GRADIO_TEMP_DIR"))
+
+
+def prepare_for_the_studio() -> None:
+    """See to the variables that the page's library reads when it is imported. Raises `ConfigError` for one with which
+    it could not start.
+
+    This machine is excepted from the proxies in the environment, which would be asked for the page that is served here;
+    whom else they are not for stays.
+    """
+    port = os.environ.get("GRADIO_SERVER_PORT", "7860")
+    if not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise ConfigError(f"GRADIO_SERVER_PORT = {port!r} is no port.", "Give a number from 1 to 65535.")
+    said = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    excepted = [host.strip() for host in said.split(",") if host.strip()]
+    own = ["127.0.0.1", "localhost", "::1", os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")]
+    for name in ("no_proxy", "NO_PROXY"):  # libraries differ in which of the two they heed
+        os.environ[name] = ",".join(dict.fromkeys([*excepted, *own]))
+    import httpx
+
+    try:
+        httpx.Client().close()
+    except (ImportError, ValueError) as error:  # SOCKS without its library, or no proxy's address
+        names = sorted(name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy"))
+        raise ConfigError(
+            f"The proxy in {' or '.join(names)} can't be used ({first_line(error)}).",
+            "Give one that begins with http://, or unset the variable.",
+        ) from None
 
 
 def quiet_third_parties() -> None:
@@ -45,10 +83,29 @@ def quiet_third_parties() -> None:
     transformers_quiet()
 
 
+class _PathType(click.ParamType):
+    """A path that somebody gave; one that is `written` to, a folder or a file, is refused at once where that can't be,
+    not after the work is done."""
+
+    name = "path"
+
+    def __init__(self, written: Literal["folder", "file"] | None = None):
+        self.written = written
+
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Raises `ConfigError`, which names the option."""
+        name = param.opts[0] if isinstance(param, click.Option) else param.make_metavar(ctx)
+        path = named_path(value, name)
+        if self.written:
+            check_writable(path if self.written == "folder" else path.parent, name)
+        return path
+
+
+_PATH, _NEW_FOLDER, _NEW_FILE = _PathType(), _PathType("folder"), _PathType("file")
+
+
 def _not_taken(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
     """Refuse a name that is taken before anything is loaded or downloaded."""
-    from dreambooth.files import refuse_taken
-
     refuse_taken(path)
     return path
 
@@ -71,7 +128,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("config_source", metavar="CONFIG.yaml")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting: --set train.steps=400.")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run is kept (default: a new one in runs/).")
+@click.option("--run-dir", type=_NEW_FOLDER, help="Where the run is kept (default: a new one in runs/).")
 @click.option(
     "--resume", is_flag=True, help="Go on with a stopped run: the one in --run-dir, or the newest with these settings."
 )
@@ -81,6 +138,8 @@ def train(config_source: str, overrides: tuple[str, ...], run_dir: Path | None, 
     hub:USER/NAME, or hub:USER/NAME@REVISION, in its place repeats the training of a model that was published.
     """
     config = _config_of(config_source, overrides)
+    if run_dir is None and not resume:
+        check_writable(runs_root(), "DREAMBOOTH_RUNS, or --run-dir")
     quiet_third_parties()
     from dreambooth.runs import Run
 
@@ -138,9 +197,7 @@ def _weighted(_context: click.Context, _option: click.Parameter, given: tuple[st
     "times.",
 )  # fmt: skip
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
-@click.option(
-    "--out", default=Path("generated"), show_default=True, type=click.Path(path_type=Path), help="Folder for the PNGs."
-)
+@click.option("--out", default=Path("generated"), show_default=True, type=_NEW_FOLDER, help="Folder for the PNGs.")
 def generate(
     source, prompts, negative_prompt, num_images, seed, steps, guidance, scheduler, revision, which, scale, base_model,
     adapters, device, out,
@@ -185,11 +242,9 @@ def generate(
 
 
 @cli.command()
-@click.argument("config_file", metavar="CONFIG.yaml", type=click.Path(path_type=Path))
+@click.argument("config_file", metavar="CONFIG.yaml", type=_PATH)
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting: --set train.steps=400.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Where runs and report are kept (default: studies/<file's name>)."
-)
+@click.option("--out", type=_NEW_FOLDER, help="Where runs and report are kept (default: studies/<file's name>).")
 def compare(config_file: Path, overrides: tuple[str, ...], out: Path | None) -> None:
     """Train one subject with and without prior preservation, else alike, and measure them and the base model.
 
@@ -207,13 +262,11 @@ def compare(config_file: Path, overrides: tuple[str, ...], out: Path | None) -> 
 
 
 @cli.command()
-@click.argument("batch_file", metavar="BATCH.yaml", type=click.Path(path_type=Path))
+@click.argument("batch_file", metavar="BATCH.yaml", type=_PATH)
 @click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting: --set config.train.steps=400."
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Where runs and report are kept (default: studies/<file's name>)."
-)
+@click.option("--out", type=_NEW_FOLDER, help="Where runs and report are kept (default: studies/<file's name>).")
 def batch(batch_file: Path, overrides: tuple[str, ...], out: Path | None) -> None:
     """Train and measure many subjects under several conditions, as BATCH.yaml says.
 
@@ -230,9 +283,9 @@ def batch(batch_file: Path, overrides: tuple[str, ...], out: Path | None) -> Non
 
 
 @cli.command("evaluate")
-@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_dir", metavar="RUN", type=_PATH)
 @click.option(
-    "--prompts", "prompts_file", metavar="FILE", type=click.Path(path_type=Path),
+    "--prompts", "prompts_file", metavar="FILE", type=_PATH,
     help="What to draw, a prompt a line, with {identifier} and {class_noun} (default: the run's, else the paper's 25 "
     "or the toybox's own).",
 )  # fmt: skip
@@ -240,7 +293,7 @@ def batch(batch_file: Path, overrides: tuple[str, ...], out: Path | None) -> Non
 @_WHICH
 @click.option("--base", is_flag=True, help="Measure the run's base model instead, on the same subject.")
 @click.option(
-    "--out", type=click.Path(path_type=Path),
+    "--out", type=_NEW_FOLDER,
     help="Folder for pictures and report (default: evaluation, evaluation-best or evaluation-base in RUN).",
 )  # fmt: skip
 def evaluate_run(
@@ -266,6 +319,7 @@ def evaluate_run(
     config = Config.from_dict(merge(run.config.model_dump(mode="json"), {"evaluation": given}), source="evaluate")
     candidate = base_model(config) if base else trained_model(run.path, config, which)
     out = out or run.path / ("evaluation-base" if base else "evaluation-best" if which == "best" else "evaluation")
+    check_writable(out, "--out")
     subject = f"{config.subject.identifier} {config.subject.class_noun}"
     console = _Console()
     with _stopped_by_ctrl_c() as should_stop:
@@ -295,7 +349,7 @@ def list_methods() -> None:
 
 @cli.command()
 @click.argument("source", metavar="RUN")
-@click.option("--out", required=True, type=click.Path(path_type=Path), callback=_not_taken, help="A new folder.")
+@click.option("--out", required=True, type=_NEW_FOLDER, callback=_not_taken, help="A new folder.")
 @_SCALE
 @_BASE
 @_WHICH
@@ -322,9 +376,7 @@ def fuse(source: str, out: Path, scale: float, base_model: str | None, which: st
 
 @cli.command()
 @click.argument("source", metavar="RUN")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), callback=_not_taken, help="A new file, NAME.safetensors."
-)
+@click.option("--out", required=True, type=_NEW_FILE, callback=_not_taken, help="A new file, NAME.safetensors.")
 @_WHICH
 def export(source: str, out: Path, which: str) -> None:
     """Write a LoRA as one file for Kohya's scripts, A1111, ComfyUI and others.
@@ -342,9 +394,9 @@ def export(source: str, out: Path, which: str) -> None:
 
 @cli.command("merge")
 @click.argument("sources", metavar="RUN RUN …", nargs=-1, required=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), callback=_not_taken, help="A new folder.")
+@click.option("--out", required=True, type=_NEW_FOLDER, callback=_not_taken, help="A new folder.")
 @click.option(
-    "--captions", "captions_file", metavar="FILE", type=click.Path(path_type=Path),
+    "--captions", "captions_file", metavar="FILE", type=_PATH,
     help="Ordinary text whose reading should stay as it is, a caption a line (default: captions of the toybox's world, "
     "else the paper's prompts for many classes).",
 )  # fmt: skip
@@ -372,14 +424,14 @@ def merge_runs(
 
 
 @cli.command()
-@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_dir", metavar="RUN", type=_PATH)
 @click.option("--repo-id", required=True, metavar="[OWNER/]NAME", help="The model repo on the Hub to make or renew.")
 @click.option("--public", is_flag=True, help="Let everybody see it (default: its owner alone).")
 @click.option("--photos", is_flag=True, help="With the subject's photos, as cropped for training.")
 @click.option("--half", is_flag=True, help="Weights in 16 bits: half the size.")
 @_WHICH
 @click.option(
-    "--partner", metavar="RUN", type=click.Path(path_type=Path),
+    "--partner", metavar="RUN", type=_PATH,
     help="The run that differs in what keeps its class alone (PPL, drift penalty): the card shows both.",
 )  # fmt: skip
 def push(run_dir: Path, repo_id: str, public: bool, photos: bool, half: bool, which: str, partner: Path | None) -> None:
@@ -446,7 +498,7 @@ def _picture_file(_context: click.Context, _option: click.Parameter, path: Path 
 @click.option("--class-noun", default="", help="With --preview: the class noun to show it with.")
 @click.option(
     "--preview",
-    type=click.Path(path_type=Path),
+    type=_NEW_FILE,
     callback=_picture_file,
     help="Write a picture of what the base model draws for each word.",
 )
@@ -470,11 +522,11 @@ def photos() -> None:
 
 
 @photos.command("check")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=_PATH)
 @click.option(
     "--resolution", default=512, show_default=True, type=click.IntRange(32, 4096), help="Training size in pixels."
 )
-@click.option("--sheet", type=click.Path(path_type=Path), callback=_picture_file, help="Write a picture of the crops.")
+@click.option("--sheet", type=_NEW_FILE, callback=_picture_file, help="Write a picture of the crops.")
 def check_photos(folder: Path, resolution: int, sheet: Path | None) -> None:
     """The photo coach: what would make the training better."""
     from dreambooth.coach import coach
@@ -498,7 +550,7 @@ def class_images() -> None:
 
 
 _PACK_OPTIONS = (
-    click.argument("config_file", metavar="CONFIG.yaml", type=click.Path(path_type=Path)),
+    click.argument("config_file", metavar="CONFIG.yaml", type=_PATH),
     click.option("--repo-id", required=True, metavar="USER/NAME", help="The dataset repo on the Hub."),
     click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting."),
 )
@@ -561,7 +613,7 @@ def _config_of(source: str, overrides: tuple[str, ...]) -> Config:
     from dreambooth.config import Config
 
     if not source.startswith("hub:"):
-        return Config.load(Path(source), overrides)
+        return Config.load(named_path(source, "CONFIG.yaml"), overrides)
     repo_id, at, revision = source.removeprefix("hub:").partition("@")
     if repo_id.count("/") != 1 or (at and not revision):
         raise ConfigError(f"{source!r} names no model.", "Write hub:USER/NAME, or hub:USER/NAME@REVISION.")
@@ -575,7 +627,7 @@ def _config_of(source: str, overrides: tuple[str, ...]) -> Config:
 
 def _run_to_resume(config, run_dir: Path | None) -> Run:
     """The run to go on with; raises `ConfigError` where its settings are others than asked."""
-    from dreambooth.runs import Run, list_runs, runs_root
+    from dreambooth.runs import Run, list_runs
 
     if run_dir is None:
         for run in list_runs(runs_root()):
@@ -592,6 +644,7 @@ def _carry_out(study: StudyConfig, out: Path) -> None:
     """Plan and run a study, and tell how it goes."""
     from dreambooth.study import plan, run_study
 
+    check_writable(out, "--out")
     click.echo("check …", err=True)
     cells = plan(study, out)
     done = sum(cell.evaluation is not None for cell in cells)
@@ -710,10 +763,14 @@ class _Console:
             self.bar = None
 
 
-def main() -> None:
-    """Run the command line; every expected failure is one line on standard error."""
+def end_in_a_line(work: Callable[[], object]) -> NoReturn:
+    """Do the work and end the program: every expected failure is one line on standard error, and code 2 or 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # the console's code page may lack what is in a file's name
+            stream.reconfigure(errors="replace")
     try:
-        sys.exit(cli.main(standalone_mode=False) or 0)
+        tidy_variables()
+        sys.exit(work() or 0)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as error:
@@ -721,13 +778,18 @@ def main() -> None:
             error.show()
             sys.exit(2)
         message, code = " ".join(error.format_message().split()), 2
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         message, code = "stopped.", 1
     except DreamBoothError as error:
         message, code = str(error), error.exit_code
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        message, code = f"{error.filename or 'A file'} can't be read or written ({error.strerror or error}).", 1
+        message, code = "{} {}.".format(*disk_trouble(error)), 1
     print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(code)
+
+
+def main() -> None:
+    """Run the command line."""
+    end_in_a_line(lambda: cli.main(standalone_mode=False))

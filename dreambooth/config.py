@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from dreambooth.errors import ConfigError
+from dreambooth.files import named_path
 
 TOYBOX = "toybox"
 """The base model that is built in; any other `base_model` is a Hub id or a local pipeline folder."""
@@ -718,8 +719,8 @@ def make_folders_absolute(settings: dict, folder: Path) -> None:
 def absolute(path: str, folder: Path, key: str) -> str:
     """A path that a file in `folder` names under `key`, as an absolute one; raises `ConfigError` where it is none."""
     try:
-        return str((folder / Path(path).expanduser()).resolve())
-    except (RuntimeError, ValueError) as error:  # the home of an unknown user, or a null byte
+        return str((folder / named_path(path, key)).resolve())
+    except (OSError, RuntimeError) as error:  # symbolic links in a circle
         raise ConfigError(f"{key} = {path!r} is not a path ({error}).", "Give a folder.") from None
 
 

@@ -1,7 +1,11 @@
-"""Files and folders that are whole or not there: written under a temporary name, then renamed. And locks of theirs."""
+"""Files and folders: where people's settings say that they are, and what is wrong with one in plain words.
+
+What is written here is whole or not there: it is made under a temporary name, then renamed. And locks of theirs.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -12,12 +16,124 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dreambooth.errors import ConfigError
+from dreambooth.errors import ConfigError, first_line
 
 PATIENCE = 1.0
 """Seconds to wait for a file lock that is free: a look at it (`is_held`) is over by then."""
 
 _PROBING = threading.Lock()  # two looks at once would take each other for a holder
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+# -------------------------------------------------------------------------------------------------- named by people
+
+
+def named_path(text: str | Path, where: str) -> Path:
+    """The path that somebody gave under `where`, an option, a variable or a key; `~` is the home folder.
+
+    Every such path comes through here, for no shell expands `--out=~/a`, nor a variable's `~` in Docker's files.
+    Raises `ConfigError` where it is empty or none.
+    """
+    text = str(text)
+    if not text.strip():
+        raise ConfigError(f"{where} is empty.", "Give a path, or leave it out.")
+    try:
+        if "\0" in text:
+            raise RuntimeError("it holds a null byte")
+        return Path(text).expanduser()
+    except RuntimeError as error:  # the home of an unknown user
+        raise ConfigError(f"{where} = {text!r} is not a path ({first_line(error)}).", "Give a folder.") from None
+
+
+def variable_path(variable: str, default: str | Path) -> Path:
+    """The path in an environment variable, of which an empty one counts as unset. Raises as `named_path` does."""
+    return named_path(os.environ.get(variable, "").strip() or default, variable)
+
+
+def cache_home() -> Path:
+    """What is made once for all runs is kept in $DREAMBOOTH_CACHE, else in `dreambooth` in the user's cache folder."""
+    return variable_path("DREAMBOOTH_CACHE", variable_path("XDG_CACHE_HOME", "~/.cache") / "dreambooth")
+
+
+def runs_root() -> Path:
+    """Where runs are kept unless said otherwise: $DREAMBOOTH_RUNS, else `runs` in the current folder."""
+    return variable_path("DREAMBOOTH_RUNS", "runs")
+
+
+def setting_of(path: str | Path) -> str:
+    """The environment variable that leads to where `path` is; empty where none does."""
+    hub = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE", "").strip() else "HF_HOME"
+    roots = {
+        "DREAMBOOTH_CACHE": cache_home(),
+        "DREAMBOOTH_RUNS": runs_root(),
+        hub: variable_path(hub, variable_path("XDG_CACHE_HOME", "~/.cache") / "huggingface"),
+        "GRADIO_TEMP_DIR": os.environ.get("GRADIO_TEMP_DIR", "").strip(),
+        "TMPDIR": tempfile.gettempdir(),
+    }
+    wanted = Path(os.path.abspath(path))
+    leading = {name: Path(os.path.abspath(root)) for name, root in roots.items() if str(root)}
+    leading = {name: root for name, root in leading.items() if wanted.is_relative_to(root)}
+    return max(leading, key=lambda name: len(leading[name].parts), default="")
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Raise `ConfigError` where nothing could be written into `folder`, to which `setting` leads; nothing is made."""
+    above = Path(os.path.abspath(folder))
+    while not os.path.exists(above) and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        why = f"{above} is a file"
+    elif not os.access(above, os.W_OK | os.X_OK):
+        why = f"you may not write into {above}"
+    else:
+        return
+    raise ConfigError(f"{folder} can't be written: {why}.", f"Give another folder ({setting}).")
+
+
+def disk_trouble(error: Exception) -> tuple[str, str]:
+    """What is wrong with a file or the disk, and what to do about it, for an error of the system or of a library that
+    met it."""
+    said = " ".join(str(error).split())
+    number, path = getattr(error, "errno", None), getattr(error, "filename", None)
+    path = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
+    # safetensors and shutil.copytree give the system's words but not its number
+    number = number or next((code for code in (*NO_SPACE, *_HINTS) if os.strerror(code) in said), None)
+    setting = setting_of(path) if path else ""
+    elsewhere = f"choose another folder ({setting})" if setting else "choose another folder"
+    if number in NO_SPACE:
+        where, other = (f" ({path})", f", or {elsewhere}") if path else ("", "")
+        return f"The disk is full{where}.", f"Free some space{other}"
+    if number is None:  # a library's own words for what a file holds
+        return f"A file is damaged or of another kind: {said}.", "Put a whole one in its place, or remove it"
+    if number in (errno.ENOTDIR, errno.EEXIST) and (blocking := _file_above(path)):
+        return f"{path} can't be read or written: {blocking} is a file.", f"Move it away, or {elsewhere}"
+    reason = getattr(error, "strerror", None) or os.strerror(number)
+    hint = _HINTS.get(number, "See what is there, or {elsewhere}").format(elsewhere=elsewhere)
+    return f"{path or 'A file'} can't be read or written ({reason}).", hint
+
+
+_HINTS = {
+    errno.EACCES: "Get the right to it, or {elsewhere}",
+    errno.EPERM: "Get the right to it, or {elsewhere}",
+    errno.EROFS: "It is on a disk that is read alone: {elsewhere}",
+    errno.ENOENT: "Put back what is missing there, or {elsewhere}",
+    errno.ENAMETOOLONG: "Give a shorter name",
+    errno.EMFILE: "Raise the limit of open files (`ulimit -n 4096`)",
+    errno.ENFILE: "Close other programs, which hold all files open that the machine allows",
+    errno.EIO: "The disk fails: {elsewhere} on another one",
+    errno.EISDIR: "A folder is where a file belongs: move it away",
+}
+"""What helps, by the system's error."""
+
+
+def _file_above(path: str) -> str:
+    """The file that is where a folder of the path should be; empty where there is none."""
+    return next((str(part) for part in (Path(path), *Path(path).parents) if part.is_file()), "")
+
+
+# --------------------------------------------------------------------------------------------------- whole or not there
 
 
 @contextmanager

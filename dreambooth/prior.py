@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from PIL import Image
 from dreambooth.config import Config, SamplingConfig
 from dreambooth.errors import ModelError
 from dreambooth.fetch import fingerprint
-from dreambooth.files import atomic_file
+from dreambooth.files import atomic_file, cache_home
 from dreambooth.generate import draw, save_picture
 from dreambooth.photos import contact_sheet
 
@@ -29,9 +28,8 @@ MAX_REDRAWS = 4  # of one picture, before the model is taken to be broken
 
 
 def cache_root() -> Path:
-    """Where class images are kept: $DREAMBOOTH_CACHE, else `dreambooth` in the user's cache folder."""
-    base = os.environ.get("DREAMBOOTH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "dreambooth"
-    return Path(base).expanduser() / "class_images"
+    """Where class images are kept."""
+    return cache_home() / "class_images"
 
 
 def cache_key(

@@ -6,7 +6,6 @@ Everything anyone needs to know about a run is in its directory, even that it wa
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -28,19 +27,13 @@ from dreambooth import events
 from dreambooth.config import Config, read_yaml
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.events import Event
-from dreambooth.files import PATIENCE, atomic_file, is_held
+from dreambooth.files import PATIENCE, atomic_file, disk_trouble, is_held, runs_root
 from dreambooth.train import train
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _TAIL = 4096  # bytes: holds the last line of nearly every run's events
 _ABANDONED = 3600.0  # seconds without a change after which a half-made folder is nobody's
 
 Status = Literal["queued", "running", "interrupted", "finished", "failed", "cancelled"]
-
-
-def runs_root() -> Path:
-    """Where runs are kept unless said otherwise: $DREAMBOOTH_RUNS, else `runs` in the current folder."""
-    return Path(os.environ.get("DREAMBOOTH_RUNS", "runs"))
 
 
 @dataclass(frozen=True)
@@ -69,9 +62,8 @@ class Run:
             with atomic_file(path / "config.yaml") as partial:
                 partial.write_text(config.to_yaml(), encoding="utf-8")
         except OSError as error:
-            raise RunError(
-                f"{path} can't be written ({error.strerror}).", "Choose a folder you may write to."
-            ) from None
+            message, hint = disk_trouble(error)
+            raise RunError(message, f"{hint}.") from None
         return cls(path)
 
     @classmethod
@@ -238,12 +230,8 @@ def explain(error: Exception) -> RunError | None:
     """What the machine lacked, in plain words; None for a failure that is not the machine's."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError | SafetensorError):
-        # safetensors and shutil.copytree give the system's words but not its number
-        if any(number == getattr(error, "errno", None) or os.strerror(number) in text for number in _NO_SPACE):
-            return RunError("The disk is full.", "Free some space, then go on with --resume.")
-        return RunError(
-            f"A file can't be read or written: {text}.", "Check the folder's rights, then go on with --resume."
-        )
+        message, hint = disk_trouble(error)
+        return RunError(message, f"{hint}, then go on with --resume.")
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
         return RunError(
             "The memory ran out.",

@@ -84,6 +84,10 @@ class Place:
         (self.given / "adapter" / "adapter.json").write_text("{}")
         return self.given / "adapter"
 
+    def with_variable(self, name: str, value: Path, arguments: list) -> list:
+        self.monkeypatch.setenv(name, str(value))
+        return arguments
+
     def run_without_model(self) -> str:
         Path("run").mkdir()
         shutil.copy(self.config(), "run/config.yaml")
@@ -240,17 +244,34 @@ CASES = {
         lambda p: ["train", p.config(), "--run-dir", p.given], 2, "is there already and not empty",
     ),
     "run folder below a file": (
-        lambda p: ["train", p.config(), "--run-dir", p.file() / "run"], 1, "can't be written (Not a directory)",
+        lambda p: ["train", p.config(), "--run-dir", p.file() / "run"], 2,
+        "file is a file. Give another folder (--run-dir)",
     ),
     "run folder that is read-only": (
-        lambda p: ["train", p.config(), "--run-dir", "/proc/run"], 1, "/proc/run can't be written",
+        lambda p: ["train", p.config(), "--run-dir", "/proc/run"], 1, "/proc/run can't be read or written",
     ),
     "nothing to resume": (lambda p: p.train("--resume"), 1, "run is not a run: no config.yaml in it"),
     "resume with other settings": (resumed_with_other_settings, 2, "was made with other settings (seed differ"),
-    "pictures below a file": (lambda p: p.generate("--out", p.file() / "out"), 1, "out can't be read or written"),
+    "pictures below a file": (
+        lambda p: p.generate("--out", p.file() / "out"), 2, "file is a file. Give another folder (--out)",
+    ),
+    "a study below a file": (
+        lambda p: ["compare", p.config(), "--out", p.file() / "out"], 2, "file is a file. Give another folder (--out)",
+    ),
+    "runs below a file": (
+        lambda p: p.with_variable("DREAMBOOTH_RUNS", p.file() / "runs", ["train", p.config()]), 2,
+        "file is a file. Give another folder (DREAMBOOTH_RUNS, or --run-dir)",
+    ),
+    "class images below a file": (
+        lambda p: p.with_variable("DREAMBOOTH_CACHE", p.file() / "a", p.train(prior={"enabled": True})), 1,
+        "file is a file. Move it away, or choose another folder (DREAMBOOTH_CACHE), then go on with --resume",
+    ),
+    "a folder without a name": (lambda p: p.generate("--out", ""), 2, "--out is empty"),
+    "the home of nobody": (lambda p: p.generate("--out=~nobody-at-all/x"), 2, "'~nobody-at-all/x' is not a path"),
     "pictures where it is read-only": (lambda p: p.generate("--out", "/proc/out"), 1, "/proc/out can't be"),
     "sheet below a file": (
-        lambda p: ["photos", "check", p.photos, "--sheet", p.file() / "sheet.png"], 1, "can't be read or written",
+        lambda p: ["photos", "check", p.photos, "--sheet", p.file() / "sheet.png"], 2,
+        "file is a file. Give another folder (--sheet)",
     ),
     "sheet of no known format": (
         lambda p: ["photos", "check", p.photos, "--sheet", "sheet.doc"], 2, "'sheet.doc' does not end in .png, .jpg",
@@ -262,7 +283,7 @@ CASES = {
         lambda p: disk_full_while(p, "PIL.Image.Image.save", p.train()), 1, "No space left on device",
     ),
     "disk full at a picture": (
-        lambda p: disk_full_while(p, "PIL.Image.Image.save", p.generate()), 1, "No space left on device",
+        lambda p: disk_full_while(p, "PIL.Image.Image.save", p.generate()), 1, "The disk is full. Free some space.",
     ),
 }  # fmt: skip
 """name: (what makes the command line, its exit code, words that the line holds)"""

@@ -10,11 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,7 @@ from dreambooth import cli, events
 from dreambooth.adapters import read_adapter
 from dreambooth.checkpoints import list_checkpoints
 from dreambooth.config import Config, to_yaml
+from dreambooth.errors import ConfigError
 from dreambooth.evaluate import Evaluation
 from dreambooth.hub import TAG
 from dreambooth.publish import read_state
@@ -140,6 +143,70 @@ def test_help_comes_at_once_and_needs_no_model_library(tmp_path):
     code, out, err = result(process("--help", cwd=tmp_path))
     assert (code, err) == (0, "")
     assert "python -m dreambooth" in out
+
+
+# ---- What every command takes and says
+
+
+def commands(group: click.Group = cli.cli, *words: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """All commands, each with the words that call it."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, *words, name)
+        else:
+            yield (*words, name), command
+
+
+FOLDERS = [
+    pytest.param(option, id=" ".join((*words, option.name)))
+    for words, command in commands() for option in command.params
+    if {"out", "dir", "file", "folder", "sheet", "preview", "partner", "run"} & set(option.name.split("_"))
+]  # fmt: skip
+
+
+def test_there_are_folders_to_give():
+    assert len(FOLDERS) >= 20
+
+
+@pytest.mark.parametrize("option", FOLDERS)
+def test_a_tilde_is_the_home_folder_whichever_option_it_is_in(option, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with click.Context(cli.cli) as context:
+        assert option.type.convert("~/a", option, context) == tmp_path / "a"
+        with pytest.raises(ConfigError, match="is empty"):
+            option.type.convert("", option, context)
+
+
+def test_folders_in_the_environment_are_read_as_ours_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "~/uploads")
+    monkeypatch.setenv("HF_HOME", " ")
+    assert here("methods").code == 0
+    assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path / "uploads")
+    assert "HF_HOME" not in os.environ
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "cp437", "cp1252", "ascii", "utf-8"])
+def test_what_a_console_can_not_show_is_replaced(photo_folder, tmp_path, monkeypatch, encoding):
+    folder = tmp_path / "Фото 🐶"
+    shutil.copytree(photo_folder, folder)
+    (folder / "photo0.jpg").rename(folder / "Собака \udce4 ×.jpg")
+    for code, *arguments in (
+        (0, "photos", "check", folder), (2, "photos", "check", folder / "нет"), (0, "merge", "--help"), (0, "methods"),
+        (2, "train", "нет.yaml"), (2, "train", "c.yaml", "--мода"),
+    ):  # fmt: skip
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        monkeypatch.setattr(sys, "argv", ["dreambooth", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out.flush()
+        err.flush()
+        said = out.buffer.getvalue() + err.buffer.getvalue()
+        assert left.value.code == code
+        assert b"Traceback" not in said
+        assert len(said.splitlines()) == 1 or code == 0
 
 
 # ---- train

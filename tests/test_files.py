@@ -1,5 +1,6 @@
-"""Files and folders are whole or not there, whatever happens while they are written."""
+"""Files and folders are where people say, whole or not there, and what is wrong with one is told with what helps."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -9,7 +10,18 @@ from filelock import FileLock
 from PIL import Image
 
 from dreambooth.errors import ConfigError
-from dreambooth.files import atomic_file, atomic_folder, is_held, refuse_taken
+from dreambooth.files import (
+    atomic_file,
+    atomic_folder,
+    cache_home,
+    check_writable,
+    disk_trouble,
+    is_held,
+    named_path,
+    refuse_taken,
+    runs_root,
+    setting_of,
+)
 
 
 def write_and_fail(place, final: Path, failure: BaseException) -> None:
@@ -164,3 +176,87 @@ def test_a_name_that_is_taken_is_refused_and_a_new_or_empty_folder_is_not(tmp_pa
         refuse_taken(tmp_path / "full")
     with pytest.raises(ConfigError, match=r"a\.txt is there already\. Give another name"):
         refuse_taken(tmp_path / "full" / "a.txt")
+
+
+# ---- Where people say
+
+
+def test_every_folder_is_read_alike_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for variable, folder, usual in (
+        ("DREAMBOOTH_RUNS", runs_root, Path("runs")),
+        ("DREAMBOOTH_CACHE", cache_home, tmp_path / ".cache" / "dreambooth"),
+    ):
+        monkeypatch.setenv(variable, "~/mine")
+        assert folder() == tmp_path / "mine"
+        for empty in ("", " "):
+            monkeypatch.setenv(variable, empty)
+            assert folder() == usual
+        monkeypatch.setenv(variable, "~nobody-at-all/x")
+        with pytest.raises(ConfigError, match=f"{variable} = '~nobody-at-all/x' is not a path"):
+            folder()
+    monkeypatch.delenv("DREAMBOOTH_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_home() == tmp_path / ".cache" / "dreambooth"
+
+
+@pytest.mark.parametrize(("text", "said"), [("", "is empty"), (" ", "is empty"), ("a\0b", "is not a path")])
+def test_what_is_no_path_is_told_with_where_it_stands(text, said):
+    with pytest.raises(ConfigError, match=f"--out .*{said}"):
+        named_path(text, "--out")
+
+
+def test_the_setting_that_leads_to_a_folder_is_known(tmp_path, monkeypatch):
+    for variable in ("DREAMBOOTH_CACHE", "DREAMBOOTH_RUNS", "HF_HOME", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+        assert setting_of(tmp_path / variable / "a" / "b") == variable
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "models"))
+    assert setting_of(tmp_path / "models" / "x") == "HF_HUB_CACHE"
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert (setting_of(tmp_path / "x"), setting_of("/elsewhere")) == ("TMPDIR", "")
+
+
+def test_a_folder_that_can_not_be_written_to_is_refused_with_its_setting_and_nothing_is_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"a/b can't be written: .*/file is a file\. Give another folder \(--out\)\."):
+        check_writable(tmp_path / "file" / "a" / "b", "--out")
+    check_writable(tmp_path / "new" / "a", "--out")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ConfigError, match="you may not write into"):
+        check_writable(tmp_path / "new" / "a", "--out")
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space", "CACHE/a"), "The disk is full (CACHE/a). Free some space, or choose another "
+         "folder (DREAMBOOTH_CACHE)"),
+        (OSError("copy: No space left on device"), "The disk is full. Free some space"),
+        (OSError(errno.EACCES, "Permission denied", "CACHE/a"), "CACHE/a can't be read or written (Permission denied). "
+         "Get the right to it, or choose another folder (DREAMBOOTH_CACHE)"),
+        (OSError(errno.EROFS, "Read-only file system", "/a"), "/a can't be read or written (Read-only file system). It "
+         "is on a disk that is read alone: choose another folder"),
+        (OSError(errno.ENOTDIR, "Not a directory", "FILE/a"), "FILE/a can't be read or written: FILE is a file. Move "
+         "it away, or choose another folder"),
+        (OSError(errno.EMFILE, "Too many open files", "/a"), "/a can't be read or written (Too many open files). Raise "
+         "the limit of open files (`ulimit -n 4096`)"),
+        (OSError(errno.EIO, "Input/output error", "/a"), "/a can't be read or written (Input/output error). The disk "
+         "fails: choose another folder on another one"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/a"), "/a can't be read or written (File name too long). "
+         "Give a shorter name"),
+        (OSError("image file is truncated"), "A file is damaged or of another kind: image file is truncated. Put a "
+         "whole one in its place, or remove it"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_each_trouble_with_the_disk_is_told_with_what_helps(tmp_path, monkeypatch, error, told):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: "/tmp-of-nobody")
+    monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "file").write_text("x")
+    for word, path in (("CACHE", tmp_path / "cache"), ("FILE", tmp_path / "file")):
+        if error.filename:
+            error.filename = error.filename.replace(word, str(path))
+        told = told.replace(f"{word}/", f"{path}/").replace(f"{word} ", f"{path} ")
+    assert " ".join(disk_trouble(error)) == told

@@ -15,8 +15,8 @@ LAYERS = [
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 SAME_ROW = {
-    ("events", "errors"), ("config", "errors"), ("files", "errors"), ("coach", "photos"), ("methods", "families"),
-    ("tokens", "families"),
+    ("events", "errors"), ("config", "errors"), ("config", "files"), ("files", "errors"), ("coach", "photos"),
+    ("methods", "families"), ("tokens", "families"),
     ("encoders", "families"), ("families", "hub"), ("fetch", "families"), ("fetch", "hub"), ("fetch", "methods"),
     ("encoders", "fetch"), ("adapters", "families"), ("adapters", "fetch"), ("adapters", "hub"),
     ("adapters", "methods"), ("kohya", "adapters"), ("kohya", "families"), ("kohya", "methods"),

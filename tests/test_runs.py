@@ -74,9 +74,9 @@ def test_an_empty_folder_may_become_a_run_and_nothing_else_that_is_there(make_co
 
 def test_a_run_that_can_not_be_written_is_told(make_config, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(RunError, match=r"can't be written \(Not a directory\). Choose a folder"):
+    with pytest.raises(RunError, match=r"can't be read or written: .*/file is a file. Move it away, or choose another"):
         Run.create(make_config(), tmp_path / "file" / "run")
-    with pytest.raises(RunError, match="can't be written"):
+    with pytest.raises(RunError, match="can't be read or written"):
         Run.create(make_config(), Path("/proc/run"))
 
 
@@ -293,7 +293,9 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(quick, tmp_path, mo
 def test_events_that_can_not_be_written_are_told(quick, tmp_path):
     run = Run.create(quick(), tmp_path / "run")
     (run.path / "events.jsonl").mkdir()
-    with pytest.raises(RunError, match=r"A file can't be read or written: .*events\.jsonl"):
+    with pytest.raises(
+        RunError, match=r"events\.jsonl can't be read or written \(Is a directory\)\. A folder is where"
+    ):
         list(run.execute())
 
 
@@ -306,7 +308,11 @@ def test_events_that_can_not_be_written_are_told(quick, tmp_path):
             RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
             "memory ran out",
         ),
-        (PermissionError(errno.EACCES, "Permission denied", "/x"), r"A file can't be read or written: .*'/x'"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            r"/x can't be read or written .*Get the right to it",
+        ),
+        (OSError("image file is truncated"), "A file is damaged or of another kind: image file is truncated"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
