@@ -1,9 +1,16 @@
 """The studio: `python app.py` serves it on http://127.0.0.1:7860, or on $GRADIO_SERVER_NAME:$GRADIO_SERVER_PORT."""
 
-from dreambooth.cli import quiet_third_parties
+from dreambooth.cli import end_in_a_line, prepare_for_the_studio, quiet_third_parties
 
-if __name__ == "__main__":
+
+def serve() -> None:
+    """Serve it until it is stopped. Raises `ConfigError` for settings with which it can't start."""
+    prepare_for_the_studio()
     quiet_third_parties()
     from dreambooth.ui import launch
 
     launch()
+
+
+if __name__ == "__main__":
+    end_in_a_line(serve)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import gradio as gr
+from pathlib import Path
 
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from dreambooth.errors import ConfigError, first_line
+from dreambooth.files import check_writable
 from dreambooth.hub import sign_in
 from dreambooth.ui import compare, gallery, generate, login, publish, theme, train, upload
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner, new_owner
@@ -74,17 +79,28 @@ def build(studio: Studio | None = None) -> gr.Blocks:
 
 
 def launch() -> None:
-    """Serve the page until it is stopped; Gradio's own environment variables set where."""
+    """Serve the page until it is stopped; Gradio's own environment variables set where.
+
+    Raises `ConfigError` for settings with which it can't start: a folder that can't be written to, a place where it
+    can't listen.
+    """
+    check_writable(Path(get_upload_folder()), "GRADIO_TEMP_DIR")
     page = build()
-    _, url, _ = page.launch(
-        theme=theme.THEME,
-        css=theme.CSS,
-        footer_links=["api"],
-        run_history=False,  # it would keep people's photos in the browser
-        max_file_size="50mb",
-        ssr_mode=False,
-        quiet=True,
-        prevent_thread_lock=True,
-    )
+    try:
+        _, url, _ = page.launch(
+            theme=theme.THEME,
+            css=theme.CSS,
+            footer_links=["api"],
+            run_history=False,  # it would keep people's photos in the browser
+            max_file_size="50mb",
+            ssr_mode=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"The studio can't listen where it is told to ({first_line(error).partition('. ')[0]}).",
+            "Set GRADIO_SERVER_NAME to an address of this machine, GRADIO_SERVER_PORT to a free port.",
+        ) from None
     print(f"DreamBooth Studio is on {url}", flush=True)
     page.block_thread()

@@ -28,7 +28,7 @@ from dreambooth.config import TOYBOX, Config, load_preset
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.families import family_of
 from dreambooth.fetch import fetch_model
-from dreambooth.files import atomic_folder
+from dreambooth.files import atomic_folder, cache_home, check_writable, named_path
 from dreambooth.hub import Account
 from dreambooth.machine import resolve_device
 from dreambooth.methods.words import PATTERN, read_words
@@ -136,9 +136,14 @@ class Studio:
 
     @classmethod
     def from_environment(cls) -> Studio:
-        """As the environment variables say (`StudioSettings`), with a worker that goes on with what waits."""
+        """As the environment variables say (`StudioSettings`), with a worker that goes on with what waits.
+
+        Raises `ConfigError` that names the variable that can't be used, as one whose folder can't be written to.
+        """
         settings = StudioSettings.from_environment()
-        root = settings.runs.expanduser().resolve()
+        root = named_path(settings.runs, "DREAMBOOTH_RUNS").resolve()
+        check_writable(root, "DREAMBOOTH_RUNS")
+        check_writable(cache_home(), "DREAMBOOTH_CACHE")
         # Without a GPU only the toybox trains in minutes; a big model that is wanted all the same can be named.
         recipes = RECIPES if resolve_device("auto").type != "cpu" and not gpu_is_lent() else (TOYBOX,)
         offered = [settings.base_model, *(load_preset(recipe)["base_model"] for recipe in recipes)]
