@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from playwright.sync_api import Page, Request, expect, sync_playwright
@@ -25,8 +26,9 @@ ROOT = Path(__file__).parent.parent
 BROWSER = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
 
-def serve(folder: Path) -> tuple[subprocess.Popen, str, float]:
-    """Start `app.py` with everything in `folder`: the process, its address, and the seconds until it answered."""
+def serve(folder: Path, around: Mapping[str, str] = os.environ) -> tuple[subprocess.Popen, str, float]:
+    """Start `app.py` in the environment `around`, with everything in `folder`: the process, its address, and the seconds
+    until it answered."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -34,7 +36,7 @@ def serve(folder: Path) -> tuple[subprocess.Popen, str, float]:
     settings |= {"GRADIO_TEMP_DIR": str(folder / "gradio"), "GRADIO_SERVER_PORT": port}
     began = time.perf_counter()
     server = subprocess.Popen(
-        [sys.executable, "app.py"], cwd=ROOT, env=os.environ | settings, stdout=subprocess.PIPE, text=True
+        [sys.executable, "app.py"], cwd=ROOT, env={**around, **settings}, stdout=subprocess.PIPE, text=True
     )
     server.stdout.readline()
     return server, f"http://127.0.0.1:{port}/", time.perf_counter() - began

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from dreambooth.config import Config
+from dreambooth.cores import share_cores
 from dreambooth.families import Family
 
 ENCODE_BATCH = 8  # pictures encoded at once: the encoder's activations are its peak, and more gains no speed on a CPU
@@ -134,6 +135,7 @@ def encode(
             means.append(torch.cat([mean for mean, _ in parts]).float().cpu())
             stds.append(torch.cat([std for _, std in parts]).float().cpu())
             masks.append(_mask(variants, means[-1].shape[-2:]))
+            share_cores()
     # clone: inference tensors can't take part in training
     mean, std, mask = (torch.stack(tensors).clone() for tensors in (means, stds, masks))
     return Encoded(mean, std, family.tokenize(pipe, prompts), mask)

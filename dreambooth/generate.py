@@ -27,6 +27,7 @@ from dreambooth.config import (
     read_foreign_yaml,
     read_yaml,
 )
+from dreambooth.cores import share_cores
 from dreambooth.errors import ConfigError, RunError
 from dreambooth.families import Family, shown_name
 from dreambooth.fetch import fetch_model
@@ -236,7 +237,9 @@ def _draw(
     """What the pipeline says of the pictures that `draw` describes."""
 
     def after_step(_pipe: DiffusionPipeline, step: int, _timestep: object, _tensors: dict) -> dict:
-        on_step(step + 1, pipe.num_timesteps)
+        share_cores()
+        if on_step:
+            on_step(step + 1, pipe.num_timesteps)
         return {}
 
     own = pipe.scheduler
@@ -252,7 +255,7 @@ def _draw(
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 height=resolution,
                 width=resolution,
-                callback_on_step_end=after_step if on_step else None,
+                callback_on_step_end=after_step,
                 callback_on_step_end_tensor_inputs=[],
             )
     finally:

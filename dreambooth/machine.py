@@ -28,6 +28,8 @@ OVERHEAD = 4
 estimates were 0.8 to 1.6 times the measured seconds of steps and of denoising (one CPU core, 4 M and 81 M weights,
 batches of 2 to 50, bf16 and float32)."""
 
+OWN_GROUPS = Path("/proc/self/cgroup")
+"""Names the control groups of this process, a line each (cgroups(7))."""
 
 _LOADING = threading.RLock()
 
@@ -128,20 +130,26 @@ def available_memory(device: torch.device, cgroups: Path = Path("/sys/fs/cgroup"
     return free + min(PROGRAM, psutil.Process().memory_info().rss)
 
 
-def _cgroup_room(root: Path, own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+def _cgroup_room(root: Path, own: Path = OWN_GROUPS) -> Iterator[int]:
     """Bytes left under each memory limit of the control groups (containers) this process is in, version 2 or 1."""
+    for folder in control_groups("memory", root, own):
+        for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            if (folder / limit).is_file() and (most := (folder / limit).read_text().strip()) != "max":
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                cached = (stat.get(f"total_{age}_file", stat[f"{age}_file"]) for age in ("active", "inactive"))
+                yield int(most) - int((folder / usage).read_text()) + sum(map(int, cached))  # file cache gives way
+
+
+def control_groups(controller: str, root: Path, own: Path = OWN_GROUPS) -> Iterator[Path]:
+    """The folders below `root` of the control groups whose `controller` limits this process, innermost first."""
     for line in own.read_text().splitlines() if own.is_file() else ():
         _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
+        if controllers and controller not in controllers.split(","):
             continue
         top = root / controllers
         group = top / path.lstrip("/")  # inside a container this is not there, and `top` is the container's own
         for folder in [group, *group.parents]:
-            for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-                if (folder / limit).is_file() and (most := (folder / limit).read_text().strip()) != "max":
-                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                    cached = (stat.get(f"total_{age}_file", stat[f"{age}_file"]) for age in ("active", "inactive"))
-                    yield int(most) - int((folder / usage).read_text()) + sum(map(int, cached))  # file cache gives way
+            yield folder
             if folder == top:
                 break
 

@@ -27,6 +27,7 @@ from dreambooth.adapters import is_adapter, load_model, save_trained
 from dreambooth.checkpoints import Checkpoint, list_checkpoints
 from dreambooth.coach import coach
 from dreambooth.config import Config, SubjectConfig, together_prompt
+from dreambooth.cores import share_cores
 from dreambooth.dataset import (
     CLASS,
     DROPOUT,
@@ -223,6 +224,8 @@ def train(
         total, instance_loss, prior_loss, drift = torch.stack(parts).mean(0).tolist()
         prior_loss, drift = prior_loss if use_prior else None, drift if trainable.drift else None
         yield events.Step(step, total, instance_loss, prior_loss, lr, time.monotonic() - tick, drift)
+        if device.type == "cpu" and (threads := share_cores()):
+            yield events.Metric("threads", threads, step)
 
         # sample, measure
         done = step == settings.steps

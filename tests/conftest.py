@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for a network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing by more, and the bits depend on how many
 
 import pytest
 

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "dreambooth"
 LAYERS = [
     {"errors", "config", "events", "files"},
-    {"photos", "coach", "objectives", "machine", "metrics", "prompts"},
+    {"photos", "coach", "objectives", "machine", "cores", "metrics", "prompts"},
     {"hub", "families", "fetch", "adapters", "kohya", "methods", "tokens", "checkpoints", "encoders"},
     {"generate", "prior", "packs", "dataset", "rehearsal", "preflight", "monitor", "train", "evaluate", "reports"},
     {"runs", "subjects", "merge"},
@@ -16,7 +16,7 @@ LAYERS = [
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 SAME_ROW = {
     ("events", "errors"), ("config", "errors"), ("config", "files"), ("files", "errors"), ("coach", "photos"),
-    ("methods", "families"), ("tokens", "families"),
+    ("cores", "machine"), ("methods", "families"), ("tokens", "families"),
     ("encoders", "families"), ("families", "hub"), ("fetch", "families"), ("fetch", "hub"), ("fetch", "methods"),
     ("encoders", "fetch"), ("adapters", "families"), ("adapters", "fetch"), ("adapters", "hub"),
     ("adapters", "methods"), ("kohya", "adapters"), ("kohya", "families"), ("kohya", "methods"),
