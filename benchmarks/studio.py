@@ -27,8 +27,8 @@ BROWSER = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "
 
 
 def serve(folder: Path, around: Mapping[str, str] = os.environ) -> tuple[subprocess.Popen, str, float]:
-    """Start `app.py` in the environment `around`, with everything in `folder`: the process, its address, and the seconds
-    until it answered."""
+    """Start `app.py` in the environment `around`, with everything in `folder`: the process, its address, and how many
+    seconds it took to answer."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -451,7 +451,9 @@ def test_a_visitors_words_stay_words(tmp_path):
 def test_the_published_figures_stand_beside_ours_with_their_sources(trio, tmp_path):
     text = write_report(tmp_path / "out", "A study", trio).markdown.read_text()
     assert "| DreamBooth, Stable Diffusion | 0.668 | 0.803 | 0.305 | – | – | Ruiz et al. 2022, arXiv 2208.12242" in text
-    assert "| 0.668 | 0.767 | 0.298 | – | – | seed document 001" in text
+    assert "| Without PPL, Imagen, 15 subjects | 0.712 | 0.828 | 0.306 | 0.664 | 0.371 | Ruiz et al. 2022" in text
+    assert "| With PPL, Imagen, 15 subjects | 0.684 | 0.815 | 0.308 | 0.493 | 0.391 | Ruiz et al. 2022" in text
+    assert not re.search(r"\bseed doc", text)
     assert "| **With PPL** |" in text
     assert all(line.source for line in PUBLISHED)
     assert "can't be put beside the published ones" in text

@@ -217,7 +217,7 @@ def _beside_others(evaluations: Sequence[Evaluation]) -> list[str]:
         "## Beside published figures",
         caution(name for e in evaluations for name in e.encoders.values()),
         markdown_table(["", *heads(), "source"], rows, words=(0, 6)),
-        "The paper finds that PPL lowers PRES and raises DIV; seed document 002 finds the same of DIV.",
+        "The paper finds that PPL lowers PRES and raises DIV, for a little DINO and CLIP-I.",
         "## What differs from the paper's protocol",
         markdown_table(["", "here", "paper"], aspects, words=(0, 1, 2)),
     ]

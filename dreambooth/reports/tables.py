@@ -18,7 +18,7 @@ CSVS = {
     "dino_results.csv": ("dino",), "clip_results.csv": ("clip_i", "clip_t"), "pres_results.csv": ("pres",),
     "div_results.csv": ("div",),
 }  # fmt: skip
-"""Seed document 002's files and the metrics in them; `all_results.csv` has them all."""
+"""The files and the metrics in them; `all_results.csv` has them all."""
 AVERAGE = "average"
 """What the average rows have for a subject."""
 
