@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from diffusers import DiffusionPipeline
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from dreambooth.config import LEARNS_WORD, TOYBOX, Config, MethodName
-from dreambooth.errors import ConfigError, ModelError
+from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.families import Family, load_pipeline, shown_name
 from dreambooth.fetch import ADAPTER, TOYBOX_FOLDER, fetch_from_hub, fingerprint
 from dreambooth.files import atomic_folder, refuse_taken
@@ -21,6 +22,9 @@ from dreambooth.machine import one_model_at_a_time
 from dreambooth.methods import Trainable, get_method, methods
 from dreambooth.methods.full import forget_paths, use_classic_names
 from dreambooth.methods.words import read_words
+
+STEP = "step.json"
+"""Beside a run's weights: after which step of its training they are these."""
 
 
 class Adapter(BaseModel):
@@ -48,15 +52,35 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER).is_file()
 
 
-def save_trained(trainable: Trainable, config: Config, base: Path, folder: Path) -> None:
-    """Write what was trained into the new folder, and of an adapter what it belongs to; `base` is its base's folder."""
+def save_trained(trainable: Trainable, config: Config, base: Path, folder: Path, step: int) -> None:
+    """Write what was trained in `step` steps into the new folder, and of an adapter what it belongs to; `base` is its
+    base's folder."""
     trainable.save(folder, base)
+    write_step(folder, step)
     if get_method(config.method).load is not None:
         facts = Adapter(
             method=config.method, base_model=name_of(config.base_model), revision=config.revision,
             base_fingerprint=fingerprint(base), identifiers=tuple(s.identifier for s in config.subjects),
         )  # fmt: skip
         write_adapter(folder, facts)
+
+
+def write_step(folder: Path, step: int) -> None:
+    """Write `step.json`."""
+    (folder / STEP).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+
+
+def read_step(folder: Path) -> int | None:
+    """After which step a run's model in `folder` was saved; None where an earlier version saved it, which did not say.
+
+    Raises `RunError` where that is damaged.
+    """
+    try:
+        return int(json.loads((folder / STEP).read_bytes())["step"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{folder.name}/{STEP} can't be read ({error}).", "Train the run anew.") from None
 
 
 def write_adapter(folder: Path, facts: Adapter) -> None:

@@ -106,7 +106,7 @@ def assemble(
         repo_id=repo_id,
         base_repo=_hub_id(run.config),
         licence=licence,
-        steps=measures.measures[-1].step if measures else config.train.steps,
+        steps=trained_model(run.path, run.config).step,
         step=model.step,
         photos=tuple(map(len, prepared)),
         side=_pixels(prepared[0][0]).width,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,7 +14,9 @@ import torch
 from torch import Tensor
 
 from dreambooth.errors import RunError
-from dreambooth.files import atomic_folder
+from dreambooth.files import atomic_file, atomic_folder
+
+_BEST = "best.pt"
 
 
 @dataclass
@@ -44,12 +49,8 @@ class Checkpoint:
 
     def load(self, path: Path) -> None:
         """Restore from a folder that `save` wrote; raises `RunError` if it does not fit this training."""
-        try:
-            state = torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=True)
-            if state["base"] != self.base:
-                raise RunError(
-                    "The base model has changed since this run began.", "Bring the old one back, or train anew."
-                )
+        with _told(path.name):
+            state = _read(path / "state.pt", self.base)
             _restore(self.weights, state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
@@ -58,19 +59,30 @@ class Checkpoint:
             if self.ema is not None:
                 _restore(self.ema, state["ema"])
             self.step = state["step"]
-        except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, UnpicklingError) as error:
-            # torch's text on an unpickling error is a page of advice on trusting files
-            reason = "" if isinstance(error, UnpicklingError) else f" ({' '.join(str(error).split())[:200]})"
-            raise RunError(
-                f"{path.name} can't be resumed: it is damaged or of other settings{reason}.",
-                "Remove that checkpoint, or train anew.",
-            ) from None
+
+    def save_best(self, folder: Path) -> None:
+        """Write the weights, as they are now, as `folder/best.pt`, in the place of those of an earlier step."""
+        with atomic_file(folder / _BEST) as partial:
+            _write(self._model(), partial)
+
+    def load_best(self, folder: Path) -> tuple[int, list[Tensor]] | None:
+        """The step and the weights that `save_best` wrote last, the weights on the CPU; None where there are none.
+
+        Raises `RunError` if they do not fit this training.
+        """
+        path = folder / _BEST
+        if not path.is_file():
+            return None
+        with _told(path.name):
+            state = _read(path, self.base)
+            _check_shapes(self.weights, state["weights"])
+            return state["step"], state["weights"]
+
+    def _model(self) -> dict:
+        return {"step": self.step, "base": self.base, "weights": [weight.detach() for weight in self.weights]}
 
     def _state(self) -> dict:
-        return {
-            "step": self.step,
-            "base": self.base,
-            "weights": [weight.detach() for weight in self.weights],
+        return self._model() | {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
@@ -78,9 +90,35 @@ class Checkpoint:
         }
 
 
-def _restore(weights: list[Tensor], saved: list[Tensor]) -> None:
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Whatever is wrong with the file `name` is told in one line."""
+    try:
+        yield
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, UnpicklingError) as error:
+        # torch's text on an unpickling error is a page of advice on trusting files
+        reason = "" if isinstance(error, UnpicklingError) else f" ({' '.join(str(error).split())[:200]})"
+        raise RunError(
+            f"{name} can't be resumed: it is damaged or of other settings{reason}.",
+            "Remove that checkpoint, or train anew.",
+        ) from None
+
+
+def _read(path: Path, base: str) -> dict:
+    # Windows can't remove a file that is mapped, and the optimiser keeps what is read here.
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=os.name != "nt")
+    if state["base"] != base:
+        raise RunError("The base model has changed since this run began.", "Bring the old one back, or train anew.")
+    return state
+
+
+def _check_shapes(weights: list[Tensor], saved: list[Tensor]) -> None:
     if [weight.shape for weight in weights] != [weight.shape for weight in saved]:
         raise ValueError("the weights have other shapes")
+
+
+def _restore(weights: list[Tensor], saved: list[Tensor]) -> None:
+    _check_shapes(weights, saved)
     for weight, value in zip(weights, saved, strict=True):
         weight.data.copy_(value)
 

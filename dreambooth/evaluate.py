@@ -22,6 +22,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from dreambooth import events, metrics
+from dreambooth.adapters import read_step
 from dreambooth.config import Config, SamplingConfig, identifier_in
 from dreambooth.encoders import Encoders, PerceptualDistance, embed_files, load_encoders
 from dreambooth.errors import ConfigError, ModelError, RunError
@@ -218,10 +219,10 @@ class Candidate:
 def trained_model(run: Path, config: Config, which: Which = "last") -> Candidate:
     """The model that the run directory `run` holds. Raises `RunError` where it has none yet."""
     folder = finished_model(run, which)
-    measures = read_measures(run)
-    step = measures.measures[-1].step if measures else config.train.steps
-    if measures and folder.name == "best":
-        step = measures.best
+    step = read_step(folder)
+    if step is None:  # an earlier version saved it
+        measures = read_measures(run)
+        step = measures.measures[-1].step if measures else config.train.steps
     return Candidate(
         run.resolve().name, config.condition + (", best" if which == "best" else ""), step, folder,
         lambda: open_source(str(run), device=resolve_device(config.device), which=which),

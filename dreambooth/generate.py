@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
-from dreambooth.adapters import is_adapter, is_model, load_model, read_adapter
+from dreambooth.adapters import is_adapter, is_model, load_model, read_adapter, read_step
 from dreambooth.config import (
     TOYBOX,
     Config,
@@ -33,6 +33,7 @@ from dreambooth.families import Family, shown_name
 from dreambooth.fetch import fetch_model
 from dreambooth.files import atomic_file
 from dreambooth.hub import TAG, Token
+from dreambooth.monitor import read_measures
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -81,12 +82,24 @@ def finished_model(run: Path, which: Which = "last") -> Path:
     """The folder with a run's model: that of its last step, or the best one by `monitor.best_of`.
 
     A run whose last model is its best, or that was not measured, has one model for both. Raises `RunError` for a run
-    without a finished model.
+    without a finished model, and where the best step's model is not what is kept.
     """
     if not is_model(run / "model"):
         raise RunError(f"{run} has no finished model.", "Train it to the end first: `train CONFIG.yaml --resume`.")
-    best = run / "best"
-    return best if which == "best" and is_model(best) else run / "model"
+    if which == "last":
+        return run / "model"
+    measures, last, kept = read_measures(run), read_step(run / "model"), is_model(run / "best")
+    if not kept and (measures is None or last in (None, measures.best)):
+        return run / "model"
+    held = read_step(run / "best") if kept else None
+    if measures is None or held != measures.best:
+        said = f"Step {measures.best} did best, but" if measures else "Nothing says which step did best, and"
+        holds = f"best/ holds step {held}" if held is not None else "best/ does not tell of which step it is"
+        raise RunError(
+            f"{run.resolve().name}: {said} {holds if kept else 'nothing of it is kept'}.",
+            "Take the last step's model (--which last), or train anew.",
+        )
+    return run / "best"
 
 
 def open_source(

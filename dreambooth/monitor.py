@@ -71,17 +71,28 @@ def best_of(measures: Sequence[Measure], ceiling: float, max_drift: float, max_p
     the photos as these are like each other. Prompts: CLIP-T is at most the share `max_prompt_loss` below the base's.
     What is more than chance says `CHANCE`. The base itself is picked only where there is no other.
     """
-    base, trained = measures[0], measures[1:] or measures[:1]
-    highest, lowest = bounds_of(base, ceiling, max_drift, max_prompt_loss)
-    way, words = max(ceiling - base.pres, 1e-6), max(abs(base.clip_t), 1e-6)
-
-    def excess(measure: Measure) -> float:
-        drift, loss = max(0.0, measure.pres - highest) / way, max(0.0, lowest - measure.clip_t) / words
-        return drift / CHANCE["drift"] + loss / CHANCE["prompts"]
-
-    last, first = trained[-1], max(trained, key=lambda measure: (-excess(measure), measure.dino))
+    base, last = measures[0], measures[-1]
+    first = front_runner(measures, ceiling, max_drift, max_prompt_loss)
+    beyond = [_excess(measure, base, ceiling, max_drift, max_prompt_loss) for measure in (first, last)]
     likeness = (first.dino - last.dino) / max(ceiling - base.dino, 1e-6)
-    return first if excess(last) - excess(first) > 1 or likeness > CHANCE["likeness"] else last
+    return first if beyond[1] - beyond[0] > 1 or likeness > CHANCE["likeness"] else last
+
+
+def front_runner(measures: Sequence[Measure], ceiling: float, max_drift: float, max_prompt_loss: float) -> Measure:
+    """The best measure if nothing were chance: the only one that `best_of` can pick now or later, besides the last one.
+
+    One that lost this place never gets it back, so its model need not be kept. The base itself only where it is alone.
+    """
+    base, trained = measures[0], measures[1:] or measures[:1]
+    return max(trained, key=lambda m: (-_excess(m, base, ceiling, max_drift, max_prompt_loss), m.dino))
+
+
+def _excess(measure: Measure, base: Measure, ceiling: float, max_drift: float, max_prompt_loss: float) -> float:
+    """How far beyond the bounds, by what chance may do."""
+    highest, lowest = bounds_of(base, ceiling, max_drift, max_prompt_loss)
+    drift = max(0.0, measure.pres - highest) / max(ceiling - base.pres, 1e-6)
+    loss = max(0.0, lowest - measure.clip_t) / max(abs(base.clip_t), 1e-6)
+    return drift / CHANCE["drift"] + loss / CHANCE["prompts"]
 
 
 def bounds_of(base: Measure, ceiling: float, max_drift: float, max_prompt_loss: float) -> tuple[float, float]:
@@ -118,16 +129,36 @@ class Monitor:
     @property
     def measures(self) -> Measures:
         """All so far, at least the base's."""
-        ordered = tuple(self._by_step[step] for step in sorted(self._by_step))
-        bounds, best = self._config.evaluation, ordered[-1]
+        ordered, best = self._ordered, self._ordered[-1]
         if not self._config.more_subjects:
-            best = best_of(ordered, self._ceiling, bounds.max_drift, bounds.max_prompt_loss)
+            best = best_of(ordered, *self._bounds)
         return Measures(self._ceiling, self._encoders.names, best.step, ordered)
+
+    @property
+    def _ordered(self) -> tuple[Measure, ...]:
+        return tuple(self._by_step[step] for step in sorted(self._by_step))
+
+    @property
+    def _bounds(self) -> tuple[float, float, float]:
+        return self._ceiling, self._config.evaluation.max_drift, self._config.evaluation.max_prompt_loss
 
     @property
     def best(self) -> int | None:
         """The best step so far; None before anything was measured."""
         return self.measures.best if self._by_step else None
+
+    @property
+    def first(self) -> int | None:
+        """The front-runner's step, whose model is to be kept; None where the last one is the best whatever happens."""
+        return None if self._config.more_subjects else front_runner(self._ordered, *self._bounds).step
+
+    def forget_after(self, step: int) -> None:
+        """Leave out what was measured of later steps: a resume trains them again, and perhaps a little differently."""
+        self._by_step = {known: measure for known, measure in self._by_step.items() if known <= step}
+
+    def knows(self, step: int) -> bool:
+        """Whether that step is measured."""
+        return step in self._by_step
 
     def exhausted(self, step: int) -> bool:
         """Whether none of the last `evaluation.patience` samplings up to `step` was the best so far."""

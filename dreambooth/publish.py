@@ -28,6 +28,7 @@ from huggingface_hub.hf_api import RepoFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from dreambooth import card, events
+from dreambooth.adapters import STEP
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError, RunError, first_line
 from dreambooth.events import Event
 from dreambooth.families import FAMILIES, loaded_files
@@ -278,6 +279,7 @@ def _model_files(model: Path, made: Path) -> dict[str, Path]:
     """The model's files by their path in the repo: as they lie there, but configurations without this machine's paths,
     rewritten in `made`."""
     files = _files_in(model)
+    files.pop(STEP, None)  # the card says it
     for path, file in files.items():
         if path.endswith("config.json") or path == INDEX:
             settings = json.loads(file.read_text(encoding="utf-8"))

@@ -154,18 +154,19 @@ def train(
         checkpoint.load(saved[-1])
     else:
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    if monitor:
+        monitor.forget_after(checkpoint.step)
 
     def sample(step: int) -> Iterator[Event]:
-        """Draw the sample pictures, measure them, and keep the model that is the best so far."""
+        """Draw the sample pictures, measure them, and keep the weights if they may turn out to be the best."""
         _move(pipe, idle, device)
         _set_training(trainable, False)
         with _weights_of(ema, weights):
             pictures = yield from _draw_samples(pipe, config, run, step, resolution, dtype, should_stop)
             if monitor and pictures:
                 yield from monitor.measure(step, pictures, device)
-                if monitor.best == step and 0 < step < settings.steps:
-                    with atomic_folder(run / "best") as folder:
-                        save_trained(trainable, config, model, folder)
+                if monitor.first == step and 0 < step < settings.steps:
+                    checkpoint.save_best(run / "checkpoints")
         _set_training(trainable, True)
         _move(pipe, idle, "cpu")
 
@@ -244,10 +245,17 @@ def train(
 
     # -- save --------------------------------------------------------------------------------------------------------
     yield events.Stage("save")
-    if monitor and monitor.best == checkpoint.step:  # then the last is the best
-        shutil.rmtree(run / "best", ignore_errors=True)
+    shutil.rmtree(run / "best", ignore_errors=True)
+    best = monitor.best if monitor else None
+    if best not in (None, checkpoint.step):  # else the last is the best
+        kept, snapshot = checkpoint.load_best(run / "checkpoints") or (None, None)
+        if kept == best:
+            with _weights_of(snapshot, weights), atomic_folder(run / "best") as folder:
+                save_trained(trainable, config, model, folder, best)
+        else:
+            yield events.Warning(f"Step {best} did best, but its weights are not kept; the model is the last step's.")
     with _weights_of(ema, weights), atomic_folder(run / "model") as folder:
-        save_trained(trainable, config, model, folder)
+        save_trained(trainable, config, model, folder, checkpoint.step)
         base = model if is_adapter(folder) else None
         load_model(folder, base)  # stock diffusers takes it, or this run has not finished
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -24,12 +25,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dreambooth import cli, events
-from dreambooth.adapters import read_adapter
+from dreambooth.adapters import read_adapter, write_step
 from dreambooth.checkpoints import list_checkpoints
 from dreambooth.config import Config, to_yaml
 from dreambooth.errors import ConfigError
 from dreambooth.evaluate import Evaluation
 from dreambooth.hub import TAG
+from dreambooth.monitor import Measure, Measures
 from dreambooth.publish import read_state
 from dreambooth.runs import Run
 
@@ -475,6 +477,10 @@ def test_best_is_the_best_of_every_run_that_takes_part(adapters, drawn, tiny_mod
     """With the other run's model as its best, an adapter that is put on top draws as that one."""
     run = shutil.copytree(adapters["ada"], tmp_path / "run")
     shutil.copytree(adapters["bea"] / "model", run / "best")
+    write_step(run / "best", 1)
+    names = {"dino": "toybox ViT", "clip": "toybox CLIP", "perceptual": "toybox ViT patch distance"}
+    found = Measures(0.8, names, 1, tuple(Measure(step, 0.5, 0.6, 0.3, 0.2, 0.4) for step in (0, 1, 3)))
+    (run / "measures.json").write_text(json.dumps(asdict(found)))
     on_top = {which: drawn(tiny_model, "--adapter", run, "--which", which) for which in ("last", "best")}
     alone = {name: drawn(tiny_model, "--adapter", adapters[name]) for name in ("ada", "bea")}
     assert apart(on_top["last"], alone["ada"]) == 0

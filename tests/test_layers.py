@@ -24,7 +24,7 @@ SAME_ROW = {
     ("train", "generate"), ("train", "prior"), ("train", "dataset"), ("train", "preflight"),
     ("generate", "rehearsal"), ("packs", "prior"), ("packs", "generate"), ("train", "packs"),
     ("train", "rehearsal"), ("train", "monitor"), ("evaluate", "generate"),
-    ("evaluate", "monitor"), ("reports", "monitor"), ("reports", "evaluate"),
+    ("evaluate", "monitor"), ("generate", "monitor"), ("reports", "monitor"), ("reports", "evaluate"),
     ("publish", "card"), ("__main__", "cli"),
 }  # fmt: skip
 """Within a row: who may build on whom, one way only."""

@@ -1,6 +1,7 @@
 """What is measured while training, and the rule that picks the best step."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from PIL import Image
 
 from dreambooth import events
+from dreambooth.adapters import write_step
 from dreambooth.encoders import load_encoders
 from dreambooth.errors import DreamBoothError, RunError
+from dreambooth.evaluate import trained_model
 from dreambooth.generate import finished_model
-from dreambooth.monitor import Measure, best_of, read_measures
+from dreambooth.monitor import Measure, Monitor, best_of, read_measures
 from dreambooth.runs import Run
 from tests import tiny
 from tests.test_train import assert_equal, weights
@@ -159,23 +162,107 @@ def test_measuring_changes_no_weight(measured, tmp_path):
     assert read_measures(tmp_path / "without") is None
 
 
-def test_the_best_model_is_kept_beside_the_last_one(measured, tmp_path):
-    """With a learning rate that ruins the model an early step is the best; its weights are those of a run so long."""
-    run = Run.create(measured(train={"learning_rate": 0.05, "max_grad_norm": 1e9}), tmp_path / "run")
-    list(run.execute())
-    found = read_measures(run.path)
-    last = found.measures[-1].step
-    kept = (run.path / "best").is_dir()
-    assert kept == (found.best != last)
-    assert finished_model(run.path, "best") == run.path / ("best" if kept else "model")
+@pytest.fixture
+def scripted(monkeypatch):
+    """A function that lets the sample pictures of each step say a DINO, between the base's 0.2 and a ceiling of 0.8."""
+
+    def script(by_step):
+        monkeypatch.setattr("dreambooth.metrics.ceiling", lambda embeddings: np.array([0.8]))
+        monkeypatch.setattr(
+            Monitor, "_measured", lambda self, step, pictures: measure(step, ({0: 0.2} | by_step)[step])
+        )
+
+    return script
+
+
+def assert_best(run, step, config, folder):
+    """`best/` is, bit for bit, what a training of so many steps ends with."""
+    assert read_measures(run.path).best == step
+    assert finished_model(run.path, "best") == run.path / "best"
     assert finished_model(run.path, "last") == run.path / "model"
-    if kept:
-        ruinous = {"learning_rate": 0.05, "max_grad_norm": 1e9, "steps": found.best}
-        short = Run.create(measured(train=ruinous), tmp_path / "short")
-        list(short.execute())
-        (run.path / "model").rename(run.path / "last")
-        (run.path / "best").rename(run.path / "model")
-        assert_equal(weights(run.path), weights(short.path))
+    assert trained_model(run.path, config, "best").step == step
+    assert trained_model(run.path, config).step == config.train.steps
+    short = Run.create(config.model_copy(update={"train": config.train.model_copy(update={"steps": step})}), folder)
+    list(short.execute())
+    kept = folder / "kept"
+    shutil.copytree(run.path / "best", kept / "model")
+    assert_equal(weights(kept), weights(short.path))
+
+
+@pytest.mark.parametrize(
+    ("dino", "best"),
+    [((0.70, 0.62, 0.54, 0.46), 1), ((0.5, 0.70, 0.62, 0.54), 2), ((0.7, 0.3, 0.75, 0.3), 3)],
+    ids=["slow decline", "later", "overtaken"],
+)
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_best_model_is_that_of_the_best_step(measured, scripted, tmp_path, dino, best, ema):
+    """Each step of a slow decline is within chance of the one before it, so for a while the newest is the best."""
+    scripted(dict(enumerate(dino, 1)))
+    config = measured(train={"ema_decay": ema} if ema else {})
+    run = Run.create(config, tmp_path / "run")
+    list(run.execute())
+    assert_best(run, best, config, tmp_path / "short")
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_the_best_model_is_right_after_a_resume(measured, scripted, tmp_path, stop_at):
+    scripted({1: 0.70, 2: 0.62, 3: 0.54, 4: 0.46})
+    config = measured()
+    run = Run.create(config, tmp_path / "run")
+    happened = []
+    for event in run.execute(
+        should_stop=lambda: any(isinstance(e, events.Step) and e.step == stop_at for e in happened)
+    ):
+        happened.append(event)
+    assert run.status == "cancelled"
+    list(run.execute(resume=True))
+    assert_best(run, 1, config, tmp_path / "short")
+
+
+def test_what_a_resume_trains_again_is_measured_again(measured, scripted, tmp_path):
+    """Cut off after step 3, with the checkpoint at 2, and trained a little differently: the old step 3 is forgotten."""
+    scripted({1: 0.3, 2: 0.4, 3: 0.79})
+    config = measured()
+    run = Run.create(config, tmp_path / "run")
+    for event in run.execute():
+        if isinstance(event, events.Step) and event.step == 4:
+            break
+    assert run.status == "interrupted"
+    assert read_measures(run.path).best == 3
+    scripted({1: 0.3, 2: 0.4, 3: 0.2, 4: 0.6})
+    list(run.execute(resume=True))
+    assert [round(m.dino, 2) for m in read_measures(run.path).measures] == [0.2, 0.3, 0.4, 0.2, 0.6]
+    assert not (run.path / "best").exists()
+
+
+def test_without_its_weights_the_best_step_is_told_of_and_refused(measured, scripted, tmp_path):
+    scripted({1: 0.70, 2: 0.62, 3: 0.54, 4: 0.46})
+    run = Run.create(measured(), tmp_path / "run")
+    happened = []
+    for event in run.execute():
+        happened.append(event)
+        if isinstance(event, events.Step) and event.step == 3:
+            (run.path / "checkpoints" / "best.pt").unlink()
+    assert any(isinstance(e, events.Warning) and "Step 1 did best" in e.message for e in happened)
+    assert finished_model(run.path, "last") == run.path / "model"
+    with pytest.raises(RunError, match=r"Step 1 did best, but nothing of it is kept.*--which last"):
+        finished_model(run.path, "best")
+
+
+@pytest.mark.parametrize("held", [2, None])
+def test_another_steps_model_is_not_taken_for_the_best(measured, scripted, tmp_path, held):
+    """As an earlier version left it, which kept the model of step 2 and did not say so."""
+    scripted({1: 0.70, 2: 0.62, 3: 0.54, 4: 0.46})
+    config = measured()
+    run = Run.create(config, tmp_path / "run")
+    list(run.execute())
+    (run.path / "best" / "step.json").unlink()
+    if held:
+        write_step(run.path / "best", held)
+    for taken in (lambda: finished_model(run.path, "best"), lambda: trained_model(run.path, config, "best")):
+        with pytest.raises(RunError, match=r"Step 1 did best, but best/ .*--which last"):
+            taken()
+    assert trained_model(run.path, config).step == 4
 
 
 def test_of_several_subjects_the_last_step_is_the_best(measured, photo_folder, tmp_path):

@@ -16,7 +16,7 @@ import gradio as gr
 from pydantic import ValidationError
 
 from dreambooth import generate
-from dreambooth.adapters import fetch_base, is_adapter, is_model, read_adapter
+from dreambooth.adapters import fetch_base, is_adapter, is_model, read_adapter, read_step
 from dreambooth.config import LEARNS_WORD, TOYBOX, Config, SamplingConfig, load_preset
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.families import SAFETY_CHECKER
@@ -223,7 +223,7 @@ def best_and_last(run: Run) -> dict[Which, int] | None:
     """The steps of a run's two models; None where the last is the best, or nothing was measured."""
     if not is_model(run.path / "best") or (measures := measures_of(run)) is None:
         return None
-    return {"best": measures.best, "last": measures.measures[-1].step}
+    return {"best": measures.best, "last": read_step(run.path / "model") or measures.measures[-1].step}
 
 
 def measures_of(run: Run) -> Measures | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dreambooth import events
-from dreambooth.adapters import save_trained
+from dreambooth.adapters import save_trained, write_step
 from dreambooth.config import Config, merge
 from dreambooth.families import load_pipeline
 from dreambooth.fetch import fetch_model
@@ -52,7 +52,7 @@ def finished_runs(
     return runs
 
 
-def save_adapter(config: Config, folder: Path, seed: int = 0) -> Path:
+def save_adapter(config: Config, folder: Path, seed: int = 0, step: int = 100) -> Path:
     """What training with an adapter's method saves, with weights of chance."""
     base = fetch_model(config.base_model)
     pipe, family = load_pipeline(base)
@@ -61,7 +61,7 @@ def save_adapter(config: Config, folder: Path, seed: int = 0) -> Path:
     for weights in trainable.parameters:
         weights.data += 0.3 * torch.randn(weights.shape, generator=generator)
     folder.mkdir(parents=True)
-    save_trained(trainable, config, base, folder)
+    save_trained(trainable, config, base, folder, step)
     return folder
 
 
@@ -70,5 +70,7 @@ def measured(run: Run, *pres: float, best: int, step: int = 50) -> None:
     found = tuple(Measure(step * i, 0.5, 0.6, 0.3, value, 0.4) for i, value in enumerate(pres))
     names = {"dino": "toybox ViT", "clip": "toybox CLIP", "perceptual": "toybox ViT patch distance"}
     (run.path / "measures.json").write_text(json.dumps(asdict(Measures(0.8, names, best, found))))
+    write_step(run.path / "model", found[-1].step)
     if best != found[-1].step:
         shutil.copytree(run.path / "model", run.path / "best")
+        write_step(run.path / "best", best)

@@ -8,6 +8,7 @@ import gradio as gr
 import pytest
 from PIL import Image, PngImagePlugin
 
+from dreambooth.adapters import write_step
 from dreambooth.errors import PhotoError
 from dreambooth.generate import read_adapters, save_picture, shown_adapters
 from dreambooth.ui import drawing, models
@@ -123,6 +124,7 @@ def test_the_best_and_the_last_model_are_offered_where_both_are_kept(
     studios.measured(run, 0.2, 0.3, 0.5, best=50)
     shutil.rmtree(run.path / "best")
     tiny.stable_diffusion(run.path / "best", seed=9)
+    write_step(run.path / "best", 50)
     offered = actions.offer(ANNA, run.id)[1]
     assert offered.visible
     assert offered.choices == [("Best step (50)", "best"), ("Last step (100)", "last")]
@@ -192,7 +194,7 @@ def test_adapters_on_top_are_the_best_or_the_last_as_the_model_is(actions: Actio
     assert not actions.offer(ANNA, "tiny-sd", lora.id, "", "")[1].visible
     studios.measured(lora, 0.2, 0.3, 0.5, best=50)
     shutil.rmtree(lora.path / "best")
-    studios.save_adapter(lora.config, lora.path / "best", seed=99)
+    studios.save_adapter(lora.config, lora.path / "best", seed=99, step=50)
     offered = actions.offer(ANNA, "tiny-sd", lora.id, "", "")[1]
     assert (offered.visible, offered.choices) == (True, [("Best step", "best"), ("Last step", "last")])
     asked, drawn = ("a photo of sks dog", "", 2, 3.0, 7, 1, True), {}

@@ -11,6 +11,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from dreambooth.adapters import write_step
 from dreambooth.ui.studio import new_owner
 from tests.ui import studios
 from tests.ui.conftest import ROOT, Served, serve
@@ -44,6 +45,7 @@ def keep_another_best_model(served: Served, step: int) -> None:
         measures = json.loads((run / "measures.json").read_text()) | {"best": step}
         (run / "measures.json").write_text(json.dumps(measures))
         shutil.copytree(run / "model", run / "best")
+        write_step(run / "best", step)
 
 
 def test_a_visitor_goes_from_photos_to_a_comparison(toybox_studio: Served, browser: Browser):
