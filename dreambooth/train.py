@@ -6,6 +6,7 @@ prepare, resume, loop (one step, report, sample, checkpoint, stop), save.
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import time
@@ -59,6 +60,10 @@ for _state in (PartialState, AcceleratorState, GradientState):  # else runs in t
 
 TOGETHER = "together"
 """Of a run's photos, the folder with pictures of two subjects side by side."""
+
+MOST_OVERFLOWS = 20
+"""Times in a row that fp16 may overflow in one step, as it does at the start: each halves the loss' scale, from 65,536
+to a sixteenth. Ours."""
 
 DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -177,6 +182,7 @@ def train(
         if should_stop():
             yield events.Cancelled(0)
             return
+    overflows = 0  # in a row; only fp16 may have any
     done = checkpoint.step >= settings.steps or (monitor is not None and monitor.exhausted(checkpoint.step))
     while not done:
         # one step
@@ -204,15 +210,22 @@ def train(
             loss = dreambooth_loss(losses, batch_size, config.prior.weight)
             drift = trainable.drift() if trainable.drift else loss.total.new_zeros(())
             total = loss.total + config.drift.weight * drift
-            if not torch.isfinite(total):
-                raise RunError(
-                    f"The loss is not finite at step {checkpoint.step + 1}, so the weights would be ruined.",
-                    "Lower train.learning_rate, or set train.mixed_precision to no or bf16.",
-                )
             accelerator.backward(total / accumulation)
             prior_loss = loss.prior if use_prior else total.new_zeros(())
             parts.append(torch.stack([total, loss.instance, prior_loss, drift]).detach())
-        accelerator.clip_grad_norm_(weights, settings.max_grad_norm)
+        norm = accelerator.clip_grad_norm_(weights, settings.max_grad_norm)
+        *losses, norm = torch.stack([*torch.stack(parts).mean(0), norm]).tolist()  # where a GPU is waited for, once
+        if not math.isfinite(norm):  # then nothing is changed by it
+            optimizer.zero_grad(set_to_none=True)
+            overflows += 1
+            if accelerator.scaler is None or overflows > MOST_OVERFLOWS:
+                raise RunError(
+                    f"The gradient is not finite at step {checkpoint.step + 1}, so the weights would be ruined.",
+                    "Lower train.learning_rate, or set train.mixed_precision to no or bf16.",
+                )
+            accelerator.scaler.update()  # the same step again, at a lower scale of the loss
+            continue
+        overflows = 0
         lr = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
@@ -222,7 +235,7 @@ def train(
             _update_average(ema, weights, settings.ema_decay, step)
 
         # report
-        total, instance_loss, prior_loss, drift = torch.stack(parts).mean(0).tolist()
+        total, instance_loss, prior_loss, drift = losses
         prior_loss, drift = prior_loss if use_prior else None, drift if trainable.drift else None
         yield events.Step(step, total, instance_loss, prior_loss, lr, time.monotonic() - tick, drift)
         if device.type == "cpu" and (threads := share_cores()):

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import init_empty_weights
+from accelerate import Accelerator, init_empty_weights
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
 from dreambooth import events, prior
+from dreambooth.checkpoints import list_checkpoints
 from dreambooth.config import Config, preset_names
 from dreambooth.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variants, encode, photo_variants
 from dreambooth.errors import ConfigError, ModelError, RunError
@@ -321,6 +322,73 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(make_config, tmp_pa
         list(run.execute())
     assert run.status == "failed"
     assert not (tmp_path / "run" / "model").exists()
+
+
+class Broken(Accelerator):
+    """Puts a number that is none into one gradient, at the backward passes of these numbers."""
+
+    at: tuple[int, ...] = ()
+    passes = 0
+
+    def backward(self, loss, **options):
+        super().backward(loss, **options)
+        if type(self).passes in self.at:
+            last = self._optimizers[0].param_groups[0]["params"][-1]
+            last.grad.view(-1)[0] = float("inf")
+        type(self).passes += 1
+
+
+class Scaled(Broken):
+    """As in fp16, with a scaler of the loss, but on a CPU and in float32."""
+
+    def __init__(self, **options):
+        super().__init__(cpu=True)
+        self.scaler, self.native_amp = torch.amp.GradScaler("cpu", init_scale=2.0**16), True
+
+    mixed_precision = "fp16"
+
+
+def breaking(kind, *at):
+    return type(kind.__name__, (kind,), {"at": at})
+
+
+def test_a_gradient_that_is_not_finite_reaches_neither_weights_nor_checkpoint(make_config, tmp_path, monkeypatch):
+    """With a finite loss, at a step after which a checkpoint is due: the one before it is whole, and goes on."""
+    config = make_config(train={"steps": 3, "checkpoint_every": 1, "ema_decay": 0.5})
+    execute(config, tmp_path / "whole")
+    run = Run.create(config, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("dreambooth.train.Accelerator", breaking(Broken, 1))
+        with pytest.raises(RunError, match=r"gradient is not finite at step 2.*learning_rate"):
+            list(run.execute())
+    assert [e.step for e in of(events.Step, run.events())] == [1]
+    [kept] = (run.path / "checkpoints").iterdir()
+    state = torch.load(kept / "state.pt")
+    assert state["step"] == 1
+    assert all(value.isfinite().all() for value in [*state["weights"], *state["ema"]])
+    list(run.execute(resume=True))
+    assert_equal(weights(tmp_path / "whole"), weights(run.path))
+
+
+def test_a_step_that_overflowed_in_fp16_is_done_again_and_counts_once(make_config, tmp_path, monkeypatch):
+    """Weights, average, learning rates and data are those of a training that never overflowed."""
+    config = make_config(train={"lr_schedule": "cosine", "warmup_steps": 1, "ema_decay": 0.5})
+    plain = execute(config, tmp_path / "plain")
+    monkeypatch.setattr("dreambooth.train.Accelerator", breaking(Scaled, 0, 1, 4))
+    scaled = execute(config, tmp_path / "scaled")
+    for a, b in zip(of(events.Step, plain), of(events.Step, scaled), strict=True):
+        assert (a.step, a.lr, a.loss) == (b.step, b.lr, b.loss)
+    assert_equal(weights(tmp_path / "plain"), weights(tmp_path / "scaled"))
+    state = torch.load(tmp_path / "scaled" / "checkpoints" / "step-000002" / "state.pt")
+    assert state["scaler"]["scale"] == 2.0**14, "halved twice before step 1"
+
+
+def test_a_step_that_always_overflows_ends_the_training(make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("dreambooth.train.Accelerator", breaking(Scaled, *range(2, 99)))
+    run = Run.create(make_config(train={"checkpoint_every": 1}), tmp_path / "run")
+    with pytest.raises(RunError, match=r"gradient is not finite at step 3"):
+        list(run.execute())
+    assert [path.name for path in list_checkpoints(run.path / "checkpoints")] == ["step-000001", "step-000002"]
 
 
 def test_class_images_are_shared_and_only_the_shortfall_is_drawn(make_config, tmp_path):
