@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth.adapters import load_model
+from dreambooth.adapters import load_model, write_step
 from dreambooth.card import Licence, assemble, base_licence
 from dreambooth.config import Config, merge, read_yaml, to_yaml
 from dreambooth.errors import ConfigError, HubError, RunError
@@ -266,6 +266,7 @@ def test_the_best_steps_model_has_its_own_pictures_and_figures(pair, make):
     run, _ = pair
     shutil.rmtree(run.path / "best", ignore_errors=True)
     shutil.copytree(run.path / "model", run.path / "best")
+    write_step(run.path / "best", 2)
     measures = json.loads((run.path / "measures.json").read_text())
     (run.path / "measures.json").write_text(json.dumps(measures | {"best": 2}))
     folder = make(run, which="best")

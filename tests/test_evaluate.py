@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from dreambooth import events
+from dreambooth.adapters import write_step
 from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.evaluate import BASE, Candidate, Evaluation, base_model, evaluate, run_photos, trained_model
@@ -400,6 +401,7 @@ def test_a_runs_last_and_best_model(make_config, tmp_path, tiny_model):
     assert trained_model(path, config, "best").folder == path / "model", "no other was better"
     assert trained_model(path, config, "best").step == 30
     tiny.stable_diffusion(path / "best", seed=3)
+    write_step(path / "best", 20)
     best = trained_model(path, config, "best")
     assert (best.condition, best.step, best.folder) == ("with PPL, best", 20, path / "best")
     ours, theirs = (torch.cat([p.flatten() for p in c.open().pipe.unet.parameters()]) for c in (last, best))
