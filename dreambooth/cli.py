@@ -455,11 +455,13 @@ def push(run_dir: Path, repo_id: str, public: bool, photos: bool, half: bool, wh
 
 def _read_lines(path: Path, what: str) -> list[str]:
     """The prompts or captions in a file, a line each; raises `ConfigError` where there are none."""
+    from dreambooth.files import read_text
+
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path).split("\n")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file.", f"Give a text file with a {what} a line.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: can't be read ({error}).", f"Give a text file with a {what} a line.") from None
     if not (found := [line.strip() for line in lines if line.strip()]):
         raise ConfigError(f"{path}: holds no {what}.", f"Write a {what} a line.")
@@ -529,12 +531,18 @@ def photos() -> None:
 @click.option("--sheet", type=_NEW_FILE, callback=_picture_file, help="Write a picture of the crops.")
 def check_photos(folder: Path, resolution: int, sheet: Path | None) -> None:
     """The photo coach: what would make the training better."""
+    from dreambooth.captions import find_captions
     from dreambooth.coach import coach
-    from dreambooth.photos import contact_sheet, find_photos, prepare_photos
+    from dreambooth.photos import contact_sheet, find_photos, passed_over, prepare_photos
 
-    prepared = prepare_photos(find_photos(folder), resolution)
+    found = find_photos(folder)
+    prepared = prepare_photos(found, resolution)
     for photo in prepared:
         click.echo(f"{photo.name}: {photo.size[0]} × {photo.size[1]}, crop {tuple(photo.crop)}")
+    for remark in passed_over(folder):
+        click.echo(f"warning: {remark}")
+    if captions := find_captions(folder, found).captions:
+        click.echo(f"{len(captions)} of {len(found)} photos have a caption, which subject.captions: true takes.")
     for finding in coach(prepared):
         click.echo(f"{finding.severity}: {finding.message}")
     if sheet:

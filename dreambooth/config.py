@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from dreambooth.errors import ConfigError
-from dreambooth.files import named_path
+from dreambooth.files import named_path, read_text
 
 TOYBOX = "toybox"
 """The base model that is built in; any other `base_model` is a Hub id or a local pipeline folder."""
@@ -56,7 +56,8 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
-def _fields_of(template: str) -> set[str]:
+def fields_of(template: str) -> set[str]:
+    """What `template` asks to be filled in; raises `ValueError` for an unmatched brace."""
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -90,8 +91,9 @@ class SubjectConfig(_Settings):
     )
     captions: bool = Field(
         False,
-        description="Caption each photo with the text file of its name (dog1.jpg: dog1.txt), which may use "
-        "{identifier} and {class_noun}; photos without one keep the instance prompt.",
+        description="Caption each photo with the text file of its name (dog1.txt, dog1.caption or dog1.jpg.txt for "
+        "dog1.jpg) or its row in metadata.jsonl or metadata.csv (file_name, text), which may use {identifier} and "
+        "{class_noun}; photos without one keep the instance prompt.",
     )
     crops: dict[str, Crop] = Field(
         default_factory=dict,
@@ -118,7 +120,7 @@ class SubjectConfig(_Settings):
     @field_validator("instance_prompt")
     @classmethod
     def _names_the_identifier(cls, template: str) -> str:
-        if unknown := _fields_of(template) - {"identifier", "class_noun"}:
+        if unknown := fields_of(template) - {"identifier", "class_noun"}:
             raise ValueError(f"uses {{{min(unknown)}}}; only {{identifier}} and {{class_noun}} are filled in")
         return template
 
@@ -175,7 +177,7 @@ class PriorConfig(_Settings):
     @field_validator("class_prompt")
     @classmethod
     def _names_only_the_class(cls, template: str) -> str:
-        if unknown := _fields_of(template) - {"class_noun"}:
+        if unknown := fields_of(template) - {"class_noun"}:
             raise ValueError(
                 f"uses {{{min(unknown)}}}; only {{class_noun}} is filled in, since it is the class's prompt"
             )
@@ -247,7 +249,7 @@ class WordConfig(_Settings):
     @field_validator("initializer")
     @classmethod
     def _names_only_the_class(cls, words: str) -> str:
-        if unknown := _fields_of(words) - {"class_noun"}:
+        if unknown := fields_of(words) - {"class_noun"}:
             raise ValueError(f"uses {{{min(unknown)}}}; only {{class_noun}} is filled in")
         return words
 
@@ -462,14 +464,14 @@ class Config(_Settings):
     @model_validator(mode="after")
     def _templates_fit(self) -> Config:
         for subject in self.subjects:
-            if subject.identifier not in subject.fill(subject.instance_prompt):
+            if not subject.is_named_in(subject.fill(subject.instance_prompt)):
                 raise ValueError(
                     f"subject.instance_prompt {subject.instance_prompt!r} does not hold the identifier "
-                    f"{subject.identifier!r}; write {{identifier}} where it belongs"
+                    f"{subject.identifier!r} as a word of its own; write {{identifier}} where it belongs"
                 )
         for section, prompts in (("sampling", self.sampling.prompts), ("evaluation", self.evaluation.prompts)):
             for prompt in prompts:
-                if unknown := _fields_of(prompt) - {"identifier", "class_noun"}:
+                if unknown := fields_of(prompt) - {"identifier", "class_noun"}:
                     raise ValueError(f"{section}.prompts: {prompt!r} uses {{{min(unknown)}}}; only {{identifier}} and "
                                      "{class_noun} are filled in")  # fmt: skip
         if self.device == "cpu" and self.train.mixed_precision == "fp16":
@@ -634,10 +636,10 @@ def _foreign_mapping(text: str, source: str) -> dict[str, Any]:
 
 def _read_text(path: Path, source: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except FileNotFoundError:
         raise ConfigError(f"{source}: no such file.", "Give the path of a YAML config; the README shows one.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{source}: can't be read ({error}).") from None
 
 

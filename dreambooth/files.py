@@ -1,10 +1,12 @@
 """Files and folders: where people's settings say that they are, and what is wrong with one in plain words.
 
-What is written here is whole or not there: it is made under a temporary name, then renamed. And locks of theirs.
+What is written here is whole or not there: it is made under a temporary name, then renamed. Locks of theirs, and
+texts as people save them.
 """
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import shutil
@@ -20,6 +22,12 @@ from dreambooth.errors import ConfigError, first_line
 
 PATIENCE = 1.0
 """Seconds to wait for a file lock that is free: a look at it (`is_held`) is over by then."""
+
+_MARKS = {  # in this order: the mark of UTF-32 begins as that of UTF-16
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+"""How editors begin a text that is not UTF-8 (Unicode, section 23.8)."""
 
 _PROBING = threading.Lock()  # two looks at once would take each other for a holder
 
@@ -171,6 +179,24 @@ def atomic_file(final: Path) -> Iterator[Path]:
         os.replace(partial, final)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """A text that a person saved, without its byte order mark and with plain line ends: UTF-8, or UTF-16 and UTF-32 by
+    their marks.
+
+    Any other encoding is a guess, so it is refused. Raises `OSError`, and `ValueError` with the line and what to do.
+    """
+    data = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line} is not {encoding.upper()} text; save the file as UTF-8") from None
+    if "\0" in text:  # UTF-16 without its mark is UTF-8 with zeros
+        raise ValueError("it holds zero bytes, so it is no UTF-8 text; save the file as UTF-8")
+    return text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")  # joined files have marks inside, too
 
 
 def refuse_taken(path: Path) -> None:

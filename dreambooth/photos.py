@@ -1,19 +1,20 @@
 """From a user's files to checked, upright, square RGB crops."""
 
+import contextlib
 import functools
 import re
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
 from dreambooth.errors import PhotoError, RunError
 from dreambooth.files import atomic_folder
@@ -22,6 +23,8 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".apng", ".webp", ".heic", ".heif", ".hif"}
     | {".avif", ".gif", ".bmp", ".tif", ".tiff"}
 )
+# What lies beside photos and may be their captions.
+TEXTS = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".md"})
 # Only pure decoders: Pillow's EPS, WMF and similar readers start other programs or read other files.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 READABLE = "JPEG, PNG, WebP, HEIC, AVIF, GIF, BMP or TIFF"
@@ -30,6 +33,8 @@ READABLE = "JPEG, PNG, WebP, HEIC, AVIF, GIF, BMP or TIFF"
 MAX_PIXELS = 120_000_000
 # The smallest size a base model here is trained at (64 px is an 8 x 8 latent for Stable Diffusion).
 MIN_SIDE = 64
+# So deep are photos looked for in folders inside the one that is named, to tell where they are.
+LEVELS = 2
 # A crop box this far from square was meant to be square: it is trimmed, never squeezed.
 CROP_TOLERANCE = 0.02
 
@@ -42,6 +47,9 @@ IDEAL_PHOTOS = "3 to 5"
 
 _BETTER_FILE = f"Use a {READABLE} photo, or export it again from your photo app."
 _FETCH_AGAIN = "Copy it again from the camera or phone, or leave it out."
+_OF_SYSTEMS = frozenset({"thumbs.db", "desktop.ini"})
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright (Exif 2.32, tag 0x0112)
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,6 +62,9 @@ _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright (Exif 2
 # What Pillow's decoders raise on damaged files; they have no common class.
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError)
 _DAMAGE += (RuntimeError, MemoryError, struct.error, zlib.error)
+# Of each of a PNG's texts and its colour profile, unpacked; Pillow's own 1 MB is less than photo editors leave of their
+# history, and a text may say which way is up. Larger ones are left out, unread.
+PngImagePlugin.MAX_TEXT_CHUNK = 2**23
 # `warnings.catch_warnings` is process-wide and decoding is the memory peak: one photo at a time, whoever asks.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -95,9 +106,10 @@ class Prepared:
 
 
 def find_photos(folder: str | Path) -> list[Path]:
-    """List a folder's photos in natural order (2 before 10); hidden and other files are passed over.
+    """List a folder's photos in natural order (2 before 10); `passed_over` tells of what else it holds.
 
-    Raises PhotoError for a folder that is missing, unreadable, not a folder, or without photos.
+    Raises PhotoError for a folder that is missing, unreadable, not a folder, or without photos, and names the folders
+    around it that have some.
     """
     folder = Path(folder)
     shown = _printable(str(folder))
@@ -105,17 +117,83 @@ def find_photos(folder: str | Path) -> list[Path]:
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "is not there"
             raise PhotoError(f"{shown} {what}.", f"Give the folder that holds your photos ({READABLE}).")
-        entries = list(folder.iterdir())
+        photos = _photos_in(folder)
     except OSError as error:
         raise PhotoError(f"{shown} can't be read ({error.strerror}).", "Check the folder's permissions.") from error
-    photos = [
+    if not photos:
+        raise _no_photos(folder, shown)
+    return sorted(photos, key=lambda path: (_natural_key(path.name), path.name))
+
+
+def _no_photos(folder: Path, shown: str) -> PhotoError:
+    """Say where there are photos instead: in folders inside, one level up, or nowhere."""
+    if inside := _folders_inside(folder):
+        hint = f"Give {_printable(str(next(iter(inside))))}." if len(inside) == 1 else "Give one of them."
+        return PhotoError(f"{shown} holds no photos itself, but there are {_counted(folder, inside)}.", hint)
+    above = folder.resolve().parent
+    with contextlib.suppress(OSError):
+        if count := len(_photos_in(above)):
+            return PhotoError(
+                f"{shown} holds no photos, but there are {count} in the folder above it.",
+                f"Give {_printable(str(above))}.",
+            )
+    others = f" ({join_names(names)})" if (names := _other_files(folder)) else ""
+    return PhotoError(
+        f"{shown} holds no photos{others}.", f"Put {IDEAL_PHOTOS} {READABLE} photos of your subject in it."
+    )
+
+
+def passed_over(folder: Path, known: Collection[Path] = ()) -> list[str]:
+    """What a folder holds beside its photos and their captions that somebody may have meant, in sentences.
+
+    That is photos in folders inside it, but for the folders `known`, and files of other kinds. Hidden files are meant
+    by nobody.
+    """
+    places = {path.resolve() for path in known}
+    said = []
+    if inside := {path: count for path, count in _folders_inside(folder).items() if path.resolve() not in places}:
+        said.append(f"Passed over: {_counted(folder, inside)}. Move them into {_printable(folder.name)} to use them.")
+    if names := _other_files(folder):
+        verb = "is no photo" if len(names) == 1 else "are no photos"
+        said.append(f"Passed over: {join_names(names)}, which {verb} that can be read here. {_BETTER_FILE}")
+    return said
+
+
+def _photos_in(folder: Path) -> list[Path]:
+    return [
         path
-        for path in entries
+        for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
     ]
-    if not photos:
-        raise PhotoError(f"{shown} holds no photos.", f"Put {IDEAL_PHOTOS} {READABLE} photos of your subject in it.")
-    return sorted(photos, key=lambda path: (_natural_key(path.name), path.name))
+
+
+def _folders_inside(folder: Path, levels: int = LEVELS) -> dict[Path, int]:
+    """The folders inside that hold photos, with how many; hidden ones, and those that can't be read, are left out."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir()):
+            with contextlib.suppress(OSError):
+                if count := len(_photos_in(path)):
+                    found[path] = count
+            if levels > 1:
+                found |= _folders_inside(path, levels - 1)
+    return found
+
+
+def _counted(folder: Path, inside: Mapping[Path, int]) -> str:
+    """Folders with the numbers of their photos, for a sentence."""
+    total, names = sum(inside.values()), [repr(path.relative_to(folder).as_posix()) for path in inside]
+    return f"{total} photo{'' if total == 1 else 's'} in its folder{'' if len(names) == 1 else 's'} {join_names(names)}"
+
+
+def _other_files(folder: Path) -> list[str]:
+    """Names of files that are no photos, and no texts either, which may be captions."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.startswith(".") and path.name.lower() not in _OF_SYSTEMS
+        and path.suffix.lower() not in IMAGE_SUFFIXES | TEXTS
+    )  # fmt: skip
 
 
 def open_photo(path: str | Path, *, min_side: int = MIN_SIDE) -> Image.Image:
@@ -135,12 +213,16 @@ def _decode(path: Path, min_side: int = MIN_SIDE) -> tuple[Image.Image, bool]:
         warnings.simplefilter("ignore")
         try:
             _check_file(path, name)
-            with Image.open(path, formats=formats) as image:
-                _check_size(image.size, name, min_side)
-                # A phone's JPEG or HEIC holds depth and gain maps beside the photo: not frames of an animation.
-                several = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
-                image.load()
-                return _upright_rgb(image), several
+            try:
+                return _read(path, name, formats, min_side)
+            except _DAMAGE:  # of its texts alone, it may be
+                if (pixels := _without_texts(path)) is None:
+                    raise
+                try:
+                    return _read(pixels, name, formats, min_side)
+                except _DAMAGE:
+                    pass
+                raise
         except Image.DecompressionBombError as error:
             raise _too_large(name) from error
         except UnidentifiedImageError as error:
@@ -150,6 +232,34 @@ def _decode(path: Path, min_side: int = MIN_SIDE) -> tuple[Image.Image, bool]:
                 raise PhotoError(f"{name} can't be read ({error.strerror}).", "Check its permissions.") from error
             reason = _printable(str(error)) or type(error).__name__
             raise PhotoError(f"{name} is damaged or cut short ({reason}).", _FETCH_AGAIN) from error
+
+
+def _read(file: Path | BytesIO, name: str, formats: Sequence[str], min_side: int) -> tuple[Image.Image, bool]:
+    with Image.open(file, formats=formats) as image:
+        _check_size(image.size, name, min_side)
+        # A phone's JPEG or HEIC holds depth and gain maps beside the photo: not frames of an animation.
+        several = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
+        image.load()
+        return _upright_rgb(image), several
+
+
+def _without_texts(path: Path) -> BytesIO | None:
+    """A PNG less the chunks of which no pixel depends, none of them unpacked; None of other files and of one that has
+    no such chunk.
+
+    A chunk is its length, its type, its data and their checksum (PNG specification, 5.3).
+    """
+    with path.open("rb") as file:
+        if file.read(8) != _PNG:
+            return None
+        data, kept, place = _PNG + file.read(), [_PNG], 8
+    while place + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[place : place + 8])
+        if kind not in _TEXT_CHUNKS:
+            kept.append(data[place : place + 12 + length])
+        place += 12 + length
+    whole = b"".join(kept)
+    return BytesIO(whole) if len(whole) < len(data) else None
 
 
 def _check_file(path: Path, name: str) -> None:

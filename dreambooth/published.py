@@ -35,7 +35,7 @@ from dreambooth.config import (
 )
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.fetch import check_header, check_words, fetch_files, list_files
-from dreambooth.files import atomic_folder
+from dreambooth.files import atomic_folder, read_text
 from dreambooth.hub import TAG, Token, plain_failures
 from dreambooth.methods import get_method
 from dreambooth.methods.words import PATTERN
@@ -299,8 +299,8 @@ def _fetch_words(repo_id: str, commit: str, files: dict[str, int], folder: Path,
 
 
 def _as_it_stands(caption: Path) -> str:
-    """A published caption, in which nothing is left to fill in: braces are doubled, as `caption_of` takes them."""
+    """A published caption, in which nothing is left to fill in: braces are doubled, as `caption_photos` takes them."""
     try:
-        return caption.read_text(encoding="utf-8").replace("{", "{{").replace("}", "}}")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{PHOTOS}/{caption.name}: is no text.", _OWN_PHOTOS) from None
+        return read_text(caption).replace("{", "{{").replace("}", "}}")
+    except ValueError as error:
+        raise ConfigError(f"{PHOTOS}/{caption.name}: can't be read ({error}).", _OWN_PHOTOS) from None

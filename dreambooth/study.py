@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dreambooth import events
+from dreambooth.captions import caption_photos
 from dreambooth.config import Config, absolute, merge, override, read_yaml, to_yaml, validated
 from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError, first_line
@@ -47,7 +48,6 @@ from dreambooth.preflight import check as preflight
 from dreambooth.reports import Cost, cost_of, write_costs, write_csvs, write_report
 from dreambooth.runs import Run, explain
 from dreambooth.subjects import CLASSES_FILE, PAPER, PAPER_REPO, fetch_paper_subjects, list_subjects
-from dreambooth.train import caption_of
 
 PPL: dict[str, dict[str, Any]] = {
     "without PPL": {"prior": {"enabled": False}},
@@ -337,8 +337,7 @@ def _check_photos(cell: Cell) -> None:
         for subject in cell.config.subjects:
             photos = find_photos(subject.photos)
             prepare_photos(photos, MIN_SIDE, subject.crops)
-            for photo in photos:
-                caption_of(subject, photo)
+            caption_photos(subject, photos)
     except PhotoError as error:
         raise PhotoError(f"{cell.subject}: {error.message}", error.hint) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -9,7 +10,9 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
-from dreambooth.errors import ConfigError, HubError, first_line
+from dreambooth.errors import ConfigError, HubError, PhotoError, first_line
+from dreambooth.files import read_text
+from dreambooth.photos import find_photos
 from dreambooth.prior import cache_root
 
 PAPER = "paper"
@@ -41,6 +44,11 @@ def list_subjects(folder: Path, classes: Mapping[str, str], otherwise: str | Non
             "Give a folder that holds a folder of photos for each subject.",
         ) from None
     if not names:
+        with contextlib.suppress(PhotoError):
+            photos = len(find_photos(folder))
+            raise ConfigError(
+                f"{folder} holds no folders, but {photos} photos: it is one subject's.", "Give the folder above it."
+            )
         raise ConfigError(f"{folder} holds no folders.", "Give one that holds a folder of photos for each subject.")
     if strangers := sorted(set(classes) - set(names)):
         raise ConfigError(f"classes: there is no {' and no '.join(strangers)} in {folder}.", "Correct the name.")
@@ -64,11 +72,11 @@ def read_class_nouns(folder: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in read_text(path).split("\n")]
         table = lines[lines.index(_HEAD) + 1 :]
         table = table[: table.index("")] if "" in table else table
         return {name.strip(): noun.strip() for name, noun in (line.split(",") for line in table)}
-    except (OSError, ValueError) as error:  # also what is not UTF-8
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} can't be read ({first_line(error)}).", f"Write the line {_HEAD}, then one like dog6,dog for each."
         ) from None

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from dreambooth import events, packs, prior
 from dreambooth.adapters import is_adapter, load_model, save_trained
+from dreambooth.captions import caption_photos
 from dreambooth.checkpoints import Checkpoint, list_checkpoints
 from dreambooth.coach import coach
-from dreambooth.config import Config, SubjectConfig, together_prompt
+from dreambooth.config import Config, together_prompt
 from dreambooth.cores import share_cores
 from dreambooth.dataset import (
     CLASS,
@@ -40,7 +41,7 @@ from dreambooth.dataset import (
     photo_variants,
 )
 from dreambooth.encoders import load_encoders
-from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError, RunError
+from dreambooth.errors import ConfigError, HubError, ModelError, RunError
 from dreambooth.events import Event
 from dreambooth.families import Family, family_of, load_pipeline, use_fastest_attention
 from dreambooth.fetch import fetch_model, fingerprint
@@ -51,7 +52,7 @@ from dreambooth.methods import Trainable, get_method, store_frozen_in
 from dreambooth.methods.words import keep_learned_word
 from dreambooth.monitor import Monitor
 from dreambooth.objectives import dreambooth_loss
-from dreambooth.photos import find_photos, prepare_photos, save_prepared, side_by_side
+from dreambooth.photos import find_photos, passed_over, prepare_photos, save_prepared, side_by_side
 from dreambooth.preflight import check as preflight
 from dreambooth.rehearsal import enable_gradient_checkpointing
 
@@ -286,10 +287,11 @@ def _prepare_photos(config: Config, run: Path, resolution: int) -> Iterator[Even
     with atomic_folder(run / "photos") as folder:
         for number, subject in enumerate(config.subjects, 1):
             paths = find_photos(subject.photos)
+            prompts, remarks = caption_photos(subject, paths)
             prepared = prepare_photos(paths, resolution, subject.crops)
-            for finding in coach(prepared):
-                yield events.Warning(finding.message)
-            prompts = [caption_of(subject, path) for path in paths]
+            others = [other.photos for other in config.subjects if other is not subject]
+            for remark in (*passed_over(subject.photos, others), *remarks, *(f.message for f in coach(prepared))):
+                yield events.Warning(remark)
             place = folder if number == 1 else folder / f"subject-{number}"
             for image, prompt in zip(save_prepared(prepared, place), prompts, strict=True):
                 image.with_suffix(".txt").write_text(prompt, encoding="utf-8")
@@ -314,23 +316,6 @@ def _combinations(config: Config, photos: list[list[Image.Image]]) -> Iterator[t
         if k % 2:
             left, right, i, j = right, left, j, i
         yield side_by_side(left, right), together_prompt([config.subjects[i], config.subjects[j]])
-
-
-def caption_of(subject: SubjectConfig, photo: Path) -> str:
-    """The prompt that a photo is trained with; raises `PhotoError` for a caption that can't be used."""
-    text = photo.with_suffix(".txt")
-    if not (subject.captions and text.is_file()):
-        return subject.fill(subject.instance_prompt)
-    try:
-        caption = subject.fill(text.read_text(encoding="utf-8").strip())
-    except (OSError, LookupError, ValueError, AttributeError) as error:
-        raise PhotoError(f"{text.name}: can't be used as a caption ({error}).", "Write plain text; {identifier} and "
-                         "{class_noun} are filled in.") from None  # fmt: skip
-    if subject.identifier not in caption:
-        raise PhotoError(
-            f"{text.name}: does not hold the identifier.", "Write {identifier} where the subject is named."
-        )
-    return caption
 
 
 def _photos_and_prompts(run: Path) -> tuple[list[Image.Image], list[str]]:

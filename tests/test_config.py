@@ -19,6 +19,7 @@ from dreambooth.config import (
 )
 from dreambooth.errors import ConfigError
 from tests import tiny
+from tests.test_files import SAVED
 
 SUBJECT = {"photos": "/photos/dog", "class_noun": "dog"}
 
@@ -329,6 +330,7 @@ def test_settings_can_not_be_changed_by_accident():
         ({"subject": SUBJECT | {"identifier": "x" * 61}}, "at most 60 characters"),
         ({"subject": SUBJECT | {"identifier": True}}, "subject.identifier = True"),
         ({"subject": SUBJECT | {"instance_prompt": "a dog"}}, "does not hold the identifier 'sks'"),
+        ({"subject": SUBJECT | {"instance_prompt": "masks, desks"}}, "does not hold the identifier 'sks' as a word of"),
         ({"subject": SUBJECT | {"instance_prompt": "a {idenfitier}"}}, "uses {idenfitier}; only {identifier}"),
         ({"subject": SUBJECT | {"instance_prompt": "a {identifier:>999999999}"}}, "only {identifier}"),
         ({"subject": SUBJECT | {"instance_prompt": "a {identifier.__class__}"}}, "only {identifier}"),
@@ -461,6 +463,12 @@ def test_the_front_matter_of_a_card_is_read(tmp_path, card, data):
 def test_a_prompt_has_names_alone_in_its_braces(field):
     said = refusal({"subject": SUBJECT | {"instance_prompt": f"a {field}"}})
     assert f"uses {field}; only" in said
+
+
+@pytest.mark.parametrize("encode", SAVED.values(), ids=SAVED)
+def test_settings_are_read_as_every_editor_saves_them(tmp_path, encode):
+    (tmp_path / "c.yaml").write_bytes(encode("# für mich\r\nsubject:\r\n  photos: p\r\n  class_noun: Hündin\r\n"))
+    assert Config.load(tmp_path / "c.yaml").subject.class_noun == "Hündin"
 
 
 def test_files_that_can_not_be_read_are_named(tmp_path):

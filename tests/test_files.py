@@ -18,6 +18,7 @@ from dreambooth.files import (
     disk_trouble,
     is_held,
     named_path,
+    read_text,
     refuse_taken,
     runs_root,
     setting_of,
@@ -260,3 +261,45 @@ def test_each_trouble_with_the_disk_is_told_with_what_helps(tmp_path, monkeypatc
             error.filename = error.filename.replace(word, str(path))
         told = told.replace(f"{word}/", f"{path}/").replace(f"{word} ", f"{path} ")
     assert " ".join(disk_trouble(error)) == told
+
+
+# ---- Texts
+
+SAVED = {
+    "plain": str.encode,
+    "Notepad, UTF-8 with BOM": lambda text: text.encode("utf-8-sig"),
+    "Notepad, UTF-16 LE": lambda text: text.encode("utf-16"),
+    "UTF-16 BE": lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
+    "UTF-32": lambda text: text.encode("utf-32"),
+    "two marks": lambda text: b"\xef\xbb\xbf" + text.encode("utf-8-sig"),
+    "old Mac": lambda text: text.replace("\r\n", "\r").encode(),
+}
+"""How editors save a text."""
+
+
+@pytest.mark.parametrize("encode", SAVED.values(), ids=SAVED)
+def test_a_text_is_read_as_every_editor_saves_it(tmp_path, encode):
+    (tmp_path / "a.txt").write_bytes(encode("Ünï 犬 🐶\r\nsks\r\n"))
+    assert read_text(tmp_path / "a.txt") == "Ünï 犬 🐶\nsks\n"
+
+
+def test_files_that_were_joined_leave_no_mark_inside(tmp_path):
+    (tmp_path / "a.txt").write_bytes("one\n".encode("utf-8-sig") + "two\n".encode("utf-8-sig"))
+    assert read_text(tmp_path / "a.txt") == "one\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("sks\ndéjà".encode("cp1252"), "line 2 is not UTF-8 text; save the file as UTF-8"),
+        ("собака".encode("cp1251"), "line 1 is not UTF-8 text"),
+        ("sks".encode("utf-16-le"), "it holds zero bytes"),
+        ("sks".encode("utf-16-be"), "it holds zero bytes"),
+        (b"\xff\xfea", "line 1 is not UTF-16 text"),
+        (b"\x89PNG\r\n\x1a\n", "line 1 is not UTF-8 text"),
+    ],
+)
+def test_a_text_of_an_encoding_that_can_only_be_guessed_is_refused(tmp_path, data, said):
+    (tmp_path / "a.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=said):
+        read_text(tmp_path / "a.txt")

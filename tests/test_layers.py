@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "dreambooth"
 LAYERS = [
     {"errors", "config", "events", "files"},
-    {"photos", "coach", "objectives", "machine", "cores", "metrics", "prompts"},
+    {"photos", "captions", "coach", "objectives", "machine", "cores", "metrics", "prompts"},
     {"hub", "families", "fetch", "adapters", "kohya", "methods", "tokens", "checkpoints", "encoders"},
     {"generate", "prior", "packs", "dataset", "rehearsal", "preflight", "monitor", "train", "evaluate", "reports"},
     {"runs", "subjects", "merge"},
@@ -17,6 +17,7 @@ ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 SAME_ROW = {
     ("events", "errors"), ("config", "errors"), ("config", "files"), ("files", "errors"), ("coach", "photos"),
     ("cores", "machine"), ("methods", "families"), ("tokens", "families"),
+    ("tokens", "methods"), ("captions", "photos"),
     ("encoders", "families"), ("families", "hub"), ("fetch", "families"), ("fetch", "hub"), ("fetch", "methods"),
     ("encoders", "fetch"), ("adapters", "families"), ("adapters", "fetch"), ("adapters", "hub"),
     ("adapters", "methods"), ("kohya", "adapters"), ("kohya", "families"), ("kohya", "methods"),

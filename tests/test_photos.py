@@ -20,6 +20,7 @@ from dreambooth.photos import (
     contact_sheet,
     find_photos,
     open_photo,
+    passed_over,
     prepare_photo,
     prepare_photos,
     save_prepared,
@@ -308,6 +309,109 @@ def test_folders_without_photos_say_what_to_do(tmp_path):
         with pytest.raises(PhotoError, match=reason) as refusal:
             find_photos(folder)
         assert refusal.value.hint
+
+
+PLACED = {
+    "one level too high": (".", "dog", "holds no photos itself, but there are 2 photos in its folder 'dog'. Give "),
+    "two levels too high": (".", "img/10_sks dog", "in its folder 'img/10_sks dog'. Give "),
+    "one level too low": ("dog/empty", "dog", "holds no photos, but there are 2 in the folder above it. Give "),
+}
+
+
+@pytest.mark.parametrize(("given", "place", "words"), PLACED.values(), ids=PLACED)
+def test_photos_beside_the_folder_that_was_named_are_pointed_at(tmp_path, given, place, words):
+    for folder in (given, place):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    saved(tmp_path / place, [scene(1), scene(2)])
+    with pytest.raises(PhotoError) as caught:
+        find_photos(tmp_path / given)
+    assert words in str(caught.value)
+    assert len(find_photos(tmp_path / place)) == 2, "the advice helps"
+
+
+def test_of_several_folders_with_photos_all_are_named(tmp_path):
+    for name in ("10_sks dog", "1_dog", ".hidden"):
+        (tmp_path / name).mkdir()
+        saved(tmp_path / name, [scene(1)])
+    with pytest.raises(PhotoError, match=r"2 photos in its folders '10_sks dog' and '1_dog'. Give one of them"):
+        find_photos(tmp_path)
+
+
+def test_a_folder_with_nothing_but_other_files_names_them(tmp_path):
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    with pytest.raises(PhotoError, match=r"holds no photos \(photos\.zip\)\. Put"):
+        find_photos(tmp_path)
+
+
+def test_what_is_passed_over_is_said(tmp_path):
+    saved(tmp_path, [scene(0)])
+    for name in ("more", "more/raw", "known", ".git", "deep/er/still"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        saved(tmp_path / name, [scene(1), scene(2)])
+    for name in ("a.mov", "b.CR2", "0.txt", "0.caption", "metadata.jsonl", "Thumbs.db", ".DS_Store", "desktop.ini"):
+        (tmp_path / name).write_bytes(b"x")
+    assert passed_over(tmp_path, [tmp_path / "known"]) == [
+        f"Passed over: 4 photos in its folders 'more' and 'more/raw'. Move them into {tmp_path.name} to use them.",
+        "Passed over: a.mov and b.CR2, which are no photos that can be read here. Use a JPEG, PNG, WebP, HEIC, AVIF, "
+        "GIF, BMP or TIFF photo, or export it again from your photo app.",
+    ]
+
+
+def test_of_a_folder_of_photos_alone_nothing_is_said(tmp_path):
+    saved(tmp_path, [scene(0), scene(1)])
+    assert passed_over(tmp_path) == []
+
+
+def with_chunk(png: bytes, kind: bytes, data: bytes, checksum: int | None = None) -> bytes:
+    """The PNG with a chunk more, after its header."""
+    checksum = zlib.crc32(kind + data) if checksum is None else checksum
+    return png[:33] + struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum) + png[33:]
+
+
+def texts(megabytes: int) -> dict[str, tuple[bytes, bytes]]:
+    """Chunks of so many megabytes of text: kind and data."""
+    text = b"history " * (megabytes * 2**17)
+    return {
+        "tEXt": (b"tEXt", b"Comment\0" + text),
+        "zTXt": (b"zTXt", b"Comment\0\0" + zlib.compress(text)),
+        "iTXt": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + text),
+        "iTXt, compressed": (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(text)),
+        "iCCP": (b"iCCP", b"profile\0\0" + zlib.compress(text)),
+    }
+
+
+@pytest.mark.parametrize("megabytes", [2, 20, 200])
+@pytest.mark.parametrize("kind", texts(0))
+def test_a_png_is_read_whatever_text_is_in_it(tmp_path, kind, megabytes):
+    plain = encoded(corners(), "PNG")
+    (tmp_path / "edited.png").write_bytes(with_chunk(plain, *texts(megabytes)[kind]))
+    image = open_photo(tmp_path / "edited.png")
+    assert image.info == {}
+    assert_corners(image)
+
+
+def test_a_png_is_read_though_its_texts_are_many_or_damaged(tmp_path):
+    many = damaged = encoded(corners(), "PNG")
+    for _ in range(12):
+        many = with_chunk(many, *texts(7)["zTXt"])
+    (tmp_path / "many.png").write_bytes(many)
+    (tmp_path / "damaged.png").write_bytes(with_chunk(damaged, b"zTXt", b"Comment\0\0no zlib", checksum=1))
+    for name in ("many.png", "damaged.png"):
+        assert_corners(open_photo(tmp_path / name))
+
+
+def test_long_texts_do_not_hide_which_way_is_up(tmp_path):
+    turned = corners().transpose(Image.Transpose.ROTATE_90)
+    said = b"XML:com.adobe.xmp\0\0\0\0\0" + b"history " * 2**18 + b' tiff:Orientation="6" '
+    (tmp_path / "edited.png").write_bytes(with_chunk(encoded(turned, "PNG"), b"iTXt", said))
+    assert_corners(open_photo(tmp_path / "edited.png"))
+
+
+def test_of_a_png_with_a_long_text_damage_is_still_said(tmp_path):
+    long = with_chunk(encoded(corners(), "PNG"), *texts(20)["zTXt"])
+    (tmp_path / "cut.png").write_bytes(long[:-60])
+    with pytest.raises(PhotoError, match=r"cut\.png is damaged or cut short"):
+        open_photo(tmp_path / "cut.png")
 
 
 @pytest.mark.parametrize("name", ["my dog.png", "собака 犬 🐶.png", "two\nlines\x1b[31m.png", "a'b\"c$(d).png"])

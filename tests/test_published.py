@@ -317,7 +317,7 @@ def test_captions_come_back_as_they_stand(hub, tmp_path):
     text = (config.subject.photos / "01.txt").read_text()
     assert config.subject.fill(text) == "a sks dog {identifier:>99999999999}"
     hub.add_repo("mona/dog", files | {"photos/01.txt": b"\xff\xfe\x00"})
-    with pytest.raises(ConfigError, match=r"photos/01\.txt: is no text"):
+    with pytest.raises(ConfigError, match=r"photos/01\.txt: can't be read"):
         published_config("mona/dog", None, False, tmp_path / "f")
 
 

@@ -235,7 +235,7 @@ def test_captions_of_every_subject_are_looked_at_first(make_study, tmp_path):
     tiny.photos(tmp_path / "all" / "tim")
     (tmp_path / "all" / "tim" / "photo1.txt").write_text("a dog on grass")
     study = make_study(subjects=str(tmp_path / "all"), config={"subject": {"class_noun": "dog", "captions": True}})
-    assert "tim: photo1.txt: does not hold the identifier." in refusal(study, tmp_path / "out")
+    assert "tim: photo1.txt: does not hold the identifier 'sks' as a word" in refusal(study, tmp_path / "out")
 
 
 def test_photos_of_further_subjects_are_looked_at_first(make_study, subjects, tmp_path):

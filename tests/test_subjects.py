@@ -9,7 +9,9 @@ import pytest
 
 from dreambooth.errors import ConfigError, HubError
 from dreambooth.subjects import fetch_paper_subjects, list_subjects, read_class_nouns
+from tests import tiny
 from tests.test_fetch import closed_port, loopback_hub, point_client_at
+from tests.test_files import SAVED
 
 TABLE = "Classes\n\nsubject_name,class\ndog6,dog\nbear_plushie,stuffed animal\ndog10,dog\n\nPrompts\n\nObject Prompts\n"
 
@@ -34,6 +36,17 @@ def test_class_nouns_stand_in_the_papers_own_file(folder):
 def test_the_table_may_end_with_the_file(folder):
     (folder / "prompts_and_classes.txt").write_text("subject_name,class\ndog6, dog \n")
     assert read_class_nouns(folder) == {"dog6": "dog"}
+
+
+@pytest.mark.parametrize("encode", SAVED.values(), ids=SAVED)
+def test_the_table_is_read_as_every_editor_saves_it(folder, encode):
+    (folder / "prompts_and_classes.txt").write_bytes(encode(TABLE.replace("\n", "\r\n")))
+    assert list_subjects(folder, {}) == {"bear_plushie": "stuffed animal", "dog10": "dog", "dog6": "dog"}
+
+
+def test_one_subjects_own_folder_is_told_from_a_folder_of_subjects(tmp_path):
+    with pytest.raises(ConfigError, match=r"holds no folders, but 3 photos: it is one subject's\. Give"):
+        list_subjects(tiny.photos(tmp_path / "dog6"), {})
 
 
 def test_what_is_asked_goes_before_the_file_and_one_for_all_after_it(folder):
