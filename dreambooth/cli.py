@@ -209,10 +209,12 @@ def generate(
     quiet_third_parties()
     from pydantic import ValidationError
 
+    from dreambooth.config import identifier_in
     from dreambooth.fetch import fetch_model
     from dreambooth.generate import generate as draw
     from dreambooth.generate import open_source, save_picture, shown_adapters
     from dreambooth.machine import resolve_device
+    from dreambooth.tokens import Reader
 
     if not all(prompt.strip() for prompt in prompts):
         raise ConfigError("--prompt is empty.", "Say what to draw.")
@@ -225,6 +227,12 @@ def generate(
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"--{first['loc'][0]} {first['input']!r}: {first['msg']}.") from None
+    identifiers = tuple(subject.identifier for subject in opened.config.subjects) if opened.config else ()
+    reader = Reader(getattr(opened.pipe, opened.family.tokenizers[0]), identifiers)
+    for remark in reader.remarks([*prompts, negative_prompt]):
+        click.echo(f"warning: {remark}", err=True)
+    if identifiers and not any(identifier_in(word).search(prompt) for word in identifiers for prompt in prompts):
+        click.echo(f"warning: No prompt names {' or '.join(identifiers)}, which means the subject.", err=True)
     number = 1 + max((int(path.name[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]-*.png")), default=-1)
     for pictures in draw(
         opened, list(prompts), num_images=num_images, seed=seed, sampling=sampling, negative_prompt=negative_prompt

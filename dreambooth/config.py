@@ -10,6 +10,7 @@ import re
 import string
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -48,8 +49,9 @@ def is_new_word(text: str) -> bool:
 
 
 def identifier_in(identifier: str) -> re.Pattern[str]:
-    """What finds the identifier as a word of its own in a prompt: `sks` is not in "desks"."""
-    return re.compile(rf"(?<!\w){re.escape(identifier)}(?!\w)")
+    """What finds the identifier as a word of its own in a prompt: `sks` is not in "desks", and SKS is the same word, as
+    CLIP's tokenizer takes all text in small letters."""
+    return re.compile(rf"(?<!\w){re.escape(identifier)}(?!\w)", re.IGNORECASE)
 
 
 class _Settings(BaseModel):
@@ -469,6 +471,9 @@ class Config(_Settings):
                     f"subject.instance_prompt {subject.instance_prompt!r} does not hold the identifier "
                     f"{subject.identifier!r} as a word of its own; write {{identifier}} where it belongs"
                 )
+            if subject.is_named_in(self.prior.class_prompt.format(class_noun="")):
+                raise ValueError(f"prior.class_prompt {self.prior.class_prompt!r} holds the identifier "
+                                 f"{subject.identifier!r}, but shows the class alone; leave it out")  # fmt: skip
         for section, prompts in (("sampling", self.sampling.prompts), ("evaluation", self.evaluation.prompts)):
             for prompt in prompts:
                 if unknown := fields_of(prompt) - {"identifier", "class_noun"}:
@@ -481,9 +486,10 @@ class Config(_Settings):
     @model_validator(mode="after")
     def _method_fits(self) -> Config:
         identifiers = [subject.identifier for subject in self.subjects]
-        if len(set(identifiers)) < len(identifiers):
-            raise ValueError(f"two subjects have the identifier {max(identifiers, key=identifiers.count)!r}; each "
-                             "needs its own")  # fmt: skip
+        for one, other in permutations(self.subjects, 2):
+            if one.is_named_in(other.identifier):
+                where = "" if one.identifier == other.identifier else f", which {other.identifier!r} holds, too"
+                raise ValueError(f"two subjects have the identifier {one.identifier!r}{where}; each needs its own")
         if self.prior.pack and len(self.class_prompts) > 1:
             raise ValueError("prior.pack holds one class; leave it out, or give subjects of one class")
         if self.word.learned and self.method != "lora":

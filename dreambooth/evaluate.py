@@ -36,6 +36,7 @@ from dreambooth.metrics import Estimate
 from dreambooth.monitor import read_measures
 from dreambooth.photos import contact_sheet
 from dreambooth.prompts import suggestions
+from dreambooth.tokens import Reader
 
 FILE = "metrics.json"
 BASE = "base model"
@@ -288,6 +289,8 @@ def evaluate(
     if not photos:
         raise RunError("There are no photos to compare with.", "Give the subject's.")
     prompts = evaluation_prompts(config)
+    for remark in _reader(candidate, config).check([*(prompt for prompt, _ in prompts), config.class_prompt]):
+        yield events.Warning(remark)
     jobs = _jobs(config, [prompt for prompt, _ in prompts], out)
     encoders = load_encoders(config.evaluation, config.base_model, torch.device("cpu"))
     drawing = _drawing(candidate, config, [prompt for prompt, _ in prompts])
@@ -329,6 +332,12 @@ def evaluation_prompts(config: Config) -> list[tuple[str, str]]:
             )
         found[prompt] = subject.without_identifier(prompt)
     return list(found.items())
+
+
+def _reader(candidate: Candidate, config: Config) -> Reader:
+    """How the model reads prompts: a whole one has a tokenizer of its own, an adapter its base model's."""
+    whole = (candidate.folder / "tokenizer").is_dir()
+    return Reader.of(config, candidate.folder if whole else fetch_model(config.base_model, config.revision))
 
 
 def _jobs(config: Config, prompts: list[str], out: Path) -> list[_Job]:

@@ -86,7 +86,7 @@ class Family:
 
 def _sd_resolution(folder: Path) -> int:
     try:
-        unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+        unet, vae = (json.loads((folder / part / "config.json").read_bytes()) for part in ("unet", "vae"))
         return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ModelError(
@@ -146,7 +146,7 @@ def loaded_files(family: Family, paths: Iterable[str]) -> list[str]:
 def family_of(folder: Path) -> Family:
     """The family of the pipeline in `folder`; raises `ModelError` for kinds that are not supported."""
     try:
-        name = json.loads((folder / "model_index.json").read_text())["_class_name"]
+        name = json.loads((folder / "model_index.json").read_bytes())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{shown_name(folder)}: model_index.json can't be read ({_plain(error, folder)}).", "Download it again."
@@ -206,7 +206,7 @@ def _plain(error: Exception, folder: Path) -> str:
 
 
 def _brings_safety_checker(folder: Path) -> bool:
-    kind = json.loads((folder / "model_index.json").read_text()).get("safety_checker")
+    kind = json.loads((folder / "model_index.json").read_bytes()).get("safety_checker")
     if kind not in (None, [None, None], SAFETY_CHECKER):
         raise ModelError(f"{shown_name(folder)}: its safety checker is {kind!r:.100}.", "Choose another model.")
     return kind == SAFETY_CHECKER
@@ -248,7 +248,7 @@ def _check_facts(source: str, file: Path) -> None:
     if not file.name.endswith(("config.json", ".index.json")):
         return
     try:
-        facts = json.loads(file.read_text())
+        facts = json.loads(file.read_bytes())
         large = _too_large(facts)
     except (OSError, ValueError, RecursionError):
         raise ModelError(f"{source} is not a valid JSON file.", "Download or save it again.") from None
@@ -288,7 +288,7 @@ def _check_described(folder: Path, kind: type[nn.Module]) -> None:
 
 def _load_text_encoder(folder: Path, name: str, dtype: torch.dtype) -> nn.Module:
     """Load it by itself, since a pipeline does not say which weights it made up because the file lacks them."""
-    kind = getattr(transformers, json.loads((folder / "model_index.json").read_text())[name][1])
+    kind = getattr(transformers, json.loads((folder / "model_index.json").read_bytes())[name][1])
     _check_described(folder / name, kind)
     encoder, found = kind.from_pretrained(folder / name, dtype=dtype, local_files_only=True, output_loading_info=True)
     if found["missing_keys"]:

@@ -405,7 +405,7 @@ def _trained(config: Config) -> tuple:
 def blank_pipeline(model: Path, family: Family, fake: FakeTensorMode) -> DiffusionPipeline:
     """The pipeline in the folder `model` with modules on fake tensors; raises `ModelError` for a damaged folder."""
     try:
-        index = json.loads((model / "model_index.json").read_text())
+        index = json.loads((model / "model_index.json").read_bytes())
         parts: dict[str, Any] = {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
         for name, entry in index.items():
             if isinstance(entry, list):

@@ -48,6 +48,7 @@ from dreambooth.preflight import check as preflight
 from dreambooth.reports import Cost, cost_of, write_costs, write_csvs, write_report
 from dreambooth.runs import Run, explain
 from dreambooth.subjects import CLASSES_FILE, PAPER, PAPER_REPO, fetch_paper_subjects, list_subjects
+from dreambooth.tokens import Reader
 
 PPL: dict[str, dict[str, Any]] = {
     "without PPL": {"prior": {"enabled": False}},
@@ -333,13 +334,17 @@ def _check_folder(cell: Cell) -> None:
 
 
 def _check_photos(cell: Cell) -> None:
+    config = cell.config
     try:
-        for subject in cell.config.subjects:
+        reader = Reader.of(config, fetch_model(config.base_model, config.revision))
+        reader.check_run(config)
+        reader.check(prompt for prompt, _ in evaluation_prompts(config))
+        for subject in config.subjects:
             photos = find_photos(subject.photos)
             prepare_photos(photos, MIN_SIDE, subject.crops)
-            caption_photos(subject, photos)
-    except PhotoError as error:
-        raise PhotoError(f"{cell.subject}: {error.message}", error.hint) from None
+            reader.check_captions(dict(zip(photos, caption_photos(subject, photos)[0], strict=True)))
+    except (ConfigError, PhotoError) as error:
+        raise type(error)(f"{cell.subject}: {error.message}", error.hint) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------- run

@@ -1,4 +1,5 @@
-"""Identifier advice from a tokenizer and a text encoder alone: one token or several, how rare, and close to what.
+"""What a tokenizer makes of prompts: how much of them is read; and, with the text encoder, advice on identifiers: one
+token or several, how rare, and close to what.
 
 Rarity is the position of a token's last merge: byte-pair encoding merges what is most frequent first (Sennrich et al.
 2016). Closeness is the cosine of *input* embeddings, where Textual Inversion found a word's concept to live (Gal et al.
@@ -9,10 +10,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from statistics import NormalDist
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -21,8 +24,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dreambooth.errors import ConfigError, ModelError, first_line
+from dreambooth.config import Config, identifier_in, together_prompt
+from dreambooth.errors import ConfigError, ModelError, PhotoError, first_line
 from dreambooth.machine import one_model_at_a_time
+from dreambooth.methods.words import add_tokens, new_words
 
 Verdict = Literal["good", "fair", "poor"]
 
@@ -40,6 +45,9 @@ POOL = 256
 """How many of the rarest words `suggest` compares: some 0.1 s with CLIP's vocabulary."""
 SUGGESTED = re.compile(r"[a-z]{3,5}")
 """Short enough to mean little (the paper's appendix: three characters or fewer), long enough to be seen in a prompt."""
+
+SHOWN = 80
+"""Characters of a long prompt that messages quote."""
 
 CLIP_MERGES = 48_894
 """Of the vocabulary of Stable Diffusion 1.x and 2.x, which drew the pictures that these warnings come from."""
@@ -153,20 +161,120 @@ def load_text_side(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
 
     Raises `ModelError` where their files are missing or damaged.
     """
-    for part in ("tokenizer", "text_encoder"):
-        if not (folder / part).is_dir():
-            raise ModelError(f"{folder.name}: no {part} folder in it.", "Give a Stable Diffusion pipeline folder.")
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        text_encoder, found = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        problem = first_line(error)
-        raise ModelError(f"{folder.name}: its text side can't be loaded: {problem}.", "Download it again.") from None
+    tokenizer = load_tokenizer(folder)
+    text_encoder, found = _load(folder, "text_encoder", CLIPTextModel, output_loading_info=True)
     if found["missing_keys"]:
         raise ModelError(f"{folder.name}: the text encoder lacks {min(found['missing_keys'])}.", "Download it again.")
     return tokenizer, text_encoder.eval()
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer of the pipeline in `folder` alone. Raises `ModelError` where its files are missing or damaged."""
+    return _load(folder, "tokenizer", CLIPTokenizer)
+
+
+def _load(folder: Path, part: str, kind: type, **options: Any) -> Any:
+    if not (folder / part).is_dir():
+        raise ModelError(f"{folder.name}: no {part} folder in it.", "Give a Stable Diffusion pipeline folder.")
+    try:
+        return kind.from_pretrained(folder / part, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        problem = first_line(error)
+        raise ModelError(f"{folder.name}: its text side can't be loaded: {problem}.", "Download it again.") from None
+
+
+# ------------------------------------------------------------------------------------------------ how much is read
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How much a model reads of prompts: what its tokenizer has no room for is cut off."""
+
+    tokenizer: CLIPTokenizer
+    """With the words that were added to its vocabulary."""
+    identifiers: tuple[str, ...] = ()
+    """The subjects' own words, which must not be cut off."""
+
+    @classmethod
+    def of(cls, config: Config, model: Path) -> Reader:
+        """How the base model in the folder `model` reads the prompts of a run, whose new words count once for each of
+        their embeddings. Raises `ModelError` for damaged files and `ConfigError` for words that it knows."""
+        tokenizer = load_tokenizer(model)
+        add_tokens(tokenizer, new_words(config).items())
+        return cls(tokenizer, tuple(subject.identifier for subject in config.subjects))
+
+    @property
+    def room(self) -> int:
+        """Tokens of a prompt, beside the marks of its beginning and end."""
+        return self.tokenizer.model_max_length - 2
+
+    def unread(self, prompt: str) -> str:
+        """The end of a prompt that is cut off; empty where all of it is read."""
+        added = self.tokenizer.get_added_vocab()
+        # diffusers writes each embedding of a new word out: <sks> <sks>_1 <sks>_2
+        sizes = {token: sum(re.fullmatch(rf"{re.escape(word)}(_\d+)?", other) is not None for other in added)
+                 for word, token in added.items()}  # fmt: skip
+        read = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        room = self.room
+        for token, (start, _) in zip(read.input_ids, read.offset_mapping, strict=True):
+            room -= sizes.get(token, 1)
+            if room < 0:
+                return prompt[start:]
+        return ""
+
+    def lost(self, prompt: str) -> list[str]:
+        """The identifiers that a prompt holds, but not the part of it that is read."""
+        end = len(prompt) - len(self.unread(prompt))
+        found = {word: [match.end() for match in identifier_in(word).finditer(prompt)] for word in self.identifiers}
+        return [word for word, ends in found.items() if ends and min(ends) > end]
+
+    def remarks(self, prompts: Iterable[str]) -> list[str]:
+        """What is to be said of prompts that are longer than the model reads: a sentence, or nothing."""
+        cut = {prompt: end for prompt in dict.fromkeys(prompts) if (end := self.unread(prompt).strip())}
+        if not cut:
+            return []
+        prompt, end = next(iter(cut.items()))
+        lost = f", and with it {' and '.join(words)}" if (words := self.lost(prompt)) else ""
+        others = f" So are the ends of {len(cut) - 1} other prompts." if len(cut) > 1 else ""
+        return [f"{self._too_long(prompt)} {end!r} is cut off{lost}.{others}"]
+
+    def check(self, prompts: Iterable[str]) -> list[str]:
+        """The same; raises `ConfigError` where a prompt names a subject and the model would not read its name."""
+        prompts = list(dict.fromkeys(prompts))
+        for prompt in prompts:
+            if lost := self.lost(prompt):
+                raise ConfigError(
+                    f"{self._too_long(prompt)} {lost[0]} is cut off, so that it would not be read.",
+                    f"Name {lost[0]} nearer to the beginning, or shorten the prompt.",
+                )
+        return self.remarks(prompts)
+
+    def check_run(self, config: Config) -> list[str]:
+        """`check` of all that a run is trained with and draws, but for its photos' captions."""
+        train, subjects = config.train, config.subjects
+        pairs = combinations(subjects, 2) if train.side_by_side else ()
+        asked = [subjects[0].fill(prompt) for prompt in config.sampling.prompts if train.sample_every]
+        named = [*config.instance_prompts, *map(together_prompt, pairs), *asked]
+        drawn = config.sample_prompts if train.sample_every else []  # all subjects in one: more than many models read
+        plain = config.class_prompts if config.prior.active else []
+        self.check(named)
+        return self.remarks([*named, *plain, *drawn])
+
+    def check_captions(self, captions: Mapping[Path, str]) -> list[str]:
+        """What is to be said of photos' captions; raises `PhotoError` for one whose subject would not be read."""
+        for photo, caption in captions.items():
+            try:
+                self.check([caption])
+            except ConfigError as error:
+                raise PhotoError(f"{photo.name}: {error.message}", error.hint) from None
+        return self.remarks(captions.values())
+
+    def _too_long(self, prompt: str) -> str:
+        shown = prompt if len(prompt) <= SHOWN else f"{prompt[:SHOWN]}…"
+        return f"The prompt {shown!r} is longer than the {self.room} tokens that the model reads:"
+
+
+# ------------------------------------------------------------------------------------------------------------ advice
 
 
 def advise(word: str, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> Advice:

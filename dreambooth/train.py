@@ -55,6 +55,7 @@ from dreambooth.objectives import dreambooth_loss
 from dreambooth.photos import find_photos, passed_over, prepare_photos, save_prepared, side_by_side
 from dreambooth.preflight import check as preflight
 from dreambooth.rehearsal import enable_gradient_checkpointing
+from dreambooth.tokens import Reader
 
 for _state in (PartialState, AcceleratorState, GradientState):  # else runs in two threads change each other's precision
     _state._shared_state = ThreadLocalSharedDict()
@@ -89,8 +90,11 @@ def train(
     dtype = DTYPES[precision]
     model = fetch_model(config.base_model, config.revision)
     resolution = family_of(model).resolution(model) if settings.resolution == "auto" else settings.resolution
+    reader = Reader.of(config, model)
+    for remark in reader.check_run(config):
+        yield events.Warning(remark)
     if not (run / "photos").is_dir():
-        yield from _prepare_photos(config, run, resolution)
+        yield from _prepare_photos(config, run, resolution, reader)
     estimate = preflight(config, model, device)
     yield events.Metric("estimated_peak_memory_bytes", estimate.peak_bytes, 0)
     yield events.Metric("estimated_seconds", estimate.seconds, 0)
@@ -278,7 +282,7 @@ def train(
     yield events.Finished("model", time.monotonic() - started)
 
 
-def _prepare_photos(config: Config, run: Path, resolution: int) -> Iterator[Event]:
+def _prepare_photos(config: Config, run: Path, resolution: int, reader: Reader) -> Iterator[Event]:
     """Write `photos/`: 00.png, 01.png, … and beside each, in a text file, the prompt it is trained with.
 
     A second subject's photos are in `photos/subject-2`, and so on; pictures of two side by side in `photos/together`.
@@ -288,6 +292,8 @@ def _prepare_photos(config: Config, run: Path, resolution: int) -> Iterator[Even
         for number, subject in enumerate(config.subjects, 1):
             paths = find_photos(subject.photos)
             prompts, remarks = caption_photos(subject, paths)
+            plain = subject.fill(subject.instance_prompt)
+            remarks += reader.check_captions({p: text for p, text in zip(paths, prompts, strict=True) if text != plain})
             prepared = prepare_photos(paths, resolution, subject.crops)
             others = [other.photos for other in config.subjects if other is not subject]
             for remark in (*passed_over(subject.photos, others), *remarks, *(f.message for f in coach(prepared))):

@@ -71,6 +71,16 @@ class Place:
         (self.given / "file").write_text("x")
         return self.given / "file"
 
+    def text(self, data: bytes) -> Path:
+        (self.given / "text.txt").write_bytes(data)
+        return self.given / "text.txt"
+
+    def below(self) -> Path:
+        """An empty folder among photos."""
+        shutil.copytree(self.photos, self.given / "photos")
+        (self.given / "photos" / "below").mkdir()
+        return self.given / "photos" / "below"
+
     def damaged(self, name: str, change) -> Path:
         """A copy of the model with one file changed."""
         copy = self.given / "damaged"
@@ -170,6 +180,23 @@ CASES = {
     "no prompt": (lambda p: ["generate", p.model], 2, "Missing option '--prompt'"),
     "empty identifier": (lambda p: ["tokens", "--base-model", p.model, "--check", " "], 2, "The identifier is empty"),
     "two words": (lambda p: ["tokens", "--base-model", p.model, "--check", "a b"], 2, "Give one word"),
+    "identifier inside another word": (
+        lambda p: p.train(subject={"instance_prompt": "a dog under two desks"}), 2, "does not hold the identifier",
+    ),
+    "captions that are not there": (lambda p: p.train_on(captions=True), 2, "but no photo has a caption"),
+    "prompts of another encoding": (
+        lambda p: ["merge", p.model, p.model, "--out", "out", "--captions", p.text("собака".encode("cp1251"))], 2,
+        "line 1 is not UTF-8 text; save the file as UTF-8",
+    ),
+    "config of another encoding": (
+        lambda p: ["train", p.text("subject: {class_noun: собака}".encode("cp1251"))], 2, "line 1 is not UTF-8 text",
+    ),
+    "subject's name beyond what is read": (
+        lambda p: p.train(subject={"instance_prompt": "a dog " * 8 + "{identifier}"}), 2, "sks is cut off",
+    ),
+    "photos one folder too low": (
+        lambda p: p.train(subject={"photos": str(p.below())}), 2, "there are 3 in the folder above it. Give",
+    ),
     "caption without identifier": (caption_without_identifier, 2, "photo1.txt: does not hold the identifier"),
     # ---- numbers and names on the command line
     "no pictures asked for": (lambda p: p.generate("--num-images", 0), 2, "'--num-images'"),

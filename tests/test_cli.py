@@ -34,6 +34,8 @@ from dreambooth.hub import TAG
 from dreambooth.monitor import Measure, Measures
 from dreambooth.publish import read_state
 from dreambooth.runs import Run
+from tests import tiny
+from tests.test_files import SAVED
 
 ROOT = Path(__file__).parent.parent
 
@@ -348,7 +350,9 @@ def test_generate_writes_marked_pictures_and_names_them(finished, tmp_path):
 
 def test_generate_starts_from_the_runs_own_settings(finished, tmp_path):
     run, _, _ = finished
-    assert here("generate", run, "--prompt", "a dog", "--num-images", 1, "--out", tmp_path).code == 0
+    told = here("generate", run, "--prompt", "a dog on desks", "--num-images", 1, "--out", tmp_path)
+    assert told.code == 0
+    assert told.err == "warning: No prompt names sks, which means the subject.\n"
     with Image.open(tmp_path / "0000-0.png") as image:
         assert (image.text["steps"], image.text["guidance_scale"]) == ("2", "4.0")
 
@@ -598,7 +602,7 @@ def test_generate_draws_with_a_published_model_as_its_run_did(hub, make_config, 
     published(hub, make_config(sampling={"steps": 3, "guidance_scale": 4.0}), tiny_model)
     for revision in ((), ("--revision", "main")):
         told = here(
-            "generate", "anna/dog", *revision, "--prompt", "a dog", "--num-images", 1, "--out", tmp_path / "out"
+            "generate", "anna/dog", *revision, "--prompt", "a sks dog", "--num-images", 1, "--out", tmp_path / "out"
         )
         assert (told.code, told.err) == (0, "")
     with Image.open(tmp_path / "out" / "0001-0.png") as image:
@@ -947,6 +951,28 @@ def test_photos_check_lists_crops_and_advice(photo_folder, tmp_path):
     with Image.open(tmp_path / "crops.png") as sheet:
         assert sheet.width > 3 * 100
     assert [path.name for path in tmp_path.glob("*crops*")] == ["crops.png"]
+
+
+def test_photos_check_says_what_is_not_taken(photo_folder, tmp_path):
+    shutil.copytree(photo_folder, tmp_path / "mixed")
+    tiny.photos(tmp_path / "mixed" / "more", 5)
+    (tmp_path / "mixed" / "photo0.caption").write_text("a sks dog")
+    told = here("photos", "check", tmp_path / "mixed").out
+    assert "warning: Passed over: 5 photos in its folder 'more'." in told
+    assert "1 of 3 photos have a caption, which subject.captions: true takes." in told
+
+
+@pytest.mark.parametrize("encode", SAVED.values(), ids=SAVED)
+def test_a_file_of_prompts_is_read_as_every_editor_saves_it(tmp_path, encode):
+    (tmp_path / "prompts.txt").write_bytes(encode("a sks dog\r\n\r\n  a café \u2028 of sks\r\n"))
+    assert cli._read_lines(tmp_path / "prompts.txt", "prompt") == ["a sks dog", "a café \u2028 of sks"]
+
+
+def test_generate_says_what_of_a_prompt_is_not_read(tiny_model, tmp_path):
+    prompt = "dog " * 14 + "in the snow"
+    told = here("generate", tiny_model, "--prompt", prompt, "--num-images", 1, "--steps", 1, "--out", tmp_path / "out")
+    assert told.code == 0
+    assert "that the model reads: 'in the snow' is cut off." in told.err
 
 
 def test_photos_check_measures_against_the_asked_resolution(photo_folder):

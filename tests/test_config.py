@@ -330,6 +330,18 @@ def test_settings_can_not_be_changed_by_accident():
         ({"subject": SUBJECT | {"identifier": "x" * 61}}, "at most 60 characters"),
         ({"subject": SUBJECT | {"identifier": True}}, "subject.identifier = True"),
         ({"subject": SUBJECT | {"instance_prompt": "a dog"}}, "does not hold the identifier 'sks'"),
+        (
+            {"prior": {"class_prompt": "a photo of a SKS {class_noun}"}},
+            "holds the identifier 'sks', but shows the class",
+        ),
+        (
+            {"subject": SUBJECT | {"identifier": "sks"}, "more_subjects": [SUBJECT | {"identifier": "SKS"}]},
+            "two subjects have the identifier 'sks', which 'SKS' holds, too",
+        ),
+        (
+            {"subject": SUBJECT | {"identifier": "old sks"}, "more_subjects": [SUBJECT | {"identifier": "sks"}]},
+            "two subjects have the identifier 'sks', which 'old sks' holds, too",
+        ),
         ({"subject": SUBJECT | {"instance_prompt": "masks, desks"}}, "does not hold the identifier 'sks' as a word of"),
         ({"subject": SUBJECT | {"instance_prompt": "a {idenfitier}"}}, "uses {idenfitier}; only {identifier}"),
         ({"subject": SUBJECT | {"instance_prompt": "a {identifier:>999999999}"}}, "only {identifier}"),
@@ -398,7 +410,8 @@ def test_all_mistakes_are_told_at_once():
         ("subject: {photos: p, class_noun: dog, photos: q}\n", "the key 'photos' stands twice"),
         ("? [a, b]\n: c\n", "unhashable key"),
         ("seed: 2020-13-45\n", "month must be in 1..12"),
-        ("seed: \x00\n", "special characters are not allowed"),
+        ("seed: \x07\n", "special characters are not allowed"),
+        ("seed: \x00\n", "it holds zero bytes"),
         ("[" * 1500, "not valid YAML"),
         ("base_model: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
         ("seed: 1\n---\nseed: 2\n", "another document"),
@@ -546,6 +559,13 @@ def test_an_identifier_in_brackets_is_a_whole_word_too():
     assert subject.is_named_in("a photo of <sks> dog")
     assert not subject.is_named_in("a photo of sks dog")
     assert subject.without_identifier("a photo of <sks>  dog") == "a photo of dog"
+
+
+def test_the_identifier_is_the_same_word_in_capitals_as_the_tokenizer_reads_it():
+    subject = config(subject=SUBJECT | {"instance_prompt": "A photo of SKS, a Dog"}).subject
+    assert subject.is_named_in("Sks's dog")
+    assert subject.without_identifier("a SKS dog") == "a dog"
+    assert not subject.is_named_in("DESKS, sks1, sks_dog")
 
 
 def test_a_picture_of_several_subjects_or_of_the_class_counts_for_none():

@@ -351,6 +351,19 @@ def test_prompts_without_the_subject_are_refused(make_config, photos, tmp_path):
         run(config, photos, tmp_path, closed(config))
 
 
+def test_prompts_whose_subject_would_not_be_read_are_refused(make_config, photos, tmp_path):
+    config = make_config(evaluation=settings(prompts=["dog " * 14 + "{identifier}"]))
+    with pytest.raises(ConfigError, match="sks is cut off, so that it would not be read"):
+        run(config, photos, tmp_path / "out", closed(config))
+
+
+def test_prompts_that_are_cut_off_behind_the_subject_are_told(make_config, photos, tmp_path):
+    config = make_config(evaluation=settings(prompts=["{identifier} " + "dog " * 14]))
+    said = [e.message for e in run(config, photos, tmp_path / "out") if isinstance(e, events.Warning)]
+    assert len(said) == 1
+    assert said[0].endswith("'dog' is cut off.")
+
+
 def test_encoders_that_can_not_be_had_are_told(make_config, photos, tmp_path):
     config = make_config(evaluation=settings(dino=str(tmp_path / "none")))
     with pytest.raises(ModelError, match="no such folder"):

@@ -402,7 +402,8 @@ def test_a_strangers_settings_start_no_download_of_a_pack(hub, tmp_path):
     [
         ("seed: [1", "not valid YAML"),
         ("- a list", "holds list, not settings"),
-        (b"\xff\xfe\x00\x01", "can't be read"),
+        (b"\xff\xff\x00\x01", "can't be read"),
+        (b"\xff\xfe\x00\xd8", "can't be read"),
         ("seed: 1\nnonsense: 2\n", "unknown key 'nonsense'"),
         ("subject: 5\n", "'subject.class_noun' is missing"),
         ("seed: many\nsubject: {class_noun: dog, photos: photos}\n", "seed = 'many'"),

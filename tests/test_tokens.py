@@ -18,6 +18,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreambooth import tokens
 from dreambooth.errors import ConfigError, ModelError
+from dreambooth.families import load_pipeline
+from dreambooth.methods.words import add_words
 from dreambooth.toybox.tokenizer import RARE_WORDS, build_tokenizer
 from tests import tiny
 
@@ -333,3 +335,110 @@ def test_advice_and_suggestions_are_quick(tokenizer, encoder):
     tokens.advise("xqj", tokenizer, encoder)
     tokens.suggest(tokenizer, encoder)
     assert time.process_time() - start < 2
+
+
+# ---- How much of a prompt is read (the tiny tokenizer has room for 14 tokens)
+
+LONG = "a photo of the cat in the snow in the snow in the snow of a sks dog"
+"""17 tokens; the identifier is the 16th."""
+
+
+@pytest.fixture
+def reader(tiny_model) -> tokens.Reader:
+    return tokens.Reader(tokens.load_tokenizer(tiny_model), ("sks", "ohwx"))
+
+
+@settings(deadline=None)
+@given(words=st.lists(st.sampled_from([*tiny.WORDS, "Cat", "beside", "été,", "犬", "DOG!", " \n"]), max_size=20))
+def test_what_is_unread_is_what_the_pipeline_cuts_off(words):
+    """Against diffusers' own way: tokenize with and without truncation."""
+    tokenizer, prompt = tiny.tokenizer(), " ".join(words)
+    whole = tokenizer(prompt, add_special_tokens=False).input_ids
+    kept = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids[1:-1]
+    unread = tokens.Reader(tokenizer).unread(prompt)
+    assert bool(unread) == (len(whole) > len(kept))
+    assert prompt.endswith(unread)
+    assert unread.strip() or not unread, "blanks are nothing"
+    read = prompt[: len(prompt) - len(unread)]
+    if read[-1:].isspace() and unread[:1].isascii():  # a word or a letter that is cut in two is other tokens by itself
+        assert tokenizer(read, add_special_tokens=False).input_ids == kept
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 3, 7, 13, 14, 15])
+def test_a_new_word_takes_as_many_tokens_as_it_has_embeddings(make_config, tiny_model, count, vectors):
+    """Against the ids that the pipeline with the word makes."""
+    config = make_config(
+        method="textual_inversion", subject={"identifier": "<sks>"}, train={"text_encoder": False},
+        prior={"enabled": False}, word={"vectors": vectors},
+    )  # fmt: skip
+    pipe, family = load_pipeline(tiny_model)
+    add_words(pipe, family, config)
+    prompt = " ".join(["<sks>", *["dog"] * count])
+    dog = pipe.tokenizer("dog", add_special_tokens=False).input_ids[0]
+    left = family.tokenize(pipe, [prompt])[0].tolist().count(dog)
+    for reader in (tokens.Reader.of(config, tiny_model), tokens.Reader(pipe.tokenizer)):
+        assert len(reader.unread(prompt).split()) == count - left
+
+
+@pytest.mark.parametrize(("prompt", "lost"), [
+    ("a sks dog", []),
+    (LONG, ["sks"]),
+    (f"sks {LONG}", []),  # it is read once
+    ("a photo of the cat in the snow in the snow in the desks", []),  # it is in none of it
+    (LONG.replace("sks", "desks"), []),
+    (f"{LONG} and ohwx", ["sks", "ohwx"]),
+    (f"ohwx {LONG}", ["sks"]),
+    ("dog " * 14 + "sks", ["sks"]),
+    ("dog " * 13 + "sks", []),
+    ("dog " * 13 + "ohwxx", []),
+])  # fmt: skip
+def test_names_that_would_not_be_read_are_known(reader, prompt, lost):
+    assert reader.lost(prompt) == lost
+
+
+def test_a_name_that_is_cut_in_two_is_lost(tiny_model):
+    reader = tokens.Reader(tokens.load_tokenizer(tiny_model), ("abc",))  # three tokens
+    assert reader.lost("dog " * 12 + "abc") == ["abc"]
+    assert reader.lost("dog " * 11 + "abc") == []
+
+
+def test_long_prompts_are_told_with_what_is_cut_off(reader):
+    assert reader.remarks(["a sks dog", ""]) == []
+    assert reader.remarks([LONG, LONG, "dog " * 15]) == [
+        f"The prompt {LONG!r} is longer than the 14 tokens that the model reads: 'of a sks dog' is cut off, and with "
+        "it sks. So are the ends of 1 other prompts."
+    ]
+    with pytest.raises(ConfigError, match=r"sks is cut off, so that it would not be read\. Name sks nearer"):
+        reader.check([LONG])
+    assert reader.check([f"sks {LONG}"]) == reader.remarks([f"sks {LONG}"])
+
+
+REFUSED = {
+    "instance prompt": {"subject": {"instance_prompt": LONG.replace("sks", "{identifier}")}},
+    "sample prompt": {"sampling": {"prompts": ["a photo of a dog", LONG]}},
+    "identifier": {"subject": {"identifier": "0123456789abcde"}},
+    "second subject": {"more_subjects": [
+        {"photos": ".", "class_noun": "cat", "identifier": "ohwx", "instance_prompt": LONG.replace("sks", "ohwx")}
+    ]},
+    "two side by side": {"more_subjects": [{"photos": ".", "class_noun": "cat", "identifier": "abcdefghi"}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", REFUSED.values(), ids=REFUSED)
+def test_a_run_is_refused_where_a_subjects_name_would_not_be_read(make_config, tiny_model, changes):
+    config = make_config(**changes | {"train": {"sample_every": 2}})
+    with pytest.raises(ConfigError, match="is cut off, so that it would not be read"):
+        tokens.Reader.of(config, tiny_model).check_run(config)
+
+
+@pytest.mark.parametrize("changes", [
+    {"prior": {"class_prompt": "a photo of a {class_noun} " + "in the snow " * 4}},
+    {"sampling": {"prompts": ["a {identifier} dog " + "in the snow " * 4]}},
+    {"subject": {"instance_prompt": "a {identifier} {class_noun} " + "in the snow " * 4}},
+])  # fmt: skip
+def test_what_a_run_cuts_off_else_is_said(make_config, tiny_model, changes):
+    config = make_config(**changes | {"train": {"sample_every": 2}})
+    [said] = tokens.Reader.of(config, tiny_model).check_run(config)
+    assert said.endswith("snow' is cut off.")
+    assert tokens.Reader.of(make_config(), tiny_model).check_run(make_config()) == []

@@ -21,7 +21,7 @@ from dreambooth import events, prior
 from dreambooth.checkpoints import list_checkpoints
 from dreambooth.config import Config, preset_names
 from dreambooth.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variants, encode, photo_variants
-from dreambooth.errors import ConfigError, ModelError, RunError
+from dreambooth.errors import ConfigError, ModelError, PhotoError, RunError
 from dreambooth.families import load_pipeline
 from dreambooth.hub import sign_in
 from dreambooth.packs import publish_pack
@@ -417,6 +417,59 @@ def test_captions_are_used_per_photo(make_config, tmp_path, photo_folder):
     execute(config, tmp_path / "run")
     captions = [(tmp_path / "run" / "photos" / f"0{i}.txt").read_text() for i in range(3)]
     assert captions == ["a photo of sks dog", "a photo of sks dog in the snow", "a photo of sks dog"]
+
+
+def captioned(photo_folder: Path, folder: Path, text: str, name: str = "photo1.txt") -> dict:
+    """A subject whose photos have a caption."""
+    shutil.copytree(photo_folder, folder)
+    (folder / name).write_text(text)
+    return {"photos": str(folder), "class_noun": "dog", "captions": True}
+
+
+def test_what_is_not_taken_of_a_folder_is_said(make_config, tmp_path, photo_folder):
+    subject = captioned(photo_folder, tmp_path / "mixed", "sks in the snow", "photo1.jpg.txt")
+    tiny.photos(tmp_path / "mixed" / "more", 2)
+    (tmp_path / "mixed" / "film.mov").write_bytes(b"film")
+    happened = execute(make_config(subject=subject), tmp_path / "run")
+    said = " ".join(e.message for e in of(events.Warning, happened))
+    assert "Passed over: 2 photos in its folder 'more'." in said
+    assert "Passed over: film.mov, which is no photo" in said
+    assert "photo0.jpg and photo2.jpg have no caption: trained with 'a photo of sks dog'." in said
+
+
+def test_further_subjects_own_folders_are_not_passed_over(make_config, tmp_path, photo_folder):
+    shutil.copytree(photo_folder, tmp_path / "all")
+    tiny.photos(tmp_path / "all" / "subject-2", 2)
+    more = [{"photos": str(tmp_path / "all" / "subject-2"), "class_noun": "cat", "identifier": "ohwx"}]
+    config = make_config(subject={"photos": str(tmp_path / "all"), "class_noun": "dog"}, more_subjects=more)
+    happened = execute(config, tmp_path / "run")
+    assert not [e for e in of(events.Warning, happened) if "Passed over" in e.message]
+
+
+LONG = "a photo of the cat in the snow in the snow in the snow of a"
+"""15 tokens, one more than the tiny model reads."""
+
+
+def test_a_caption_whose_subject_would_not_be_read_is_refused_by_its_photo(make_config, tmp_path, photo_folder):
+    subject = captioned(photo_folder, tmp_path / "long", f"{LONG} {{identifier}} dog")
+    with pytest.raises(PhotoError, match=r"photo1\.jpg: The prompt .* sks is cut off"):
+        execute(make_config(subject=subject), tmp_path / "run")
+    assert not (tmp_path / "run" / "photos").exists()
+
+
+def test_a_caption_that_is_cut_off_behind_the_subject_is_said(make_config, tmp_path, photo_folder):
+    subject = captioned(photo_folder, tmp_path / "long", f"sks, {LONG}")
+    happened = execute(make_config(subject=subject), tmp_path / "run")
+    assert [e for e in of(events.Warning, happened) if "is cut off." in e.message]
+
+
+def test_a_word_that_no_photo_would_teach_is_not_trained(make_config, tmp_path):
+    config = make_config(
+        method="textual_inversion", train={"text_encoder": False}, prior={"enabled": False},
+        subject={"identifier": "<sks>", "instance_prompt": f"{LONG} {{identifier}}"},
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="<sks> is cut off, so that it would not be read"):
+        execute(config, tmp_path / "run")
 
 
 def test_a_run_directory_is_not_overwritten(make_config, tmp_path):

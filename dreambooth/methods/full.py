@@ -30,7 +30,7 @@ def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable
             getattr(pipe, name).save_pretrained(folder / name)
             if name in family.text_encoders:
                 use_classic_names(folder / name / "model.safetensors")
-        index = json.loads((base / "model_index.json").read_text())
+        index = json.loads((base / "model_index.json").read_bytes())
         for name, entry in index.items():
             if isinstance(entry, list) and entry[0] is not None and name not in modules:
                 shutil.copytree(base / name, folder / name)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dreambooth.config import MOST_SUBJECTS, MOST_VECTORS, Config, is_new_word
+from dreambooth.config import LEARNS_WORD, MOST_SUBJECTS, MOST_VECTORS, Config, is_new_word
 from dreambooth.errors import ConfigError, ModelError, first_line
 from dreambooth.families import Family
 from dreambooth.files import atomic_folder
@@ -155,6 +155,15 @@ def check_learned_word(config: Config) -> dict[str, Tensor]:
         raise ConfigError(f"word.learned: {config.word.learned} has learned {', '.join(words)}, not {lacking[0]}.",
                           "Set subject.identifier to that word.")  # fmt: skip
     return words
+
+
+def new_words(config: Config) -> dict[str, int]:
+    """The words that a run adds to the base model's vocabulary, with the number of embeddings that each has. Raises
+    what `check_learned_word` raises."""
+    if config.word.learned:
+        return {word: len(rows) for word, rows in check_learned_word(config).items()}
+    learns = config.method in LEARNS_WORD
+    return {subject.identifier: config.word.vectors for subject in config.subjects} if learns else {}
 
 
 def _text_side(pipe: DiffusionPipeline, family: Family, what: str):

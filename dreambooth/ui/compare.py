@@ -44,6 +44,8 @@ LOOKS = {"without PPL": "instance", "with PPL": "prior", "with drift penalty": "
 OTHER_LOOK = "both"
 MAX_PROMPTS = 12
 """Rows of a comparison: with three models and four pictures that is 144 pictures, which few would wait for."""
+MAX_CHARACTERS = 1000
+"""Of a prompt, as in a config."""
 CONTEXTS_SHOWN = 4
 
 
@@ -286,6 +288,7 @@ class Actions:
         blank = [cell for line in shown.lines for cell in line.cells if cell and cell.problem]
         words = f"{what} in {drawing.duration(time.monotonic() - began)}."
         note = drawing.problems_html([("A picture", cell.problem) for cell in blank])
+        note += models.unread(columns[-1].weights, texts)
         ended = f"<div class='drawing' role='status'><p>{words}</p></div>{note}"
         table, values = (figures.as_html(measured), figures.as_dict(measured)) if measured else (told, None)
         yield captioned(shown), shown.sheet, as_html(shown), ended, table, values, shown
@@ -388,9 +391,12 @@ def _ways(count: int) -> str:
 
 def checked_prompts(text: str | None) -> list[str]:
     """The prompts in a text, one a line, each once; raises `ConfigError` for none or too many."""
-    prompts = list(dict.fromkeys(line.strip()[:1000] for line in (text or "").splitlines() if line.strip()))
+    prompts = list(dict.fromkeys(line.strip() for line in (text or "").splitlines() if line.strip()))
     if not prompts:
         raise ConfigError("There is no prompt.", "Write one a line, the class prompt first.")
+    if long := [prompt for prompt in prompts if len(prompt) > MAX_CHARACTERS]:
+        raise ConfigError(f"The prompt {long[0][:40]!r}… has {len(long[0]):,} characters.",
+                          f"Give at most {MAX_CHARACTERS:,}; models read a few hundred.")  # fmt: skip
     if len(prompts) > MAX_PROMPTS:
         raise ConfigError(f"{len(prompts)} prompts are too many.", f"Give at most {MAX_PROMPTS}.")
     return prompts

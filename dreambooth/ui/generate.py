@@ -330,7 +330,8 @@ class Actions:
             if progress.take(news):
                 yield list(items) if isinstance(news, list) else gr.skip(), progress.as_html(counted(count, "picture"))
         done = f"{counted(len(items), 'picture')} in {progress.seconds:.0f} s." if items else "Nothing to show."
-        yield items, f"<div class='drawing' role='status'><p>{done}</p></div>{drawing.problems_html(problems)}"
+        said = drawing.problems_html(problems) + models.unread(source.weights, [prompt, negative_prompt or ""])
+        yield items, f"<div class='drawing' role='status'><p>{done}</p></div>{said}"
 
     def _keep(
         self, picture: Picture, source: Model, sampling: SamplingConfig, negative_prompt: str, added: dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import shutil
@@ -24,9 +25,10 @@ from dreambooth.fetch import TOYBOX_FOLDER, fetch_from_hub, fetch_model, fingerp
 from dreambooth.generate import Which
 from dreambooth.hub import Token, visitors_cache
 from dreambooth.methods import get_method
-from dreambooth.methods.words import read_words
+from dreambooth.methods.words import add_tokens, read_words
 from dreambooth.monitor import Measures, read_measures
 from dreambooth.runs import Run
+from dreambooth.tokens import Reader, load_tokenizer
 from dreambooth.ui.drawing import Weights
 from dreambooth.ui.report import counted
 from dreambooth.ui.studio import Studio, is_owner, title
@@ -69,6 +71,17 @@ class Model:
     """The settings it is best sampled with."""
     which: str = ""
     """Of a run's two models, and of those of the runs on top."""
+
+
+def unread(weights: Weights, prompts: Sequence[str]) -> str:
+    """What is to be said, as HTML, of prompts that the model reads only in part; empty where it reads all."""
+    adapters = [Path(folder) for folder in (weights.folder, *(on_top for on_top, _ in weights.adapters))]
+    tokenizer, identifiers = load_tokenizer(Path(weights.base or weights.folder)), []
+    for folder in filter(is_adapter, adapters):
+        add_tokens(tokenizer, ((word, len(rows)) for word, rows in read_words(folder).items()))
+        identifiers += read_adapter(folder).identifiers
+    said = Reader(tokenizer, tuple(identifiers)).remarks(prompts)
+    return "".join(f"<p class='aside'>{html.escape(remark)}</p>" for remark in said)
 
 
 def open_model(
@@ -188,7 +201,7 @@ def _free(folder: Path) -> int:
 
 def brings_safety_checker(folder: Path) -> bool:
     """Whether a pipeline has the one that this program knows, as its `model_index.json` says."""
-    return json.loads((folder / "model_index.json").read_text()).get("safety_checker") == SAFETY_CHECKER
+    return json.loads((folder / "model_index.json").read_bytes()).get("safety_checker") == SAFETY_CHECKER
 
 
 def is_built_as_toybox(folder: Path) -> bool:
@@ -198,7 +211,7 @@ def is_built_as_toybox(folder: Path) -> bool:
 
 def _build(part: Path) -> list[object]:
     try:
-        facts = json.loads((part / "config.json").read_text())
+        facts = json.loads((part / "config.json").read_bytes())
         return [facts.get(name) for name in BUILD]
     except (OSError, ValueError, AttributeError):
         return []

@@ -35,6 +35,7 @@ from dreambooth.methods.words import PATTERN, read_words
 from dreambooth.photos import MIN_SIDE, Crop, checked_crop, join_names, open_photo
 from dreambooth.publish import Publication, read_state
 from dreambooth.runs import Run, Worker, list_runs
+from dreambooth.tokens import Reader
 from dreambooth.ui.limits import StudioSettings, is_person, refuse_too_much
 from dreambooth.ui.publishing import Publisher
 from dreambooth.ui.report import title_of
@@ -255,6 +256,9 @@ class Studio:
                               "Give each subject both.")  # fmt: skip
         configs = ways_of(config, ways)
         word = self._learned_word(owner, learned, config) if learned else None
+        if config.base_model == TOYBOX or Path(config.base_model).is_dir():  # else it is seen when the run begins
+            taught = _changed(config, word={"learned": word}) if word else config
+            Reader.of(taught, fetch_model(config.base_model, config.revision)).check_run(taught)
 
         def fill(folder: Path) -> list[dict[str, Crop]]:
             if word:

@@ -205,6 +205,8 @@ def test_prompts_are_one_a_line_each_once():
     assert checked_prompts(PROMPTS) == ["a photo of a dog", "a sks dog in the snow"]
     with pytest.raises(ConfigError, match=r"13 prompts are too many\. Give at most 12"):
         checked_prompts("\n".join(f"a dog {number}" for number in range(13)))
+    with pytest.raises(ConfigError, match=r"has 1,201 characters\. Give at most 1,000"):
+        checked_prompts("a dog\n" + "dog " * 300 + ".")
 
 
 def test_the_list_names_a_pair_once_and_says_what_to_do_without_a_run(

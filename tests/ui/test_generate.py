@@ -54,6 +54,15 @@ def test_pictures_come_batch_by_batch_and_carry_their_settings(actions: Actions,
     assert all(str(tmp_path) not in words for words in status)
 
 
+def test_what_of_a_prompt_is_not_read_is_said(actions: Actions):
+    long = "<b> " + "dog " * 14
+    *_, (_, told) = actions.generate(BERT, "tiny-sd", long, "", 1, 3.0, 7, 1)
+    assert "is longer than the 14 tokens that the model reads" in told
+    assert "&lt;b&gt;" in told, "it quotes what a visitor wrote"
+    *_, (_, told) = actions.generate(BERT, "tiny-sd", "a dog", long, 1, 3.0, 7, 1)
+    assert "is cut off" in told, "of what is to be avoided, too"
+
+
 def test_a_visitor_draws_with_a_run_of_their_own_alone(actions: Actions, studio: Studio, photo_folder: Path):
     [run] = studios.finished_runs(studio, photo_folder)
     items, _ = list(actions.generate(ANNA, run.id, *ASKED))[-1]

@@ -201,6 +201,16 @@ def test_what_is_refused_leaves_nothing_behind(make_studio, photos: list[str], a
     assert studio.worker.waiting == 0
 
 
+def test_a_subject_whose_name_would_not_be_read_is_refused_before_it_waits(
+    tiny_model: Path, root: Path, photos: list[str]
+):
+    studio = Studio(root, {"tiny": str(tiny_model)}, Worker(root, parallel=0), StudioSettings())
+    asked = settings({"identifier": "0123456789abcde"}, base_model=str(tiny_model))
+    with pytest.raises(ConfigError, match="0123456789abcde is cut off, so that it would not be read"):
+        studio.start(ANNA, asked, photos)
+    assert list_runs(root) == []
+
+
 def test_a_photo_that_can_not_be_read_leaves_nothing_behind(studio: Studio, photos: list[str], tmp_path: Path):
     (tmp_path / "a.jpg").write_text("not a photo")
     with pytest.raises(PhotoError, match=r"a\.jpg"):
