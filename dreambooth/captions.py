@@ -63,6 +63,7 @@ def caption_photos(subject: SubjectConfig, photos: Sequence[Path]) -> tuple[list
         return [plain] * len(photos), [unused] if count else []
     captions, left_over = find_captions(subject.photos, photos)
     if not captions:
+        left_over += sorted(f"{p.parent.name}/{p.name}" for p in subject.photos.glob("*/*") if p.suffix in SUFFIXES)
         others = f"; there are {join_names(left_over)}" if left_over else ""
         raise PhotoError(
             f"{subject.photos}: subject.captions is on, but no photo has a caption{others}.",
@@ -87,12 +88,13 @@ def find_captions(folder: Path, photos: Sequence[Path]) -> Found:
     names = [name for name in names if Path(name).suffix.lower() in TEXTS]
     tables = [name for name in names if name.lower() in TABLES]
     files = {name for name in names if Path(name).suffix.lower() in SUFFIXES}
-    alike, rows = defaultdict(list), defaultdict(list)
+    alike, rows, telling = defaultdict(list), defaultdict(list), set()
     for name in sorted(files):
         alike[_plain(name)].append(name)
     for table in tables:
         for name, text in _rows(folder / table):
             rows[_plain(name)].append(Caption(f"{table}: {name}", text))
+            telling.add(table)
     used, captions = set(), {}
     for photo in photos:
         wanted = [stem + suffix for stem in (photo.stem, photo.name) for suffix in SUFFIXES]
@@ -106,7 +108,7 @@ def find_captions(folder: Path, photos: Sequence[Path]) -> Found:
             )
         if found:
             captions[photo] = found[0]
-    others = [name for name in names if name not in tables]
+    others = [name for name in names if name not in telling]
     others += [caption.source for listed in rows.values() for caption in listed]
     return Found(captions, [name for name in others if name not in used])
 
@@ -128,7 +130,9 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
     try:
         text = read_text(path)
         if path.suffix.lower() == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text), strict=True))
+            header = text.partition("\n")[0]
+            between = max(",;\t", key=header.count)  # spreadsheets write semicolons where the comma is in numbers
+            rows = list(csv.DictReader(io.StringIO(text), delimiter=between, strict=True))
         else:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         for row in rows:

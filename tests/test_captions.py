@@ -27,6 +27,7 @@ def captioned(tmp_path):
         for name in photos:
             (tmp_path / name).write_bytes(b"a photo")
         for name, text in files.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text(text, encoding="utf-8")
         subject = SubjectConfig(**{"photos": tmp_path, "class_noun": "dog", "captions": True} | settings)
         return caption_photos(subject, find_photos(tmp_path))
@@ -54,6 +55,17 @@ def test_a_table_captions_the_photos_that_it_names(captioned, table, column):
     if table.lower().endswith("csv"):
         lines = [f"file_name,{column}", *(f'{name},"{text}"' for name, text in rows.items())]
     assert captioned({table: "\n".join(lines)}) == (["sks dog, wet", "sks asleep"], [])
+
+
+@pytest.mark.parametrize("between", [";", "\t"])
+def test_a_table_of_a_spreadsheet_may_have_other_separators(captioned, between):
+    table = f'file_name{between}text\r\ndog0.jpg{between}"sks, wet{between} cold"\r\ndog1.JPG{between}sks\r\n'
+    assert captioned({"metadata.csv": table})[0] == [" ".join(f"sks, wet{between} cold".split()), "sks"]
+
+
+def test_a_table_without_captions_does_not_stand_in_the_way_of_others(captioned):
+    prompts, said = captioned({"metadata.csv": "file_name,label\ndog0.jpg,3", "dog0.txt": "sks", "dog1.txt": "sks"})
+    assert (prompts, said) == (["sks", "sks"], ["metadata.csv: taken for no photo's caption."])
 
 
 @pytest.mark.parametrize("encode", SAVED.values(), ids=SAVED)
@@ -95,6 +107,8 @@ def test_the_very_name_goes_before_one_of_another_case(captioned):
         ({"metadata.jsonl": '{"file_name": "dog7.jpg", "text": "sks"}'}, "there are metadata.jsonl: dog7.jpg. Write"),
         ({"dog0.txt": "sks in snow", "dog0.caption": "sks in sun"}, "dog0.jpg has different captions: dog0.txt and"),
         ({"dog0.txt": "sks", "metadata.csv": "file_name,text\ndog0.jpg,a sks"}, "and metadata.csv: dog0.jpg. Keep"),
+        ({"metadata.csv": "file_name,label\ndog0.jpg,3"}, "no photo has a caption; there are metadata.csv. Write"),
+        ({"captions/dog0.txt": "sks", "captions/a.txt": "sks"}, "there are captions/a.txt and captions/dog0.txt."),
         ({"dog0.txt": " \n"}, "dog0.txt: is empty"),
         ({"dog0.txt": "a dog under two desks"}, "dog0.txt: does not hold the identifier 'sks' as a word of its own"),
         ({"dog0.txt": "a {noun} of sks"}, "dog0.txt: can't be used as a caption (it has {noun})"),
