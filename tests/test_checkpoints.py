@@ -159,6 +159,15 @@ def test_a_checkpoint_of_other_weights_is_refused(tmp_path):
         training(width=5).load(path)
 
 
+def test_a_checkpoint_of_another_base_model_is_refused(tmp_path):
+    saved, other = training(), training()
+    saved.base, other.base = "one", "another"
+    path = saved.save(tmp_path, keep=1)
+    with pytest.raises(RunError, match="The base model has changed"):
+        other.load(path)
+    saved.load(path)
+
+
 def test_a_checkpoint_without_the_average_that_is_asked_for_is_refused(tmp_path):
     path = training(ema=False).save(tmp_path, keep=1)
     with pytest.raises(RunError, match="can't be resumed"):

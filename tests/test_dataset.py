@@ -139,6 +139,17 @@ def test_the_class_side_does_not_change_the_photos_side():
                 assert torch.equal(plain[n][name], beside[n][name])
 
 
+def test_the_class_side_draws_apart_from_the_photos_side():
+    """The same pictures on both sides come in other orders."""
+    both = DreamBoothDataset(numbered(5, 3), numbered(5, 3), 5, 60)
+    orders = {
+        name: [int(both[n][name].flatten()[0]) for n in range(60)] for name in ("instance_images", "class_images")
+    }
+    assert orders["instance_images"] == drawn(both.instance, 60, 5, INSTANCE)
+    assert orders["class_images"] == drawn(both.prior, 60, 5, CLASS)
+    assert orders["instance_images"] != orders["class_images"]
+
+
 def test_generators_of_different_items_and_streams_differ():
     firsts = {
         float(torch.rand((), generator=generator(seed, stream, n), dtype=torch.float64))
@@ -187,6 +198,18 @@ def test_what_is_transparent_is_masked_in_every_crop(loaded, make_config):
     assert mask[0, 0, 0] == mask[0, 15, 15] == 0
     assert all(mask[0].sum() <= crop.sum() for crop in mask[1:]), "larger in tighter crops"
     assert not all(torch.equal(mask[0], crop) for crop in mask[1:])
+
+
+def test_a_position_of_which_half_is_opaque_is_learned(loaded):
+    """Each stands for 4 × 4 pixels; of one 8 are opaque, of another 7."""
+    pipe, family = loaded
+    pictures = -torch.ones(1, 4, 32, 32)
+    pictures[0, 3, 4:6, 8:12] = 1
+    pictures[0, 3, 20:22, 8:12] = 1
+    pictures[0, 3, 20, 8] = -1
+    mask = encode(pipe, family, iter([pictures]), ["a dog"], None).mask[0, 0]
+    assert mask[1, 2] == 1
+    assert mask.sum() == 1
 
 
 def test_encoding_in_parts_changes_nothing(loaded, make_config):

@@ -301,6 +301,14 @@ def test_without_a_better_one_training_ends_early(measured, tmp_path):
     assert read_measures(run.path) == found
 
 
+@pytest.mark.parametrize("patience", [1, 3])
+def test_patience_counts_the_samplings_since_the_best(patience, measured, tmp_path, monkeypatch):
+    monkeypatch.setattr("dreambooth.monitor.best_of", lambda measures, *_: measures[:2][-1])
+    run = Run.create(measured(train={"steps": 6}, evaluation={"patience": patience}), tmp_path / "run")
+    list(run.execute())
+    assert [m.step for m in read_measures(run.path).measures] == list(range(patience + 2))
+
+
 def test_one_photo_is_trained_on_but_not_measured(measured, tmp_path):
     photos = tiny.photos(tmp_path / "photos", n=1)
     run = Run.create(measured(subject={"photos": str(photos), "class_noun": "dog"}), tmp_path / "run")

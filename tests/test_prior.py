@@ -52,6 +52,7 @@ def test_what_shapes_the_pictures_makes_another_folder(make_config, tmp_path):
         folder_of(make_config(prior={"class_prompt": "one {class_noun}"})),
         folder_of(make_config(prior={"steps": 3})),
         folder_of(make_config(prior={"guidance_scale": 3.0})),
+        prior.cache_folder(prior.cache_key(make_config(), Path(make_config().base_model), 32, "bf16")),
     ]
     assert len({one, *others}) == 1 + len(others)
     assert {folder.parent for folder in (one, *others)} == {tmp_path / "cache" / "class_images"}
@@ -146,6 +147,30 @@ def test_a_picture_depends_on_the_key_and_its_number_alone(make_config, pipe, tm
         prior.class_images(tmp_path / "parts", 5), prior.class_images(tmp_path / "whole", 5), strict=True
     ):
         assert np.abs(pixels(ours) - pixels(theirs)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"guidance_scale": 30.0}, {"steps": 4}, {"resolution": 64}, {"dtype": torch.bfloat16}]
+)
+def test_they_are_what_stock_diffusers_draws_with_the_same_settings(change, make_config, pipe, tmp_path):
+    """And not what it draws with others."""
+    others = {"guidance_scale": 7.5, "steps": 2, "resolution": 32, "dtype": None}
+    wanted = others | change
+    config = make_config(prior={"num_images": 1} | {k: wanted[k] for k in ("guidance_scale", "steps")})
+    key = prior.cache_key(config, Path(config.base_model), wanted["resolution"], "no")
+    list(prior.draw_class_images(pipe, config, tmp_path / "images", key, wanted["dtype"]))
+    (file,) = prior.class_images(tmp_path / "images", 1)
+
+    def stock(guidance_scale, steps, resolution, dtype):
+        with Image.open(file) as image, torch.autocast("cpu", dtype, enabled=dtype is not None):
+            g = torch.Generator().manual_seed(int(image.text["seed"]))
+            options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "height": resolution}
+            drawn = pipe(["a photo of a dog"], generator=[g], width=resolution, **options).images[0]
+        return np.asarray(drawn, np.int16)
+
+    assert np.abs(pixels(file) - stock(**wanted)).max() <= 1
+    default = stock(**others)
+    assert default.shape != pixels(file).shape or np.abs(pixels(file) - default).max() > 1
 
 
 def test_images_that_are_there_are_not_drawn_again(make_config, pipe, tmp_path):

@@ -1,0 +1,190 @@
+"""Faults put into the code on purpose, one at a time, and the tests that must see each: `python -m tests.mutations`.
+
+Each is put into a copy of this checkout, where its tests then run. One that they pass with is a hole in the tests; one
+whose text is no longer in the file tells nothing, as `tests/test_mutations.py` says at once. Whoever adds a setting
+adds the fault of ignoring it, and the test that sees it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "runs", "node_modules", "venv")
+"""Of a checkout, what no test reads."""
+
+
+class Mutation(NamedTuple):
+    """One fault."""
+
+    name: str
+    file: str
+    old: str
+    """Text that stands in the file exactly once."""
+    new: str
+    tests: str
+    """What pytest is told to run, and must fail."""
+
+
+TRAIN, OPTIMISATION = "dreambooth/train.py", "tests/test_optimisation.py"
+PRIOR, DATASET, METRICS = "dreambooth/prior.py", "dreambooth/dataset.py", "dreambooth/metrics.py"
+CHECKPOINTS, MERGE = "dreambooth/checkpoints.py", "dreambooth/merge.py"
+SETTING = f"{OPTIMISATION}::test_the_weights_are_those_of_the_loop_with_the_setting"
+RATES = f"{OPTIMISATION}::test_each_method_trains_what_it_should_at_rates_of_their_own"
+
+MUTATIONS = (
+    # ---- the optimisation: each setting ignored, alone
+    Mutation("accumulated batches are summed", TRAIN, "backward(total / accumulation)", "backward(total)",
+             f"{OPTIMISATION}::test_accumulated_batches_count_as_one"),
+    Mutation("gradients are not clipped", TRAIN, "(weights, settings.max_grad_norm)", "(weights, 1e30)",
+             f"{SETTING}[max_grad_norm]"),
+    Mutation("weight decay is ignored", TRAIN, '"weight_decay": settings.weight_decay}', '"weight_decay": 1e-2}',
+             f"{SETTING}[weight_decay]"),
+    Mutation("betas are ignored", TRAIN, '"betas": settings.betas,', '"betas": (0.9, 0.999),',
+             f"{SETTING}[betas.first]"),
+    Mutation("min-SNR is ignored", TRAIN, "t, settings.snr_gamma, mask)", "t, None, mask)", f"{SETTING}[snr_gamma]"),
+    Mutation("masks are ignored", TRAIN, "t, settings.snr_gamma, mask)", "t, settings.snr_gamma)",
+             f"{OPTIMISATION}::test_what_is_transparent_is_not_learned"),
+    Mutation("the schedule is ignored", TRAIN, "settings.lr_schedule, settings.lr_schedule), optimizer",
+             '"constant", "constant_with_warmup"), optimizer', f"{SETTING}[cosine]"),
+    Mutation("the warm-up is ignored", TRAIN, "num_warmup_steps=settings.warmup_steps", "num_warmup_steps=0",
+             f"{SETTING}[warmup_steps]"),
+    Mutation("the average is the weights", TRAIN, "(ema, weights, settings.ema_decay, step)",
+             "(ema, weights, 0.0, step)", f"{SETTING}[ema_decay]"),
+    Mutation("the average lingers at its start", TRAIN, "    decay = min(decay, (1 + step) / (10 + step))\n", "",
+             f"{SETTING}[ema_decay at the start]"),
+    Mutation("the text encoder has no rate of its own", "dreambooth/methods/full.py",
+             "group |= text_learning_rate(config)", "pass", f"{RATES}[full]"),
+    Mutation("LoRA's text encoder has no rate of its own", "dreambooth/methods/lora.py",
+             "(text_learning_rate(config) if name != family.denoiser else {})", "{}", f"{RATES}[lora]"),
+    Mutation("what is frozen stays in 32 bits", TRAIN, "    store_frozen_in(dtype, trainable)\n", "",
+             f"{OPTIMISATION}::test_what_is_frozen_is_kept_in_the_precision_of_the_forward_pass[lora]"),
+    Mutation("a word beside weights has no rate of its own", "dreambooth/methods/custom_diffusion.py",
+             "[words.learned]} | text_learning_rate(config)", "[words.learned]}", f"{RATES}[custom_diffusion]"),
+    Mutation("a word has no rate of its own", "dreambooth/methods/textual_inversion.py",
+             " | text_learning_rate(config)", "", f"{RATES}[textual_inversion]"),
+    Mutation("lambda is one", "dreambooth/objectives.py", "instance + prior_weight * prior", "instance + prior",
+             f"{SETTING}[prior.weight]"),
+    Mutation("the drift penalty is left out", TRAIN, "loss.total + config.drift.weight * drift", "loss.total",
+             f"{SETTING}[drift.weight]"),
+    Mutation("batches of a step share their noise", TRAIN, "(x0, objective, config.seed, INSTANCE, number)",
+             "(x0, objective, config.seed, INSTANCE, checkpoint.step)",
+             f"{OPTIMISATION}::test_every_batch_and_every_noise_comes_once"),
+    Mutation("LoRA's dropout is the same for every batch", TRAIN, "(config.seed, DROPOUT, number)",
+             "(config.seed, DROPOUT, 0)",
+             f"{OPTIMISATION}::test_lora_s_dropout_is_drawn_anew_for_each_batch_from_the_seed"),
+    Mutation("LoRA's alpha is ignored", "dreambooth/methods/lora.py", "lora_alpha=settings.alpha or settings.rank",
+             "lora_alpha=settings.rank", f"{OPTIMISATION}::test_lora_s_rank_and_alpha_count_while_it_trains[alpha]"),
+    Mutation("8 bits are 32", TRAIN, "return AdamW8bit(groups, **arguments)", "pass",
+             f"{OPTIMISATION}::test_adamw8bit_keeps_its_state_in_8_bits_and_resumes_bit_for_bit"),
+    # ---- checkpoints, and what is saved
+    Mutation("the model is saved without its average", TRAIN,
+             "with _weights_of(ema, weights), atomic_folder(run", "with atomic_folder(run", f"{SETTING}[ema_decay]"),
+    Mutation("samples are drawn without the average", TRAIN,
+             "        with _weights_of(ema, weights):\n            pictures",
+             "        with _weights_of(None, weights):\n            pictures",
+             f"{OPTIMISATION}::test_sample_pictures_are_drawn_with_the_average"),
+    Mutation("the average starts again on resume", CHECKPOINTS, '_restore(self.ema, state["ema"])', "pass",
+             "tests/test_checkpoints.py::test_the_moving_average_is_part_of_it"),
+    Mutation("fp16's scale starts again on resume", CHECKPOINTS, 'self.scaler.load_state_dict(state["scaler"])',
+             "pass", f"{OPTIMISATION}::test_fp16_resumed_goes_on_with_its_scale"),
+    Mutation("a checkpoint of another base model is taken", CHECKPOINTS, 'if state["base"] != base', "if False",
+             "tests/test_checkpoints.py::test_a_checkpoint_of_another_base_model_is_refused"),
+    # ---- class images
+    Mutation("class images of another precision are shared", PRIOR, '        "precision": precision,\n', "",
+             "tests/test_prior.py::test_what_shapes_the_pictures_makes_another_folder"),
+    Mutation("class images are drawn without their guidance", PRIOR, ", guidance_scale=prior.guidance_scale)", ")",
+             "tests/test_prior.py::test_they_are_what_stock_diffusers_draws_with_the_same_settings"),
+    Mutation("blank pictures are drawn again from their seed", PRIOR, "SeedSequence([seed, i, redraws])",
+             "SeedSequence([seed, i])", "tests/test_prior.py::test_blank_pictures_are_drawn_again_from_other_seeds"),
+    # ---- the dataset
+    Mutation("class images go with the photos' randomness", DATASET, "prior.example(n, self.seed, CLASS)",
+             "prior.example(n, self.seed, INSTANCE)",
+             "tests/test_dataset.py::test_the_class_side_draws_apart_from_the_photos_side"),
+    Mutation("a mask shows what is barely opaque", DATASET, "[:, 0] >= 0).float()", "[:, 0] > -1).float()",
+             "tests/test_dataset.py::test_a_position_of_which_half_is_opaque_is_learned"),
+    Mutation("latents are their means", DATASET, "self.std[i, v] *", "0 *",
+             "tests/test_dataset.py::test_latents_equal_a_sample_of_the_vaes_posterior"),
+    # ---- the monitor
+    Mutation("patience is one more", "dreambooth/monitor.py", "len(since) >= patience", "len(since) > patience",
+             "tests/test_monitor.py::test_patience_counts_the_samplings_since_the_best"),
+    Mutation("the base model may be the best", "dreambooth/monitor.py", "measures[1:] or measures[:1]", "measures",
+             "tests/test_monitor.py::test_the_last_is_the_best_unless_another_is_better_by_more_than_chance"),
+    # ---- metrics
+    Mutation("a photo is compared with itself", METRICS,
+             "(every.sum(axis=1) - every.diagonal()) / (len(every) - 1)", "every.mean(axis=1)",
+             "tests/test_metrics.py::test_the_ceiling_compares_each_photo_with_the_others"),
+    Mutation("every interval is the normal one", METRICS, "student_quantile(confidence, count - 1)",
+             "student_quantile(confidence, 999)", "tests/test_metrics.py"),
+    Mutation("groups are ignored", METRICS, "rows = range(len(values)) if groups is None else groups",
+             "rows = range(len(values))", "tests/test_metrics.py"),
+    # ---- merging
+    Mutation("merging protects nothing", MERGE,
+             "d = torch.cholesky_solve(words.T, torch.linalg.cholesky(ordinary + everywhere)).T", "d = words",
+             "tests/test_merge.py::test_the_formula_solves_the_constrained_problem"),
+    Mutation("merging starts from the first adapter", MERGE, "base, scale=0, adapters", "base, scale=1, adapters",
+             "tests/test_merge.py"),
+)  # fmt: skip
+
+
+def source(mutation: Mutation, root: Path = ROOT) -> str:
+    """The file with the fault in it. Raises `LookupError` where the old text does not stand there exactly once."""
+    text = (root / mutation.file).read_text(encoding="utf-8")
+    if (count := text.count(mutation.old)) != 1:
+        raise LookupError(f"{mutation.name}: {mutation.file} holds its text {count} times, not once")
+    return text.replace(mutation.old, mutation.new)
+
+
+def outcome(mutation: Mutation | None, tests: Sequence[str], root: Path = ROOT) -> tuple[str, float, str]:
+    """What became of the tests in a copy with the fault, or without one: caught, survived, or that it could not be
+    told; with seconds and what pytest said."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(root, Path(folder) / "copy", ignore=LEFT_OUT))
+        if mutation:
+            (copy / mutation.file).write_text(source(mutation, root), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    word = {0: "survived", 1: "caught"}.get(done.returncode, f"pytest ended with {done.returncode}")
+    return word, time.monotonic() - started, done.stdout + done.stderr
+
+
+def main(arguments: Sequence[str] | None = None, mutations: Sequence[Mutation] = MUTATIONS, root: Path = ROOT) -> int:
+    """Put in each mutation; 0 where all are caught, by tests that pass without them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="these alone; all without one")
+    parser.add_argument("--jobs", type=int, default=1, help="so many at once")
+    options = parser.parse_args(arguments)
+    chosen = [one for one in mutations if not options.names or one.name in options.names]
+    if unknown := set(options.names) - {one.name for one in chosen}:
+        parser.error(f"no mutation is called {min(unknown)!r}; there are {', '.join(one.name for one in mutations)}")
+
+    word, seconds, said = outcome(None, sorted({one.tests for one in chosen}), root)
+    print(f"{'passed' if word == 'survived' else 'failed':10}{seconds:5.0f} s  without a fault", flush=True)
+    if word != "survived":
+        print(said)
+        return 1
+    missed = 0
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for one, (word, seconds, said) in zip(chosen, pool.map(lambda m: outcome(m, [m.tests], root), chosen)):
+            missed += word != "caught"
+            print(f"{word:10}{seconds:5.0f} s  {one.name} ({one.file})", flush=True)
+            if word not in ("caught", "survived"):
+                print(said)
+    print(f"{len(chosen) - missed} of {len(chosen)} caught")
+    return min(missed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
