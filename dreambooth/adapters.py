@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from diffusers import DiffusionPipeline
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
@@ -122,7 +121,6 @@ def load_model(
     *,
     scale: float = 1.0,
     adapters: Sequence[tuple[Path, float]] = (),
-    dtype: torch.dtype = torch.float32,
     safety_checker: bool = False,
     token: Token = None,
 ) -> tuple[DiffusionPipeline, Family]:
@@ -150,7 +148,7 @@ def load_model(
             raise ConfigError(f"The weight of {shown_name(folder)} is {weight}.", "Give a number, such as 0.8.")
         _check_words(folder)
     _check_base(wanted, under, whole=under == model)
-    pipe, family = load_pipeline(under, dtype, safety_checker=safety_checker)
+    pipe, family = load_pipeline(under, safety_checker=safety_checker)
     _put_into(pipe, family, wanted)
     return pipe, family
 

@@ -115,6 +115,10 @@ _WHICH = click.option(
     help="Of a run: the model of its last step, or of the step that measured best.",
 )  # fmt: skip
 _SCALE = click.option("--scale", default=1.0, show_default=True, type=float, help="Strength of the adapter.")
+_PRECISION = click.option(
+    "--precision", type=click.Choice(["auto", "no", "bf16", "fp16"]),
+    help="Arithmetic; no is 32 bits (default: sampling.precision, which is the training's).",
+)  # fmt: skip
 _BASE = click.option(
     "--base-model", metavar="FOLDER", help="The adapter's base model, where that is a folder of this machine."
 )
@@ -187,6 +191,10 @@ def _weighted(_context: click.Context, _option: click.Parameter, given: tuple[st
     "--guidance", type=click.FloatRange(0, 50), help="How strictly to follow the prompt (default: the model's)."
 )
 @click.option("--scheduler", help="default, ddim, dpm++, euler, unipc or pndm.")
+@click.option(
+    "--batch-size", default=16, show_default=True, type=click.IntRange(1, 256), help="Pictures drawn at once."
+)
+@_PRECISION
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
 @_WHICH
 @_SCALE
@@ -199,8 +207,8 @@ def _weighted(_context: click.Context, _option: click.Parameter, given: tuple[st
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option("--out", default=Path("generated"), show_default=True, type=_NEW_FOLDER, help="Folder for the PNGs.")
 def generate(
-    source, prompts, negative_prompt, num_images, seed, steps, guidance, scheduler, revision, which, scale, base_model,
-    adapters, device, out,
+    source, prompts, negative_prompt, num_images, seed, steps, guidance, scheduler, batch_size, precision, revision,
+    which, scale, base_model, adapters, device, out,
 ) -> None:  # fmt: skip
     """Draw pictures with a run, toybox, a folder with a pipeline or an adapter, or a Hub id.
 
@@ -219,7 +227,9 @@ def generate(
     if not all(prompt.strip() for prompt in prompts):
         raise ConfigError("--prompt is empty.", "Say what to draw.")
     base, device = fetch_model(base_model) if base_model else None, resolve_device(device)
-    opened = open_source(source, revision, device, which=which, base=base, scale=scale, adapters=adapters)
+    opened = open_source(
+        source, revision, device, which=which, base=base, scale=scale, adapters=adapters, precision=precision
+    )
     given = {"steps": steps, "guidance_scale": guidance, "scheduler": scheduler}
     given = {key: value for key, value in given.items() if value is not None}
     try:
@@ -235,13 +245,14 @@ def generate(
         click.echo(f"warning: No prompt names {' or '.join(identifiers)}, which means the subject.", err=True)
     number = 1 + max((int(path.name[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]-*.png")), default=-1)
     for pictures in draw(
-        opened, list(prompts), num_images=num_images, seed=seed, sampling=sampling, negative_prompt=negative_prompt
-    ):
+        opened, list(prompts), num_images=num_images, seed=seed, sampling=sampling, negative_prompt=negative_prompt,
+        batch_size=batch_size, batch_setting="--batch-size",
+    ):  # fmt: skip
         for picture in pictures:
             path = out / f"{number:04d}-{picture.seed}.png"
             facts = sampling.model_dump(include={"steps", "guidance_scale", "scheduler"})
             facts |= {"prompt": picture.prompt, "negative_prompt": negative_prompt, "seed": picture.seed}
-            facts |= {"scale": scale} if scale != 1 else {}
+            facts |= {"precision": picture.precision} | ({"scale": scale} if scale != 1 else {})
             facts |= {"which": which} if which != "last" else {}
             facts |= {"adapters": shown_adapters(opened.adapters)} if opened.adapters else {}
             save_picture(path, picture.image, model=opened.name, **facts)
@@ -298,6 +309,7 @@ def batch(batch_file: Path, overrides: tuple[str, ...], out: Path | None) -> Non
     "or the toybox's own).",
 )  # fmt: skip
 @click.option("--images-per-prompt", type=click.IntRange(2, 1000), help="Pictures per prompt (default: the run's).")
+@_PRECISION
 @_WHICH
 @click.option("--base", is_flag=True, help="Measure the run's base model instead, on the same subject.")
 @click.option(
@@ -305,8 +317,9 @@ def batch(batch_file: Path, overrides: tuple[str, ...], out: Path | None) -> Non
     help="Folder for pictures and report (default: evaluation, evaluation-best or evaluation-base in RUN).",
 )  # fmt: skip
 def evaluate_run(
-    run_dir: Path, prompts_file: Path | None, images_per_prompt: int | None, which: str, base: bool, out: Path | None
-) -> None:
+    run_dir: Path, prompts_file: Path | None, images_per_prompt: int | None, precision: str | None, which: str,
+    base: bool, out: Path | None,
+) -> None:  # fmt: skip
     """Measure a run by the paper's protocol: DINO, CLIP-I, CLIP-T, PRES, DIV.
 
     Pictures that are drawn are kept: after a stop, the same command goes on.
@@ -324,7 +337,8 @@ def evaluate_run(
     prompts = _read_lines(prompts_file, "prompt") if prompts_file else None
     given = {"prompts": prompts, "images_per_prompt": images_per_prompt}
     given = {key: value for key, value in given.items() if value is not None}
-    config = Config.from_dict(merge(run.config.model_dump(mode="json"), {"evaluation": given}), source="evaluate")
+    given = {"evaluation": given, "sampling": {"precision": precision} if precision else {}}
+    config = Config.from_dict(merge(run.config.model_dump(mode="json"), given), source="evaluate")
     candidate = base_model(config) if base else trained_model(run.path, config, which)
     out = out or run.path / ("evaluation-base" if base else "evaluation-best" if which == "best" else "evaluation")
     check_writable(out, "--out")
@@ -376,9 +390,10 @@ def fuse(source: str, out: Path, scale: float, base_model: str | None, which: st
     adapters.fuse(found.model, out, found.base, scale=scale)
     click.echo(out)
     if found.config:
-        sampling = found.config.sampling
+        sampling = found.config.drawing
         sampler = [] if sampling.scheduler == "default" else ["--scheduler", sampling.scheduler]
-        options = ["--steps", sampling.steps, "--guidance", f"{sampling.guidance_scale:g}", *sampler]
+        precision = [] if sampling.precision == "auto" else ["--precision", sampling.precision]
+        options = ["--steps", sampling.steps, "--guidance", f"{sampling.guidance_scale:g}", *sampler, *precision]
         click.echo(_suggestion(found.config, out, *options))
 
 

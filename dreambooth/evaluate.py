@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from dreambooth import events, metrics
 from dreambooth.adapters import read_step
-from dreambooth.config import Config, SamplingConfig, identifier_in
+from dreambooth.config import Config, identifier_in
 from dreambooth.encoders import Encoders, PerceptualDistance, embed_files, load_encoders
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.events import Event
@@ -31,7 +31,7 @@ from dreambooth.fetch import fetch_model, fingerprint
 from dreambooth.files import atomic_file
 from dreambooth.generate import Source, Which, draw_jobs, finished_model, open_source, save_picture
 from dreambooth.hub import name_of
-from dreambooth.machine import resolve_device
+from dreambooth.machine import resolve_device, resolve_precision
 from dreambooth.metrics import Estimate
 from dreambooth.monitor import read_measures
 from dreambooth.photos import contact_sheet
@@ -103,6 +103,15 @@ class Sampler(_Record):
     steps: int
     guidance_scale: float
     scheduler: str
+    precision: str = "no"
+    """The arithmetic: no, bf16 or fp16; what does not tell was drawn in 32 bits."""
+
+    @property
+    def words(self) -> str:
+        """In words, for tables."""
+        sampler = "" if self.scheduler == "default" else f", {self.scheduler}"
+        precision = "float32" if self.precision == "no" else self.precision
+        return f"{self.steps} steps, guidance {self.guidance_scale:g}{sampler}, {precision}"
 
 
 class Evaluation(_Record):
@@ -214,7 +223,8 @@ class Candidate:
     """Optimiser steps it was trained."""
     folder: Path
     """Its weights: others make another evaluation."""
-    open: Callable[[], Source]
+    open: Callable[[str], Source]
+    """Loads it, to draw in that precision."""
 
 
 def trained_model(run: Path, config: Config, which: Which = "last") -> Candidate:
@@ -226,7 +236,9 @@ def trained_model(run: Path, config: Config, which: Which = "last") -> Candidate
         step = measures.measures[-1].step if measures else config.train.steps
     return Candidate(
         run.resolve().name, config.condition + (", best" if which == "best" else ""), step, folder,
-        lambda: open_source(str(run), device=resolve_device(config.device), which=which),
+        lambda precision: open_source(
+            str(run), device=resolve_device(config.device), which=which, precision=precision
+        ),
     )  # fmt: skip
 
 
@@ -235,7 +247,7 @@ def base_model(config: Config) -> Candidate:
     folder = fetch_model(config.base_model, config.revision)
     return Candidate(
         name_of(config.base_model), BASE, 0, folder,
-        lambda: open_source(str(folder), device=resolve_device(config.device)),
+        lambda precision: open_source(str(folder), device=resolve_device(config.device), precision=precision),
     )  # fmt: skip
 
 
@@ -293,9 +305,10 @@ def evaluate(
         yield events.Warning(remark)
     jobs = _jobs(config, [prompt for prompt, _ in prompts], out)
     encoders = load_encoders(config.evaluation, config.base_model, torch.device("cpu"))
-    drawing = _drawing(candidate, config, [prompt for prompt, _ in prompts])
+    sampler = sampler_of(config)
+    drawing = _drawing(candidate, config, sampler, [prompt for prompt, _ in prompts])
     _keep_only(out, drawing, jobs)
-    if not (yield from _draw(candidate, config, jobs, should_stop)):
+    if not (yield from _draw(candidate, config, sampler, jobs, should_stop)):
         yield events.Cancelled(candidate.step)
         return
     problems = {job.path: job.problem for job in jobs}
@@ -303,7 +316,7 @@ def evaluate(
         yield events.Warning(f"{count} of {len(jobs)} pictures are left out: {problem}.")
     if len(photos) == 1:
         yield events.Warning("One photo has no other to be compared with, so there are no ceilings.")
-    facts = _facts(candidate, config, subject, encoders, len(photos))
+    facts = _facts(candidate, config, sampler, subject, encoders, len(photos))
     request = _hash(drawing, facts, [_digest(photo) for photo in photos], _fingerprints(encoders))
     evaluation = _known(out, request)
     if evaluation is None:
@@ -355,22 +368,27 @@ def _jobs(config: Config, prompts: list[str], out: Path) -> list[_Job]:
     ]  # fmt: skip
 
 
-def _sampler(sampling: SamplingConfig) -> Sampler:
-    return Sampler(steps=sampling.steps, guidance_scale=sampling.guidance_scale, scheduler=sampling.scheduler)
+def sampler_of(config: Config) -> Sampler:
+    """How `evaluate` draws here. Raises `ConfigError` for a device or a precision that this machine lacks."""
+    drawing = config.drawing
+    precision = resolve_precision(drawing.precision, resolve_device(config.device), "sampling.precision")
+    return Sampler(**drawing.model_dump(include={"steps", "guidance_scale", "scheduler"}), precision=precision)
 
 
-def _drawing(candidate: Candidate, config: Config, prompts: list[str]) -> dict[str, object]:
+def _drawing(candidate: Candidate, config: Config, sampler: Sampler, prompts: list[str]) -> dict[str, object]:
     """All that shapes a picture of the n-th prompt and a seed."""
     return {
         "weights": fingerprint(candidate.folder),
         "prompts": prompts,
         "class_prompt": config.class_prompt,
         "first_seed": config.evaluation.seed,
-        "sampling": _sampler(config.sampling).model_dump(),
+        "sampling": sampler.model_dump(),
     }
 
 
-def _facts(candidate: Candidate, config: Config, subject: str, encoders: Encoders, photos: int) -> dict[str, object]:
+def _facts(
+    candidate: Candidate, config: Config, sampler: Sampler, subject: str, encoders: Encoders, photos: int
+) -> dict[str, object]:
     """What `Evaluation` tells beside the figures."""
     settings = config.evaluation
     return {
@@ -389,7 +407,7 @@ def _facts(candidate: Candidate, config: Config, subject: str, encoders: Encoder
         "class_prompt": config.class_prompt,
         "class_images": settings.class_images,
         "first_seed": settings.seed,
-        "sampling": _sampler(config.sampling),
+        "sampling": sampler,
     }
 
 
@@ -414,7 +432,7 @@ def _keep_only(out: Path, drawing: dict[str, object], jobs: list[_Job]) -> None:
 
 
 def _draw(
-    candidate: Candidate, config: Config, jobs: list[_Job], should_stop: Callable[[], bool]
+    candidate: Candidate, config: Config, sampler: Sampler, jobs: list[_Job], should_stop: Callable[[], bool]
 ) -> Generator[Event, None, bool]:
     """Draw the pictures that are not there yet; returns whether all are. The model has left the memory then."""
     missing = [job for job in jobs if not job.path.is_file()]
@@ -423,15 +441,17 @@ def _draw(
         return True
     if should_stop():
         return False
-    source = candidate.open()
+    source = candidate.open(sampler.precision)
     done = len(jobs) - len(missing)
     size = config.evaluation.batch_size
-    facts = {"model": candidate.name} | _sampler(config.sampling).model_dump()
+    facts = {"model": candidate.name} | sampler.model_dump()
     for start in range(0, len(missing), size):
         if start and should_stop():
             return False
         batch = missing[start : start + size]
-        (pictures,) = draw_jobs(source, [(j.text, j.seed) for j in batch], config.sampling, batch_size=size)
+        todo = [(job.text, job.seed) for job in batch]
+        setting = f"evaluation.batch_size, which is {size}"
+        (pictures,) = draw_jobs(source, todo, config.sampling, batch_size=size, batch_setting=setting)
         for job, picture in zip(batch, pictures, strict=True):
             told = {"prompt": job.text, "seed": job.seed, "problem": picture.problem}
             save_picture(job.path, picture.image, **facts, **told)

@@ -166,10 +166,8 @@ def shown_name(folder: Path) -> str:
 
 
 @one_model_at_a_time
-def load_pipeline(
-    folder: Path, dtype: torch.dtype = torch.float32, *, safety_checker: bool = False
-) -> tuple[DiffusionPipeline, Family]:
-    """Load the pipeline in `folder` on the CPU; with its safety checker, where it has one, only if asked.
+def load_pipeline(folder: Path, *, safety_checker: bool = False) -> tuple[DiffusionPipeline, Family]:
+    """Load the pipeline in `folder` on the CPU in float32; with its safety checker, where it has one, only if asked.
 
     It may be anybody's: nothing outside the folder is read, and no more memory taken than its weights need. Raises
     `ModelError` where files are missing or damaged, and where the memory is too small.
@@ -182,8 +180,10 @@ def load_pipeline(
     try:
         if "safety_checker" not in dropped:
             _check_described(folder / "safety_checker", StableDiffusionSafetyChecker)
-        encoders = {name: _load_text_encoder(folder, name, dtype) for name in family.text_encoders}
-        pipe = family.pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **encoders, **dropped)
+        encoders = {name: _load_text_encoder(folder, name) for name in family.text_encoders}
+        pipe = family.pipeline.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, **encoders, **dropped
+        )
     except Exception as error:  # damaged files make the libraries raise whatever their code stumbles over
         raise ModelError(
             f"{shown_name(folder)} can't be loaded: {_plain(error, folder)}.", "Download or save it again."
@@ -286,14 +286,28 @@ def _check_described(folder: Path, kind: type[nn.Module]) -> None:
         raise ValueError(f"the {folder.name} has {described:,} weights by its config.json and {held:,} bytes of them")
 
 
-def _load_text_encoder(folder: Path, name: str, dtype: torch.dtype) -> nn.Module:
+def _load_text_encoder(folder: Path, name: str) -> nn.Module:
     """Load it by itself, since a pipeline does not say which weights it made up because the file lacks them."""
     kind = getattr(transformers, json.loads((folder / "model_index.json").read_bytes())[name][1])
     _check_described(folder / name, kind)
-    encoder, found = kind.from_pretrained(folder / name, dtype=dtype, local_files_only=True, output_loading_info=True)
+    encoder, found = kind.from_pretrained(
+        folder / name, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    )
     if found["missing_keys"]:
         raise ValueError(f"the {name} lacks {min(found['missing_keys'])}")
     return encoder
+
+
+def store_matrices_in(dtype: torch.dtype | None, modules: Iterable[nn.Module]) -> None:
+    """Keep the matrices that are not trained in `dtype`, in which autocast computes with them, so that they take half
+    the memory and are not cast each time; None: leave all in float32. What comes out is the same to the last bit."""
+    layers = (named for module in modules for named in module.named_modules())
+    for name, layer in layers if dtype is not None else ():
+        own = (
+            isinstance(layer, nn.Linear | nn.Conv2d) and ".lora_" not in name
+        )  # DoRA takes lengths from LoRA's in full
+        if own and not layer.weight.requires_grad:
+            layer.weight.data = layer.weight.data.to(dtype)
 
 
 def use_fastest_attention(pipe: DiffusionPipeline, family: Family, tokens: int) -> None:

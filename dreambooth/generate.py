@@ -1,4 +1,4 @@
-"""From prompts and seeds to pictures: one seed a picture, the same on every machine and in every batch."""
+"""From prompts and seeds to pictures: one seed a picture, whose noise is the same everywhere."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from torch import nn
 
 from dreambooth.adapters import is_adapter, is_model, load_model, read_adapter, read_step
 from dreambooth.config import (
@@ -29,10 +30,11 @@ from dreambooth.config import (
 )
 from dreambooth.cores import share_cores
 from dreambooth.errors import ConfigError, RunError
-from dreambooth.families import Family, shown_name
+from dreambooth.families import Family, shown_name, store_matrices_in, use_fastest_attention
 from dreambooth.fetch import fetch_model
 from dreambooth.files import atomic_file
 from dreambooth.hub import TAG, Token
+from dreambooth.machine import DTYPES, resolve_precision
 from dreambooth.monitor import read_measures
 
 SCHEDULERS = {
@@ -60,6 +62,8 @@ class Picture:
     seed: int
     problem: str = ""
     """Why there is nothing to see, in words: a safety checker or failed arithmetic left a blank frame."""
+    precision: str = "no"
+    """The arithmetic it was drawn in: no, bf16 or fp16."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class Source:
     """The settings it was trained with, where it is a run's or was published as one's."""
     adapters: tuple[tuple[str, float], ...] = ()
     """What is put on top, by names such as `name`, with weights."""
+    precision: str = "no"
+    """The arithmetic it draws in: no, bf16 or fp16. Its matrices are stored so."""
 
 
 def finished_model(run: Path, which: Which = "last") -> Path:
@@ -113,13 +119,15 @@ def open_source(
     base: Path | None = None,
     scale: float = 1.0,
     adapters: Sequence[tuple[str, float]] = (),
+    precision: str | None = None,
 ) -> Source:
     """Load a run directory, toybox, a pipeline folder or a Hub id for generation; of a run, `which` of its models.
 
     An adapter takes part with `scale`, on its base model, whose folder is `base` if known, and on top come further
     `adapters`, each a run (`which` of its models, too), a folder or a Hub id, and its weight. A model that was
     published as a run's is sampled as that run was. Where the model has a safety checker, it looks at every picture
-    unless `safety_checker` is off. Raises `RunError` for a run without a finished model, `ConfigError` for damaged
+    unless `safety_checker` is off. It draws in `precision` (auto, no, bf16 or fp16), if given, else as its sampling
+    settings say. Raises `RunError` for a run without a finished model, `ConfigError` for damaged
     settings and for what is no adapter, else what `fetch_model` and `load_model` raise.
     """
     found = find_model(source, revision, which, token=token, base=base)
@@ -133,12 +141,23 @@ def open_source(
     pipe, family = load_model(
         found.model, found.base, scale=scale, adapters=stacked, safety_checker=safety_checker, token=token
     )
-    if device is not None:
-        pipe.to(device)
     on_toybox = source == TOYBOX or (is_adapter(found.model) and read_adapter(found.model).base_model == TOYBOX)
     usual = SamplingConfig(**(load_preset(TOYBOX)["sampling"] if on_toybox else {}))
-    sampling = found.config.sampling if found.config else usual
-    return Source(pipe, family, found.name, sampling, found.config, tuple(names))
+    sampling = found.config.drawing if found.config else usual
+    device = device or torch.device("cpu")
+    precision = resolve_precision(precision or sampling.precision, device, "sampling.precision")
+    _make_ready(pipe, family, device, precision)
+    return Source(pipe, family, found.name, sampling, found.config, tuple(names), precision)
+
+
+def _make_ready(pipe: DiffusionPipeline, family: Family, device: torch.device, precision: str) -> None:
+    """Put the pipeline on the device to draw in `precision`, as the sample pictures of a training are drawn."""
+    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    for module in modules:
+        module.requires_grad_(False)
+    store_matrices_in(DTYPES[precision], modules)
+    pipe.to(device)
+    use_fastest_attention(pipe, family, getattr(pipe, family.denoiser).config.sample_size ** 2)
 
 
 class Found(NamedTuple):
@@ -231,7 +250,9 @@ def draw(
 ) -> list[Image.Image]:
     """Draw one picture for each prompt and its seed, all in one batch, in `dtype` autocast if given.
 
-    The noise of a picture comes from its seed alone, drawn on the CPU, so it does not depend on device or batch.
+    The noise of a picture comes from its seed alone, drawn on the CPU, so it does not depend on device or batch; they
+    change the last bits of the arithmetic. The VAE decodes one picture after the other: it takes more memory for one
+    than the denoiser does.
     """
     return _draw(pipe, prompts, seeds, sampling, negative_prompt, resolution, dtype, on_step).images
 
@@ -255,7 +276,8 @@ def _draw(
             on_step(step + 1, pipe.num_timesteps)
         return {}
 
-    own = pipe.scheduler
+    own, sliced = pipe.scheduler, pipe.vae.use_slicing
+    pipe.vae.use_slicing = True
     pipe.scheduler = with_scheduler(pipe, sampling.scheduler)
     device = pipe._execution_device
     try:
@@ -272,7 +294,7 @@ def _draw(
                 callback_on_step_end_tensor_inputs=[],
             )
     finally:
-        pipe.scheduler = own
+        pipe.scheduler, pipe.vae.use_slicing = own, sliced
 
 
 def generate(
@@ -284,11 +306,13 @@ def generate(
     sampling: SamplingConfig | None = None,
     negative_prompt: str = "",
     batch_size: int = MAX_BATCH,
+    batch_setting: str = "batch_size",
     on_step: OnStep | None = None,
 ) -> Iterator[list[Picture]]:
     """Yield batches of pictures: `num_images` of each prompt, seeded `seed`, `seed + 1`, … alike for each prompt.
 
-    At most `batch_size` are drawn at once; `on_step` hears of the steps of each batch.
+    At most `batch_size` are drawn at once, in the arithmetic that the source was opened for; `on_step` hears of the
+    steps of each batch. `batch_setting` is what the user calls that size.
 
     Raises `ConfigError` for an empty prompt or impossible numbers, before anything is drawn, and `RunError` where the
     memory runs out.
@@ -296,8 +320,9 @@ def generate(
     check_request(prompts, num_images, seed)
     jobs = [(prompt, (seed + i) % 2**32) for prompt in prompts for i in range(num_images)]
     yield from draw_jobs(
-        source, jobs, sampling, negative_prompt=negative_prompt, batch_size=batch_size, on_step=on_step
-    )
+        source, jobs, sampling, negative_prompt=negative_prompt, batch_size=batch_size, batch_setting=batch_setting,
+        on_step=on_step,
+    )  # fmt: skip
 
 
 def draw_jobs(
@@ -307,6 +332,7 @@ def draw_jobs(
     *,
     negative_prompt: str = "",
     batch_size: int = MAX_BATCH,
+    batch_setting: str = "batch_size",
     on_step: OnStep | None = None,
 ) -> Iterator[list[Picture]]:
     """Yield batches of pictures, one for each prompt and seed, in order; `generate` describes the rest."""
@@ -314,13 +340,21 @@ def draw_jobs(
         batch = jobs[start : start + batch_size]
         texts, seeds = [prompt for prompt, _ in batch], [s for _, s in batch]
         try:
-            drawn = _draw(source.pipe, texts, seeds, sampling or source.sampling, negative_prompt, on_step=on_step)
+            drawn = _draw(
+                source.pipe, texts, seeds, sampling or source.sampling, negative_prompt,
+                dtype=DTYPES[source.precision], on_step=on_step,
+            )  # fmt: skip
         except (torch.OutOfMemoryError, MemoryError):
+            fewer = f"Draw fewer at once ({batch_setting})" if len(batch) > 1 else "Close what else uses it"
             raise RunError(
-                f"The memory ran out while drawing {len(batch)} pictures at once.", "Ask for fewer pictures at a time."
+                f"The memory ran out while drawing {len(batch)} picture{'s'[: len(batch) > 1]} at once.",
+                f"{fewer}, or take a smaller model.",
             ) from None
         blocked = getattr(drawn, "nsfw_content_detected", None) or [False] * len(batch)
-        yield [Picture(*one, _problem(one[0], b)) for *one, b in zip(drawn.images, texts, seeds, blocked, strict=True)]
+        yield [
+            Picture(*one, _problem(one[0], b), source.precision)
+            for *one, b in zip(drawn.images, texts, seeds, blocked, strict=True)
+        ]
 
 
 def check_request(prompts: list[str], num_images: int, seed: int) -> None:

@@ -49,13 +49,23 @@ def one_model_at_a_time(build: Callable) -> Callable:
     return alone
 
 
+DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What autocast computes in, by a precision's name; None: all in float32."""
+
+
 def resolve_device(setting: str) -> torch.device:
-    """The device that `device` names, or the best there is for auto; raises `ConfigError` for one that is absent."""
+    """The device that `device` names, or the best there is for auto; raises `ConfigError` for one that is absent.
+
+    On a CUDA GPU float32 is float32 then, in convolutions as in matrix products: by PyTorch's own defaults the former
+    round numbers to TF32, and the latter do not.
+    """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if setting == "auto":
-        return torch.device(next(name for name, there in present.items() if there))
+        setting = next(name for name, there in present.items() if there)
     if not present[setting]:
         raise ConfigError(f"device is {setting}, which this machine or its PyTorch lacks.", "Set device: auto or cpu.")
+    if setting == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
     return torch.device(setting)
 
 
@@ -82,13 +92,10 @@ def peak_memory(device: torch.device) -> int:
     return kilobytes_or_bytes * (1 if sys.platform == "darwin" else 1024)
 
 
-def resolve_precision(setting: str, device: torch.device) -> str:
-    """no, bf16 or fp16 for `mixed_precision` on `device`; raises `ConfigError` for fp16 where there is no CUDA GPU."""
+def resolve_precision(setting: str, device: torch.device, key: str = "train.mixed_precision") -> str:
+    """no, bf16 or fp16 for what `key` says on `device`; raises `ConfigError` for fp16 where there is no CUDA GPU."""
     if setting == "fp16" and device.type != "cuda":
-        raise ConfigError(
-            f"train.mixed_precision is fp16, which needs a CUDA GPU; the device is {device.type}.",
-            "Set train.mixed_precision: auto.",
-        )
+        raise ConfigError(f"{key} is fp16, which needs a CUDA GPU; the device is {device.type}.", f"Set {key}: auto.")
     if setting != "auto":
         return setting
     if device.type == "cuda":

@@ -84,7 +84,7 @@ def draw_class_images(
         images = draw(pipe, [prompt] * len(batch), seeds, sampling, resolution=int(key["resolution"]), dtype=dtype)
         for image, (i, redraws), seed in zip(images, batch, seeds, strict=True):
             if not is_blank(image):
-                save_picture(_path(folder, i), image, prompt=prompt, seed=seed)
+                save_picture(_path(folder, i), image, prompt=prompt, seed=seed, precision=key["precision"])
             elif redraws < MAX_REDRAWS:
                 todo.append((i, redraws + 1))
             else:

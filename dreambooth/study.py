@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dreambooth import events
 from dreambooth.captions import caption_photos
-from dreambooth.config import Config, absolute, merge, override, read_yaml, to_yaml, validated
+from dreambooth.config import Config, SamplingConfig, absolute, merge, override, read_yaml, to_yaml, validated
 from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError, first_line
 from dreambooth.evaluate import (
@@ -34,6 +34,7 @@ from dreambooth.evaluate import (
     evaluate,
     evaluation_prompts,
     run_photos,
+    sampler_of,
     trained_model,
 )
 from dreambooth.events import Event
@@ -60,6 +61,7 @@ _NAME = re.compile(r"[^\W_](?:[\w .,()+-]*[\w)+])?")
 _SETTINGS = "settings.yaml"  # what an evaluation of a base model was made with
 _LENT = ("request.json", "embeddings-dino.npz", "embeddings-clip.npz")  # beside its pictures
 _OF_TRAINING = {"while_training", "max_drift", "max_prompt_loss", "patience"}  # settings of `evaluation`
+_OF_DRAWING = {"steps", "guidance_scale", "scheduler", "precision"}  # settings of `sampling`
 _WEIGHTS = ("model", "best", "checkpoints")
 
 
@@ -82,7 +84,8 @@ class StudyConfig(BaseModel):
         default_factory=lambda: PPL,
         min_length=1,
         description="What is compared: a name and the settings that set it apart. The report tells how each differs "
-        "from those before it. Source: paper §4.3, without and with PPL.",
+        "from those before it. What is measured is drawn alike for all, as `config.sampling` says. Source: paper §4.3, "
+        "without and with PPL.",
     )
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
         default_factory=lambda: [Config.model_fields["seed"].default],
@@ -177,6 +180,13 @@ class Cell:
     """The run's directory, or the base model's evaluation."""
     which: Which
     """Which of the run's models is measured."""
+    sampling: SamplingConfig
+    """How the pictures are drawn that are measured: alike for all models of a study."""
+
+    @property
+    def measured(self) -> Config:
+        """The settings that it is measured with: the training's, but for how pictures are drawn."""
+        return self.config.model_copy(update={"sampling": self.sampling})
 
     def __str__(self) -> str:
         return f"{self.subject}, {self.condition}" + ("" if self.seed is None else f", seed {self.seed}")
@@ -193,6 +203,8 @@ class Cell:
         """What was measured; None as long as it is to be done."""
         try:
             evaluation = Evaluation.load(self.folder)
+            if evaluation.sampling != sampler_of(self.measured):
+                return None
             if self.seed is None:
                 current = (self.path / _SETTINGS).read_text(encoding="utf-8") == self.config.to_yaml()
             else:
@@ -277,6 +289,7 @@ def cells_of(study: StudyConfig, out: Path) -> list[Cell]:
     cells = []
     for name, settings in subjects_of(study).items():
         cells += _cells(study, name, merge(study.config, {"subject": settings}), out / name)
+    cells = _as_begun(cells)
     for cell in cells:
         evaluation_prompts(cell.config)
         if cell.seed is not None:
@@ -284,9 +297,30 @@ def cells_of(study: StudyConfig, out: Path) -> list[Cell]:
     return cells
 
 
+def _as_begun(cells: list[Cell]) -> list[Cell]:
+    """The cells, to be drawn in the precision of what was measured already where the settings leave it open.
+
+    What another machine would choose, or an earlier version of this program, must not stand beside it.
+    """
+    begun = next((found.sampling.precision for cell in cells if (found := _loaded(cell.folder))), "auto")
+    return [
+        dataclasses.replace(cell, sampling=cell.sampling.model_copy(update={"precision": begun}))
+        if cell.sampling.precision == "auto" else cell
+        for cell in cells
+    ]  # fmt: skip
+
+
+def _loaded(folder: Path) -> Evaluation | None:
+    try:
+        return Evaluation.load(folder)
+    except RunError:
+        return None
+
+
 def _cells(study: StudyConfig, subject: str, settings: dict[str, Any], folder: Path) -> list[Cell]:
     base = Config.from_dict(settings, source=subject)
-    cells = [Cell(subject, BASE, None, base, folder / "base", "last")] if study.evaluate_base else []
+    drawing = base.drawing
+    cells = [Cell(subject, BASE, None, base, folder / "base", "last", drawing)] if study.evaluate_base else []
     best = ", best" if study.which == "best" else ""
     for seed in study.seeds:
         known: dict[str, Config] = {}
@@ -294,13 +328,18 @@ def _cells(study: StudyConfig, subject: str, settings: dict[str, Any], folder: P
             source = f"{subject}, {name}"
             if "seed" in overrides:
                 raise ConfigError(f"{source}: has a seed.", "A study's seeds stand under `seeds`.")
+            if changed := sorted(_OF_DRAWING & (overrides.get("sampling") or {}).keys()):
+                raise ConfigError(
+                    f"{source}: changes sampling.{changed[0]}, so its figures could not be compared.",
+                    "Set it under `config`, for all conditions.",
+                )
             config = Config.from_dict(merge(settings, overrides) | {"seed": seed}, source=source)
             _check_comparable(base, config, source)
             if twin := next((other for other in known if known[other] == config), None):
                 raise ConfigError(f"The conditions {twin} and {name} are the same.", "Change a setting, or drop one.")
             known[name] = config
             path = folder / _folder_name(f"{name}-{seed}")
-            cells.append(Cell(subject, name + best, seed, config, path, study.which))
+            cells.append(Cell(subject, name + best, seed, config, path, study.which, drawing))
     return cells
 
 
@@ -415,12 +454,12 @@ def _report(folder: Path, title: str, cells: list[Cell]) -> None:
 
 def _work(cell: Cell, cells: list[Cell], should_stop: Callable[[], bool]) -> Iterator[Event]:
     """Train where it is asked for and not done, then measure."""
-    config = cell.config
+    config, measured = cell.config, cell.measured
     if should_stop():
         yield events.Cancelled(0)
         return
     if cell.seed is None:
-        candidate, photos = base_model(config), _base_photos(cell)
+        candidate, photos = base_model(measured), _base_photos(cell)
         _borrow(cell, cells)
     else:
         run = Run(cell.path) if (cell.path / "config.yaml").is_file() else Run.create(config, cell.path)
@@ -429,9 +468,9 @@ def _work(cell: Cell, cells: list[Cell], should_stop: Callable[[], bool]) -> Ite
                 yield event
                 if isinstance(event, events.Cancelled):
                     return
-        candidate, photos = trained_model(run.path, config, cell.which), run_photos(run.path)
+        candidate, photos = trained_model(run.path, measured, cell.which), run_photos(run.path)
     candidate = dataclasses.replace(candidate, condition=cell.condition)
-    for event in evaluate(candidate, config, photos, cell.folder, subject=cell.subject, should_stop=should_stop):
+    for event in evaluate(candidate, measured, photos, cell.folder, subject=cell.subject, should_stop=should_stop):
         yield event
         if isinstance(event, events.Cancelled):
             return

@@ -47,7 +47,7 @@ from dreambooth.families import Family, family_of, load_pipeline, use_fastest_at
 from dreambooth.fetch import fetch_model, fingerprint
 from dreambooth.files import atomic_folder
 from dreambooth.generate import MAX_BATCH, draw, save_picture
-from dreambooth.machine import peak_memory, reset_peak_memory, resolve_device, resolve_precision
+from dreambooth.machine import DTYPES, peak_memory, reset_peak_memory, resolve_device, resolve_precision
 from dreambooth.methods import Trainable, get_method, store_frozen_in
 from dreambooth.methods.words import keep_learned_word
 from dreambooth.monitor import Monitor
@@ -66,8 +66,6 @@ TOGETHER = "together"
 MOST_OVERFLOWS = 20
 """Times in a row that fp16 may overflow in one step, as it does at the start: each halves the loss' scale, from 65,536
 to a sixteenth. Ours."""
-
-DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(
@@ -172,7 +170,7 @@ def train(
         _move(pipe, idle, device)
         _set_training(trainable, False)
         with _weights_of(ema, weights):
-            pictures = yield from _draw_samples(pipe, config, run, step, resolution, dtype, should_stop)
+            pictures = yield from _draw_samples(pipe, config, run, step, resolution, precision, should_stop)
             if monitor and pictures:
                 yield from monitor.measure(step, pictures, device)
                 if monitor.first == step and 0 < step < settings.steps:
@@ -440,7 +438,7 @@ def _weights_of(ema: list[Tensor] | None, weights: list[Tensor]) -> Iterator[Non
 
 
 def _draw_samples(
-    pipe: DiffusionPipeline, config: Config, run: Path, step: int, resolution: int, dtype: torch.dtype | None,
+    pipe: DiffusionPipeline, config: Config, run: Path, step: int, resolution: int, precision: str,
     should_stop: Callable[[], bool],
 ) -> Generator[Event, None, list[tuple[Image.Image, str]]]:  # fmt: skip
     """Draw the subject's prompt, the class's and any others with the same seeds each time.
@@ -454,11 +452,12 @@ def _draw_samples(
         if start and should_stop():
             return []
         batch = jobs[start : start + MAX_BATCH]
-        images = draw(pipe, [p for p, _ in batch], [s for _, s in batch], sampling, resolution=resolution, dtype=dtype)
+        texts, seeds = [prompt for prompt, _ in batch], [seed for _, seed in batch]
+        images = draw(pipe, texts, seeds, sampling, resolution=resolution, dtype=DTYPES[precision])
         for image, (prompt, seed) in zip(images, batch, strict=True):
             slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
             path = run / "samples" / f"step-{step:06d}-{slug}-{seed}.png"
-            save_picture(path, image, prompt=prompt, seed=seed, step=step, model=run.name)
+            save_picture(path, image, prompt=prompt, seed=seed, step=step, model=run.name, precision=precision)
             yield events.Image(str(path.relative_to(run)), prompt, seed, step)
             drawn.append((image, prompt))
     return drawn

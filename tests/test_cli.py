@@ -344,7 +344,7 @@ def test_generate_writes_marked_pictures_and_names_them(finished, tmp_path):
         assert image.size == (32, 32)
         assert image.text == {
             "prompt": "été", "negative_prompt": "snow", "seed": "41", "model": "my run", "steps": "3",
-            "guidance_scale": "2.5", "scheduler": "euler",
+            "guidance_scale": "2.5", "scheduler": "euler", "precision": "no",
         }  # fmt: skip
 
 
@@ -403,8 +403,9 @@ def drawn(tmp_path):
     def draw(*arguments) -> Image.Image:
         out = tmp_path / f"pictures-{len(list(tmp_path.glob('pictures-*')))}"
         told = here(
-            "generate", *arguments, "--prompt", "a photo of sks dog", "--num-images", 1, "--steps", 2, "--out", out
-        )
+            "generate", *arguments, "--prompt", "a photo of sks dog", "--num-images", 1, "--steps", 2, "--out", out,
+            "--precision", "no",
+        )  # fmt: skip
         assert (told.code, told.err) == (0, "")
         with Image.open(out / "0000-0.png") as image:
             image.load()
@@ -457,7 +458,8 @@ def test_fuse_writes_a_pipeline_that_draws_alike(adapters, drawn, tmp_path):
     assert (code, told.splitlines()[0], err) == (0, str(out), "")
     command = shlex.split(told.splitlines()[1].removeprefix("Try: python -m dreambooth "))
     assert command[:3] == ["generate", str(out), "--prompt"]
-    assert command[3:] == ["a photo of sks dog on a beach", "--steps", "2", "--guidance", "7.5"], "the run's settings"
+    settings = ["--steps", "2", "--guidance", "7.5", "--precision", "no"]
+    assert command[3:] == ["a photo of sks dog on a beach", *settings], "the run's"
     assert (out / "model_index.json").is_file()
     assert apart(drawn(out), drawn(adapters["lora"])) <= 1
     told = here("fuse", adapters["lora"], "--out", out)
@@ -472,7 +474,7 @@ def test_what_is_fused_is_drawn_with_the_sampler_of_its_run(adapters, tmp_path):
     settings = Config.load(run / "config.yaml", ["sampling.scheduler=ddim", "sampling.guidance_scale=3"])
     (run / "config.yaml").write_text(settings.to_yaml())
     told = here("fuse", run, "--out", tmp_path / "fused").out.splitlines()
-    assert told[1].endswith(" --steps 2 --guidance 3 --scheduler ddim")
+    assert told[1].endswith(" --steps 2 --guidance 3 --scheduler ddim --precision no")
     alone = here("fuse", run / "model", "--base-model", settings.base_model, "--out", tmp_path / "alone")
     assert alone == (0, f"{tmp_path / 'alone'}\n", ""), "no settings are known of a folder"
 

@@ -65,7 +65,7 @@ def run(config, photos, out: Path, candidate: Candidate | None = None, **options
 
 def closed(config) -> Candidate:
     """The base model, which must not be opened."""
-    return replace(base_model(config), open=lambda: pytest.fail("the model was opened"))
+    return replace(base_model(config), open=lambda _: pytest.fail("the model was opened"))
 
 
 def images(out: Path) -> dict[str, bytes]:
@@ -136,7 +136,7 @@ def test_what_figures_were_made_from_stands_beside_them(done, evaluated, tiny_mo
     assert [p["prompt"] for p in told["prompts"]] == ["a photo of sks dog", "a sks dog in the snow"]
     assert [p["described"] for p in told["prompts"]] == ["a photo of dog", "a dog in the snow"]
     assert (told["class_prompt"], told["class_images"], told["images_per_prompt"]) == ("a photo of a dog", 3, 2)
-    assert told["sampling"] == {"steps": 2, "guidance_scale": 7.5, "scheduler": "default"}
+    assert told["sampling"] == {"steps": 2, "guidance_scale": 7.5, "scheduler": "default", "precision": "no"}
     assert [told["metrics"][name]["count"] for name in METRICS] == [4, 4, 4, 3, 2]
     assert str(evaluated) not in text
     assert str(tiny_model.parent) not in text
@@ -150,8 +150,9 @@ def test_a_picture_is_what_its_prompt_and_seed_give_and_says_so(config, done):
     with Image.open(done / "images" / "prompt-01-1.png") as image:
         assert image.text["prompt"] == "a sks dog in the snow"
         assert (image.text["seed"], image.text["steps"], image.text["problem"]) == ("1", "2", "")
+        assert image.text["precision"] == "no"
         ours = np.asarray(image, int)
-    other = base_model(config).open()
+    other = base_model(config).open("no")
     alone = next(generate(other, ["a sks dog in the snow"], num_images=1, seed=1, sampling=config.sampling))[0].image
     assert np.abs(ours - np.asarray(alone, int)).max() <= 1
 
@@ -257,10 +258,17 @@ def test_other_photos_are_measured_anew_without_drawing(config, photos, done):
     assert two.metrics["clip_t"] == one["clip_t"]
 
 
+def test_figures_of_before_precisions_were_told_are_of_float32(done):
+    told = json.loads((done / "metrics.json").read_text())
+    del told["sampling"]["precision"]
+    (done / "metrics.json").write_text(json.dumps(told))
+    assert Evaluation.load(done).sampling.words == "2 steps, guidance 7.5, float32"
+
+
 # ---- Another request
 
 
-@pytest.mark.parametrize("change", ["weights", "prompts", "sampling", "seed", "class prompt"])
+@pytest.mark.parametrize("change", ["weights", "prompts", "sampling", "precision", "seed", "class prompt"])
 def test_another_request_clears_the_folders_own_files_and_nothing_else(make_config, photos, done, tmp_path, change):
     (done / "images" / "mine.png").write_bytes(b"mine")
     (done / "notes.txt").write_text("mine")
@@ -269,11 +277,17 @@ def test_another_request_clears_the_folders_own_files_and_nothing_else(make_conf
     match change:
         case "weights":
             other = tiny.stable_diffusion(tmp_path / "other", seed=7)
-            candidate = replace(base_model(make_config()), folder=other, open=lambda: open_source(str(other)))
+            candidate = replace(
+                base_model(make_config()),
+                folder=other,
+                open=lambda precision: open_source(str(other), precision=precision),
+            )
         case "prompts":
             options["evaluation"]["prompts"] = [PROMPTS[1], PROMPTS[0]]
         case "sampling":
             options["sampling"] = {"guidance_scale": 2.0}
+        case "precision":
+            options["sampling"] = {"precision": "bf16"}
         case "seed":
             options["evaluation"]["seed"] = 1
         case "class prompt":
@@ -328,9 +342,9 @@ def test_pictures_that_were_held_back_are_told_and_left_out(config, photos, done
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 def test_a_model_that_draws_nothing_is_told_as_such(config, photos, tmp_path):
-    source = base_model(config).open()
+    source = base_model(config).open("no")
     source.pipe.vae.decoder.conv_out.bias.data.fill_(float("nan"))
-    broken = replace(base_model(config), open=lambda: source)
+    broken = replace(base_model(config), open=lambda _: source)
     with pytest.raises(ModelError, match="Too few pictures are left to measure: 0 of the subject, 0 of the class"):
         run(config, photos, tmp_path, broken)
     assert not (tmp_path / "metrics.json").exists()
@@ -382,8 +396,8 @@ def test_no_photos_are_refused(config, tmp_path):
 def test_the_model_is_gone_before_pictures_are_measured(config, photos, tmp_path):
     alive = []
 
-    def open_it():
-        source = base_model(config).open()
+    def open_it(precision):
+        source = base_model(config).open(precision)
         alive.append(weakref.ref(source.pipe.unet))
         return source
 
@@ -417,7 +431,7 @@ def test_a_runs_last_and_best_model(make_config, tmp_path, tiny_model):
     write_step(path / "best", 20)
     best = trained_model(path, config, "best")
     assert (best.condition, best.step, best.folder) == ("with PPL, best", 20, path / "best")
-    ours, theirs = (torch.cat([p.flatten() for p in c.open().pipe.unet.parameters()]) for c in (last, best))
+    ours, theirs = (torch.cat([p.flatten() for p in c.open("no").pipe.unet.parameters()]) for c in (last, best))
     assert not torch.equal(ours, theirs)
 
 

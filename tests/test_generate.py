@@ -29,6 +29,7 @@ from dreambooth.generate import (
     with_scheduler,
 )
 from dreambooth.hub import TAG
+from dreambooth.machine import DTYPES, resolve_precision
 from dreambooth.runs import Run
 from tests import tiny
 
@@ -139,13 +140,13 @@ def test_guidance_and_steps_change_the_picture(source):
 
 
 def test_another_resolution_can_be_asked_for(source):
-    image = draw(source.pipe, ["a dog"], [0], QUICK, resolution=64)[0]
+    image = draw(source.pipe, ["a dog"], [0], QUICK, resolution=64, dtype=DTYPES[source.precision])[0]
     assert image.size == (64, 64)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_every_scheduler_draws_and_leaves_the_models_own_in_place(tmp_path, prediction):
-    pipe = open_source(str(tiny.stable_diffusion(tmp_path / "m", prediction=prediction))).pipe
+    pipe = open_source(str(tiny.stable_diffusion(tmp_path / "m", prediction=prediction)), precision="no").pipe
     own = pipe.scheduler
     for name in ("default", *SCHEDULERS):
         image = draw(pipe, ["a dog"], [0], SamplingConfig(steps=4, scheduler=name))[0]
@@ -159,7 +160,7 @@ def zero_snr(source: Source) -> Source:
     pipe.scheduler = DDIMScheduler.from_config(
         pipe.scheduler.config, rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"
     )
-    return Source(pipe, source.family, source.name, source.sampling, None)
+    return replace(source, pipe=pipe)
 
 
 def test_a_sampler_that_can_not_follow_the_models_schedule_is_refused(source):
@@ -203,8 +204,64 @@ def test_running_out_of_memory_is_told_with_what_to_do(source, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(type(source.pipe.unet), "forward", fail)
-    with pytest.raises(RunError, match=r"memory ran out .* fewer pictures"):
-        pictures(source, ["a dog"], num_images=2)
+    with pytest.raises(RunError, match=r"memory ran out while drawing 2 pictures .* fewer at once \(--batch-size\)"):
+        pictures(source, ["a dog"], num_images=2, batch_setting="--batch-size")
+    with pytest.raises(RunError, match=r"while drawing 1 picture at once. Close what else uses it"):
+        pictures(source, ["a dog"], num_images=1)
+
+
+# ---- The arithmetic
+
+
+def test_a_model_stored_in_bf16_draws_what_autocast_draws_with_its_weights_in_32_bits(tiny_model):
+    """So a finished model's pictures are those that its training showed, and take half the memory for weights."""
+    half, whole = (open_source(str(tiny_model), precision=name) for name in ("bf16", "no"))
+    assert half.pipe.unet.conv_in.weight.dtype == half.pipe.vae.decoder.conv_in.weight.dtype == torch.bfloat16
+    assert {p.dtype for part in (whole.pipe.unet, whole.pipe.vae) for p in part.parameters()} == {torch.float32}
+    (picture,) = pictures(half, ["a dog"], num_images=1, seed=5)
+    (cast,) = draw(whole.pipe, ["a dog"], [5], QUICK, dtype=torch.bfloat16)
+    (exact,) = pictures(whole, ["a dog"], num_images=1, seed=5)
+    assert difference(picture.image, cast) == 0
+    assert difference(picture.image, exact.image) > 0, "bf16 is not float32"
+    assert (picture.precision, exact.precision) == ("bf16", "no")
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "given", "expected"),
+    [
+        ("no", "auto", None, "no"),
+        ("bf16", "auto", None, "bf16"),
+        ("no", "bf16", None, "bf16"),
+        ("bf16", "no", None, "no"),
+        ("bf16", "bf16", "no", "no"),
+        ("auto", "auto", None, "AUTO"),
+        ("no", "auto", "auto", "AUTO"),
+    ],
+)
+def test_a_run_draws_as_it_was_trained_unless_something_else_is_asked(
+    make_config, tmp_path, tiny_model, monkeypatch, trained, asked, given, expected
+):
+    config = make_config(train={"mixed_precision": trained}, sampling={"precision": asked})
+    path = finished_run(config, tmp_path / "run", tiny_model).path
+    opened = open_source(str(path), precision=given)
+    assert opened.precision == resolve_precision(expected.lower(), torch.device("cpu"))
+
+
+def test_a_run_of_a_gpu_in_fp16_draws_on_a_cpu_too_and_fp16_alone_is_refused_there(make_config, tmp_path, tiny_model):
+    config = make_config(device="auto", train={"mixed_precision": "fp16"})
+    path = str(finished_run(config, tmp_path / "run", tiny_model).path)
+    assert open_source(path).precision == resolve_precision("auto", torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"sampling\.precision is fp16, which needs a CUDA GPU"):
+        open_source(path, precision="fp16")
+
+
+def test_latents_are_decoded_one_by_one_and_the_vae_is_left_as_it_was(source):
+    sizes = []
+    hook = source.pipe.vae.decoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    pictures(source, ["a dog"], num_images=3)
+    hook.remove()
+    assert sizes == [1, 1, 1]
+    assert not source.pipe.vae.use_slicing
 
 
 # ---- Pictures with nothing to see
@@ -258,10 +315,10 @@ def finished_run(config, path, model) -> Run:
 def test_a_run_draws_with_its_model_and_its_settings(make_config, tmp_path, tiny_model, source):
     config = make_config(sampling={"steps": 3, "guidance_scale": 4.0})
     opened = open_source(str(finished_run(config, tmp_path / "my-run", tiny_model).path))
-    assert (opened.name, opened.config, opened.sampling) == ("my-run", config, config.sampling)
+    assert (opened.name, opened.config, opened.sampling) == ("my-run", config, config.drawing)
     ours = next(generate(opened, ["a dog"], num_images=1))[0].image
-    plain = pictures(source, ["a dog"], num_images=1, sampling=SamplingConfig(steps=3, guidance_scale=4.0))[0].image
-    assert difference(ours, plain) == 0
+    base, sampling = open_source(str(tiny_model), precision="no"), SamplingConfig(steps=3, guidance_scale=4.0)
+    assert difference(ours, pictures(base, ["a dog"], num_images=1, sampling=sampling)[0].image) == 0
 
 
 def test_a_folder_has_the_usual_settings_and_its_own_name(tiny_model, source, monkeypatch):
@@ -304,11 +361,11 @@ def test_a_published_model_draws_with_the_settings_of_its_run(hub, make_config, 
     config = make_config(sampling={"steps": 3, "guidance_scale": 4.0}, subject={"photos": "/home/anna/photos"})
     hub.add_repo("anna/dog", published(config.to_yaml(), tiny_model))
     opened = open_source("anna/dog")
-    assert (opened.name, opened.config, opened.sampling) == ("anna/dog", config, config.sampling)
+    assert (opened.name, opened.config, opened.sampling) == ("anna/dog", config, config.drawing)
     ours = next(generate(opened, ["a dog"], num_images=1))[0].image
-    plain = pictures(source, ["a dog"], num_images=1, sampling=SamplingConfig(steps=3, guidance_scale=4.0))[0].image
-    assert difference(ours, plain) == 0
-    assert open_source("anna/dog", hub.repos["model", "anna/dog"].commits[-1].oid).sampling == config.sampling
+    base, sampling = open_source(str(tiny_model), precision="no"), SamplingConfig(steps=3, guidance_scale=4.0)
+    assert difference(ours, pictures(base, ["a dog"], num_images=1, sampling=sampling)[0].image) == 0
+    assert open_source("anna/dog", hub.repos["model", "anna/dog"].commits[-1].oid).sampling == config.drawing
 
 
 def test_a_published_model_draws_from_where_it_was_downloaded_to(make_config, tiny_model, tmp_path):

@@ -519,6 +519,14 @@ def test_an_absent_device_is_refused(monkeypatch, name):
         resolve_device(name)
 
 
+def test_float32_is_float32_in_convolutions_and_in_matrix_products(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # PyTorch's default; the other's is this one
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert resolve_device("auto") == CUDA
+    assert not torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize(("capability", "chosen"), [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx512_f", "no")])
 def test_a_cpu_uses_bf16_only_where_it_is_fast(monkeypatch, capability, chosen):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)

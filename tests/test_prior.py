@@ -228,7 +228,7 @@ class BlankFor:
     """A pipeline whose pictures are black for some seeds, as a safety checker leaves them."""
 
     def __init__(self, pipe, blank):
-        self.pipe, self.blank, self.seeds = pipe, blank, []
+        self.pipe, self.blank, self.seeds, self.vae = pipe, blank, [], pipe.vae
         self.scheduler, self._execution_device = pipe.scheduler, pipe._execution_device
 
     def __call__(self, prompts, *, generator, **options):

@@ -38,7 +38,7 @@ from dreambooth.reports import (
     write_report,
 )
 from dreambooth.reports.gallery import CELL
-from dreambooth.reports.published import PUBLISHED
+from dreambooth.reports.published import PUBLISHED, protocol
 from dreambooth.reports.tables import verdict
 
 TOYBOX = {"dino": "toybox ViT", "clip": "toybox CLIP", "perceptual": "toybox ViT patch distance"}
@@ -49,7 +49,7 @@ COLOURS = {BASE: "grey", "without PPL": "red", "with PPL": "blue"}
 def evaluation(
     folder: Path, subject: str = "rex", condition: str = "with PPL", seed: int = 1, *, noise: int = 0,
     levels: tuple[float, ...] = (0.6, 0.8, 0.3, 0.4, 0.5), prompts: tuple[str, ...] = ("a sks dog", "a wet sks dog"),
-    problem: str = "", encoders: dict[str, str] = TOYBOX, identifier: str = "sks",
+    problem: str = "", encoders: dict[str, str] = TOYBOX, identifier: str = "sks", precision: str = "bf16",
 ) -> Evaluation:  # fmt: skip
     """An evaluation whose five metrics are about `levels`, with its pictures, saved in `folder`."""
     rng = np.random.default_rng(noise)
@@ -83,7 +83,8 @@ def evaluation(
         subject=subject, class_noun="dog", identifier=identifier, condition=condition, model=f"run-{seed}",
         base_model="toybox", method="full", step=0 if condition == BASE else 400, seed=seed, encoders=encoders,
         photos=5, images_per_prompt=2, class_prompt="a photo of a dog", class_images=4, first_seed=0,
-        sampling=Sampler(steps=25, guidance_scale=3.0, scheduler="default"), left_out=int(bool(problem)), metrics={},
+        sampling=Sampler(steps=25, guidance_scale=3.0, scheduler="default", precision=precision),
+        left_out=int(bool(problem)), metrics={},
         ceilings={"dino": 0.9, "clip_i": 0.95}, prompts=tuple(rows), pictures=tuple(pictures),
         class_pictures=tuple(kin), request="x",
     )  # fmt: skip
@@ -259,6 +260,18 @@ def test_figures_of_different_encoders_are_not_mixed(tmp_path):
     third = evaluation(tmp_path / "c", condition="without PPL", encoders=PUBLIC)
     with pytest.raises(ConfigError, match="can't be compared"):
         differences([one, third], "with PPL", "without PPL")
+
+
+def test_figures_of_pictures_drawn_in_different_ways_are_not_mixed(tmp_path):
+    one, other = evaluation(tmp_path / "a"), evaluation(tmp_path / "b", "tom", precision="no")
+    with pytest.raises(ConfigError, match=r"in 25 steps, guidance 3, bf16, some in .*, float32, which can't be comp"):
+        summary([one, other], "with PPL")
+    third = evaluation(tmp_path / "c", condition="without PPL", precision="no")
+    with pytest.raises(ConfigError, match="can't be compared"):
+        differences([one, third], "with PPL", "without PPL")
+    assert ("Drawn in", "25 steps, guidance 3, bf16; 25 steps, guidance 3, float32", "not told") in protocol(
+        [one, other]
+    )
 
 
 @pytest.mark.parametrize(

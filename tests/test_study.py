@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from filelock import FileLock
 
 from dreambooth import events, prior
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
-from dreambooth.evaluate import Evaluation
+from dreambooth.evaluate import Evaluation, sampler_of
 from dreambooth.monitor import read_measures
 from dreambooth.runs import Run
 from dreambooth.study import StudyConfig, cells_of, comparison, plan, run_study
@@ -204,6 +205,8 @@ def test_without_the_base_model_only_trainings_are_planned(make_study, tmp_path)
         ({"conditions": {"a": {"base_model": "toybox"}}}, "ida, a: changes base_model"),
         ({"conditions": {"a": {"evaluation": {"seed": 3}}}}, "ida, a: changes evaluation, so its figures could not"),
         ({"conditions": {"a": {"subject": {"class_noun": "cat"}}}}, "changes subject.class_noun, so"),
+        ({"conditions": {"a": {"sampling": {"guidance_scale": 7.0}}}}, "ida, a: changes sampling.guidance_scale, so"),
+        ({"conditions": {"a": {"sampling": {"precision": "bf16"}}}}, "ida, a: changes sampling.precision, so"),
         ({"config": {"evaluation": {"prompts": ["a dog"]}}}, "'a dog' does not name the subject"),
         ({"config": {"evaluation": {"dino": "./nowhere"}}}, "./nowhere: no such folder."),
         ({"config": {"base_model": "./nowhere"}}, "./nowhere: no such folder."),
@@ -219,6 +222,28 @@ def test_what_can_not_work_is_refused_before_anything_begins(make_study, tmp_pat
 def test_conditions_may_differ_in_how_long_they_train(make_study, tmp_path):
     study = make_study(conditions={"a": {}, "b": {"evaluation": {"patience": 2}}}, evaluate_base=False)
     assert len(cells_of(study, tmp_path / "out")) == 4
+
+
+def test_all_conditions_are_drawn_alike_whatever_their_presets_and_trainings_are(make_study, tmp_path):
+    """The base model, both conditions and all seeds: by the common sampling, in the common training's precision."""
+    other = {"preset": "seed-003", "train": {"mixed_precision": "bf16"}}
+    study = make_study(conditions={"a": {}, "b": other}, seeds=[7, 8], config={"sampling": {"guidance_scale": 5.0}})
+    cells = cells_of(study, tmp_path / "out")
+    assert len(cells) == 10
+    assert {sampler_of(cell.measured).words for cell in cells} == {"2 steps, guidance 5, float32"}
+    assert {cell.config.train.mixed_precision for cell in cells} == {"no", "bf16"}
+
+
+def test_what_was_drawn_in_another_way_is_measured_anew(finished, make_study, tmp_path):
+    shutil.copytree(finished[1] / "ida" / "base", tmp_path / "begun" / "ida" / "base")
+    for begun, precision in (("begun", "no"), ("nothing", "auto")):
+        cells = cells_of(make_study(config={"train": {"mixed_precision": "auto"}}), tmp_path / begun)
+        assert {cell.sampling.precision for cell in cells} == {precision}, "as it was begun, whatever auto is here"
+    shutil.copytree(finished[1], out := tmp_path / "dogs")
+    file = out / "ida" / "with-PPL-7" / "evaluation" / "metrics.json"
+    file.write_text(file.read_text().replace('"guidance_scale": 7.5', '"guidance_scale": 7.0'))
+    cells = cells_of(make_study(), out)
+    assert [str(cell) for cell in cells if cell.evaluation is None] == ["ida, with PPL, seed 7"]
 
 
 def test_every_photo_of_every_subject_is_looked_at_first(make_study, subjects, tmp_path):

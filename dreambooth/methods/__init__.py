@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from dreambooth.config import Config
-from dreambooth.families import Family
+from dreambooth.families import Family, store_matrices_in
 
 Load = Callable[[DiffusionPipeline, Family, Sequence[tuple[Path, float]]], None]
 
@@ -81,10 +81,7 @@ def text_learning_rate(config: Config) -> dict[str, float]:
 
 def store_frozen_in(dtype: torch.dtype | None, trainable: Trainable) -> None:
     """Keep the matrices that are not trained in the forward pass's precision, which would cast them each time."""
-    layers = (m for module in trainable.modules.values() for m in module.modules())
-    for layer in layers if dtype is not None else ():
-        if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.requires_grad:
-            layer.weight.data = layer.weight.data.to(dtype)
+    store_matrices_in(dtype, trainable.modules.values())
 
 
 NUMBER_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # in which files hold weights

@@ -38,7 +38,6 @@ def protocol(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
     """What was done here and what the paper did, in rows of (aspect, here, paper)."""
     one = evaluations[0]
     pictures = len(one.prompts) * one.images_per_prompt
-    sampler = f"{one.sampling.steps} steps, guidance {one.sampling.guidance_scale:g}"
     return [
         ("Base model", _listed(e.base_model for e in evaluations), "Imagen; Stable Diffusion"),
         ("DINO, PRES by", one.encoders["dino"], "ViT-S/16, self-supervised by DINO"),
@@ -48,7 +47,7 @@ def protocol(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
         ("Photos a subject", _span([e.photos for e in evaluations]), "4 to 6"),
         ("Photos as compared", "the square crops that training saw", "not told"),
         ("Pictures of a subject", f"{len(one.prompts)} prompts × {one.images_per_prompt} = {pictures}", "25 × 4 = 100"),
-        ("Drawn in", sampler, "not told"),
+        ("Drawn in", "; ".join(dict.fromkeys(e.sampling.words for e in evaluations)), "not told"),
         (
             "PRES from",
             f"{one.class_images} pictures of the class prompt",

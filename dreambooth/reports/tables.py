@@ -38,10 +38,10 @@ def summary(evaluations: Sequence[Evaluation], condition: str) -> dict[str, Esti
 
     Over several subjects it is the mean over the evaluations, and subjects are the groups of `estimate_mean`; for one
     subject over its pictures, and its prompts are (for PRES pictures). Raises `ConfigError` where they were measured by
-    different encoders: such figures have no common mean.
+    different encoders, or their pictures drawn in different ways: such figures have no common mean.
     """
     chosen = [e for e in evaluations if e.condition == condition]
-    _check_encoders(chosen)
+    _check_alike(chosen)
     if len(chosen) == 1:
         return chosen[0].metrics
     if len(subjects(chosen)) > 1:
@@ -68,7 +68,7 @@ def differences(evaluations: Sequence[Evaluation], condition: str, other: str) -
     class pictures), whose pictures are paired by seed. Empty where nothing pairs.
     """
     pairs = _pairs(evaluations, condition, other)
-    _check_encoders([e for pair in pairs for e in pair])
+    _check_alike([e for pair in pairs for e in pair])
     found = {}
     for name in METRICS:
         rows = _paired_values(pairs, name)
@@ -97,12 +97,17 @@ def _paired_values(pairs: list[tuple[Evaluation, Evaluation]], name: str) -> lis
     return rows
 
 
-def _check_encoders(evaluations: Sequence[Evaluation]) -> None:
+def _check_alike(evaluations: Sequence[Evaluation]) -> None:
     kinds = list(dict.fromkeys(tuple(sorted(e.encoders.items())) for e in evaluations))
     if len(kinds) > 1:
         one, two = (", ".join(name for _, name in kind) for kind in kinds[:2])
         raise ConfigError(
             f"Some were measured by {one}, some by {two}, which can't be compared.", "Evaluate all with the same."
+        )
+    if len(samplers := list(dict.fromkeys(e.sampling.words for e in evaluations))) > 1:
+        raise ConfigError(
+            f"Some pictures were drawn in {samplers[0]}, some in {samplers[1]}, which can't be compared.",
+            "Evaluate all with the same sampling settings.",
         )
 
 

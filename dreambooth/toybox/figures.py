@@ -92,7 +92,7 @@ def reconstruct(pipe: DiffusionPipeline, pictures: np.ndarray) -> np.ndarray:
 
 def vae(folders: Folders, count: int = 200) -> str:
     """PSNR of the VAE on held-out pictures and on real photos."""
-    pipe = open_source(TOYBOX).pipe
+    pipe = open_source(TOYBOX, precision="no").pipe
     sets = {f"{count} held-out pictures": draw_scenes(held_out_scenes(count, two_subjects=0.08))}
     if folders.photos:
         photos = _photos(folders.photos)

@@ -269,7 +269,7 @@ class Actions:
         chosen = self.studio.own_run(owner, run)
         texts, seed, count = checked_prompts(prompts), int(seed or 0), int(count)
         check_request(texts, count, seed)
-        sampling = models.checked_sampling(chosen.config.sampling, steps, guidance_scale)
+        sampling = models.checked_sampling(chosen.config.drawing, steps, guidance_scale)
         columns: list[Column] = []
         for opened in drawing.as_it_happens(lambda tell: tell(self.columns(chosen))):
             columns = opened or columns

@@ -166,7 +166,7 @@ def paint(
                 if order.weights not in opened:
                     if not keep:
                         opened.clear()
-                    opened[order.weights] = _open(order.weights, device, safety_checker)
+                    opened[order.weights] = _open(order.weights, device, safety_checker, sampling.precision)
                 batches = generate(
                     opened[order.weights], [order.prompt], num_images=order.count, seed=order.seed, sampling=sampling,
                     negative_prompt=negative_prompt, on_step=lambda done, total: tell(Step(done, total)),
@@ -176,11 +176,11 @@ def paint(
     yield from as_it_happens(work)
 
 
-def _open(weights: Weights, device: torch.device, safety_checker: bool) -> Source:
+def _open(weights: Weights, device: torch.device, safety_checker: bool, precision: str) -> Source:
     base = Path(weights.base) if weights.base else None
     return open_source(
         weights.folder, device=device, base=base, scale=weights.scale, adapters=weights.adapters,
-        safety_checker=safety_checker,
+        safety_checker=safety_checker, precision=precision,
     )  # fmt: skip
 
 

@@ -339,6 +339,7 @@ class Actions:
         """Put a picture with its settings where the page gets it from."""
         facts = sampling.model_dump(include={"steps", "guidance_scale", "scheduler"})
         facts |= {"prompt": picture.prompt, "negative_prompt": negative_prompt, "seed": picture.seed}
+        facts |= {"precision": picture.precision}
         facts |= {"which": source.which} if source.which else {}
         facts |= {"scale": f"{added['scale']:g}"} if source.weights.base else {}
         facts |= {"adapters": shown_adapters(added["adapters"])} if added["adapters"] else {}

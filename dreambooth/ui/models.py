@@ -106,7 +106,7 @@ def open_model(
     else:
         run = studio.own_run(owner, name)
         weights = weights_of(run, which)
-        model = Model(run.id, weights, run.config.sampling, "best" if Path(weights.folder).name == "best" else "last")
+        model = Model(run.id, weights, run.config.drawing, "best" if Path(weights.folder).name == "best" else "last")
         called = label(run)
     stacked = _stacked(studio, owner, adapters, which, model.weights, called)
     weights = model.weights._replace(scale=_checked_weight(scale), adapters=stacked)
@@ -124,7 +124,7 @@ def _open_from_hub(studio: Studio, name: str, token: Token) -> Model:
             "Choose one that has, or run the studio on a computer of your own.",
         )
     settings = generate.published_settings(folder)
-    return Model(name, Weights(str(folder), str(base or "")), settings.sampling if settings else SamplingConfig())
+    return Model(name, Weights(str(folder), str(base or "")), settings.drawing if settings else SamplingConfig())
 
 
 def _base_of(studio: Studio, adapter: Path, token: Token) -> Path:

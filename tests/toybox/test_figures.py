@@ -17,8 +17,8 @@ from dreambooth.toybox.measures import judge_look
 from tests import pictures as made_up
 
 
-def quickly(name):
-    return replace(open_source(name), sampling=SamplingConfig(steps=1, guidance_scale=1.0))
+def quickly(name, **options):
+    return replace(open_source(name, **options), sampling=SamplingConfig(steps=1, guidance_scale=1.0))
 
 
 @pytest.fixture(autouse=True)
