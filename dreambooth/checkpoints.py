@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 
 from dreambooth.errors import RunError
+from dreambooth.events import Event
 from dreambooth.files import atomic_file, atomic_folder
+from dreambooth.machine import available_memory
 
 _BEST = "best.pt"
 
@@ -40,12 +43,15 @@ class Checkpoint:
 
     def save(self, folder: Path, keep: int) -> Path:
         """Write `folder/step-000200` whole or not at all, then drop all but the newest `keep`. Returns the new path."""
-        final = folder / f"step-{self.step:06d}"
-        with atomic_folder(final) as partial:
-            _write(self._state(), partial / "state.pt")
-        for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
-        return final
+        return _save(self._state(), folder, keep)
+
+    def to_save(self, folder: Path, keep: int) -> Callable[[], Path]:
+        """`save` as it would be now, to be called later from any thread: with a copy in main memory."""
+        return _later(self._state(), lambda state: _save(state, folder, keep))
+
+    def to_save_best(self, folder: Path) -> Callable[[], Path]:
+        """The writing of the weights, as they are now, to `folder/best.pt`; as `to_save` of a whole checkpoint."""
+        return _later(self._model(), lambda state: _save_best(state, folder))
 
     def load(self, path: Path) -> None:
         """Restore from a folder that `save` wrote; raises `RunError` if it does not fit this training."""
@@ -60,13 +66,8 @@ class Checkpoint:
                 _restore(self.ema, state["ema"])
             self.step = state["step"]
 
-    def save_best(self, folder: Path) -> None:
-        """Write the weights, as they are now, as `folder/best.pt`, in the place of those of an earlier step."""
-        with atomic_file(folder / _BEST) as partial:
-            _write(self._model(), partial)
-
     def load_best(self, folder: Path) -> tuple[int, list[Tensor]] | None:
-        """The step and the weights that `save_best` wrote last, the weights on the CPU; None where there are none.
+        """The step and the weights that `to_save_best` wrote last, the weights on the CPU; None where there are none.
 
         Raises `RunError` if they do not fit this training.
         """
@@ -88,6 +89,85 @@ class Checkpoint:
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "ema": self.ema,
         }
+
+
+class Writer:
+    """Writes in a thread of its own while the training goes on, one thing at a time and in order.
+
+    What fails there is raised by the next call. The end of the `with` block, and so of the process, waits for what is
+    being written.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "dreambooth-disk")
+        self._written: Future[Event | None] | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def write(self, job: Callable[[], Event | None]) -> Iterator[Event]:
+        """Start to write as soon as what is being written is; yields the event of that one."""
+        yield from self.wait()
+        self._written = self._pool.submit(job)
+
+    def finished(self) -> Iterator[Event]:
+        """The event of what was written meanwhile, if it is whole."""
+        if self._written and self._written.done():
+            yield from self.wait()
+
+    def wait(self) -> Iterator[Event]:
+        """Wait until all is written; yields its event."""
+        written, self._written = self._written, None
+        if written and (event := written.result()):
+            yield event
+
+
+def _later(state: dict, save: Callable[[dict], Path]) -> Callable[[], Path]:
+    """`save` with a copy of the state; where main memory has no room for one, it is saved at once."""
+    room = available_memory(torch.device("cpu"))
+    if 2 * sum(tensor.nbytes for tensor in _tensors(state)) > room:
+        path = save(state)
+        return lambda: path
+    copied = _copied(state, {})
+    return lambda: save(copied)
+
+
+def _tensors(state: object) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    for value in state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ():
+        yield from _tensors(value)
+
+
+def _copied(state: object, known: dict[int, Tensor]) -> object:
+    """The same with copies on the CPU of all its tensors; of one that is there twice, as in 8-bit Adam, one copy."""
+    if isinstance(state, Tensor):
+        if id(state) not in known:
+            known[id(state)] = state.detach().to("cpu", copy=True)
+        return known[id(state)]
+    if isinstance(state, dict):
+        return {key: _copied(value, known) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_copied(value, known) for value in state)
+    return state
+
+
+def _save(state: dict, folder: Path, keep: int) -> Path:
+    final = folder / f"step-{state['step']:06d}"
+    with atomic_folder(final) as partial:
+        _write(state, partial / "state.pt")
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def _save_best(state: dict, folder: Path) -> Path:
+    with atomic_file(folder / _BEST) as partial:
+        _write(state, partial)
+    return folder / _BEST
 
 
 @contextmanager

@@ -336,6 +336,12 @@ class TrainConfig(_Settings):
         "both, so that prompts can combine them. Source: SVDiff's Cut-Mix (arXiv 2303.11305), 0.6.",
     )
     checkpoint_every: int = Field(200, ge=1, description="Steps between resumable checkpoints.")
+    checkpoint_minutes: float = Field(
+        10.0,
+        gt=0,
+        description="A checkpoint at least this often, in minutes, beside those by steps. Source: Young's "
+        "√(2 · 10 s to write one · 5 h between failures) = 10 min (CACM 17, 1974).",
+    )
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="How many of the newest checkpoints to keep.")
     sample_every: int = Field(100, ge=0, description="Steps between sample pictures; 0 for none.")
 

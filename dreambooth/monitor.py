@@ -100,6 +100,12 @@ def bounds_of(base: Measure, ceiling: float, max_drift: float, max_prompt_loss: 
     return base.pres + max_drift * max(ceiling - base.pres, 0.0), base.clip_t - max_prompt_loss * abs(base.clip_t)
 
 
+def exhausted(measures: Measures, patience: int | None, step: int) -> bool:
+    """Whether none of the last `patience` samplings up to `step` was the best."""
+    since = [measure for measure in measures.measures if measures.best < measure.step <= step]
+    return patience is not None and len(since) >= patience
+
+
 class Monitor:
     """Measures a training's sample pictures and keeps what it found in `measures.json`."""
 
@@ -162,9 +168,7 @@ class Monitor:
 
     def exhausted(self, step: int) -> bool:
         """Whether none of the last `evaluation.patience` samplings up to `step` was the best so far."""
-        patience = self._config.evaluation.patience
-        since = [s for s in self._by_step if self.best < s <= step]
-        return patience is not None and len(since) >= patience
+        return bool(self._by_step) and exhausted(self.measures, self._config.evaluation.patience, step)
 
     def _measured(self, step: int, pictures: Sequence[tuple[Image.Image, str]]) -> Measure:
         ours = [(image, prompt) for image, prompt in pictures if self._config.shows_subject(prompt)]

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -24,9 +25,9 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth import events, packs, prior
-from dreambooth.adapters import is_adapter, load_model, save_trained
+from dreambooth.adapters import is_adapter, is_model, load_model, read_step, save_trained
 from dreambooth.captions import caption_photos
-from dreambooth.checkpoints import Checkpoint, list_checkpoints
+from dreambooth.checkpoints import Checkpoint, Writer, list_checkpoints
 from dreambooth.coach import coach
 from dreambooth.config import Config, together_prompt
 from dreambooth.cores import share_cores
@@ -50,7 +51,7 @@ from dreambooth.generate import MAX_BATCH, draw, save_picture
 from dreambooth.machine import DTYPES, peak_memory, reset_peak_memory, resolve_device, resolve_precision
 from dreambooth.methods import Trainable, get_method, store_frozen_in
 from dreambooth.methods.words import keep_learned_word
-from dreambooth.monitor import Monitor
+from dreambooth.monitor import Monitor, exhausted, read_measures
 from dreambooth.objectives import dreambooth_loss
 from dreambooth.photos import find_photos, passed_over, prepare_photos, save_prepared, side_by_side
 from dreambooth.preflight import check as preflight
@@ -77,11 +78,20 @@ def train(
     for bit on a CPU). `should_stop` is asked between steps; on True a checkpoint is written and `Cancelled` ends it.
     Raises `DreamBoothError`s; what is on disk then is whole.
     """
+    with Writer() as disk:
+        yield from _train(config, run, disk, resume, should_stop)
+
+
+def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: Callable[[], bool]) -> Iterator[Event]:
+    """`train`, with what writes to disk beside the steps."""
     started = time.monotonic()
     settings, config = config.train, keep_learned_word(config, run)
 
     # -- prepare: check everything before a weight is loaded ---------------------------------------------------------
     yield events.Stage("prepare")
+    if resume and _has_ended(config, run):  # its checkpoints are gone, and there is nothing left to do
+        yield events.Finished("model", time.monotonic() - started)
+        return
     device = resolve_device(config.device)
     yield events.Metric("memory_before_bytes", reset_peak_memory(device), 0)
     precision = resolve_precision(settings.mixed_precision, device)
@@ -158,15 +168,16 @@ def train(
 
     # -- resume ------------------------------------------------------------------------------------------------------
     checkpoint = Checkpoint(weights, optimizer.optimizer, schedule, accelerator.scaler, ema, fingerprint(model))
-    if resume and (saved := list_checkpoints(run / "checkpoints")):
-        checkpoint.load(saved[-1])
-    else:
-        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    if resume and (kept := list_checkpoints(run / "checkpoints")):
+        checkpoint.load(kept[-1])
+    for earlier in () if resume else ("checkpoints", "samples", "best", "model"):
+        shutil.rmtree(run / earlier, ignore_errors=True)
     if monitor:
-        monitor.forget_after(checkpoint.step)
+        monitor.forget_after(checkpoint.step if resume else -1)
 
-    def sample(step: int) -> Iterator[Event]:
-        """Draw the sample pictures, measure them, and keep the weights if they may turn out to be the best."""
+    def sample(step: int) -> Generator[Event, None, bool]:
+        """Draw the sample pictures, measure them, and keep the weights if they may turn out to be the best; whether it
+        came to its end before it was told to stop."""
         _move(pipe, idle, device)
         _set_training(trainable, False)
         with _weights_of(ema, weights):
@@ -174,17 +185,28 @@ def train(
             if monitor and pictures:
                 yield from monitor.measure(step, pictures, device)
                 if monitor.first == step and 0 < step < settings.steps:
-                    checkpoint.save_best(run / "checkpoints")
+                    save_best = checkpoint.to_save_best(run / "checkpoints")
+                    yield from disk.write(lambda: save_best() and None)
         _set_training(trainable, True)
         _move(pipe, idle, "cpu")
+        return bool(pictures)
+
+    def is_sampling_step(step: int) -> bool:
+        return settings.sample_every > 0 and (step % settings.sample_every == 0 or step == settings.steps)
+
+    def is_sampled(step: int) -> bool:
+        """Whether nothing of it was lost to a stop or a crash."""
+        drawn = all(path.is_file() for path, _, _ in _sample_jobs(config, run, step))
+        return drawn and (monitor is None or monitor.knows(step))
 
     # -- loop --------------------------------------------------------------------------------------------------------
     yield events.Stage("train", settings.steps)
-    if settings.sample_every and checkpoint.step == 0:  # what the base model draws
-        yield from sample(0)
-        if should_stop():
-            yield events.Cancelled(0)
+    if is_sampling_step(checkpoint.step) and not is_sampled(checkpoint.step):  # step 0 is what the base model draws
+        whole = yield from sample(checkpoint.step)
+        if not whole or should_stop():
+            yield events.Cancelled(checkpoint.step)
             return
+    saved_at = time.monotonic()
     overflows = 0  # in a row; only fp16 may have any
     done = checkpoint.step >= settings.steps or (monitor is not None and monitor.exhausted(checkpoint.step))
     while not done:
@@ -245,22 +267,26 @@ def train(
             yield events.Metric("threads", threads, step)
 
         # sample, measure
-        done = step == settings.steps
-        if settings.sample_every and (step % settings.sample_every == 0 or done):
-            yield from sample(step)
-            done = done or (monitor is not None and monitor.exhausted(step))
+        whole = True
+        if is_sampling_step(step):
+            whole = yield from sample(step)
+        done = step == settings.steps or (monitor is not None and monitor.exhausted(step))
 
         # checkpoint, stop
-        stopping = should_stop() and not done
-        if stopping or step % settings.checkpoint_every == 0 or done:
-            path = checkpoint.save(run / "checkpoints", settings.keep_checkpoints)
-            yield events.Checkpoint(str(path.relative_to(run)), step)
+        yield from disk.finished()
+        stopping = not whole or (should_stop() and not done)  # pictures that are missing are drawn when it goes on
+        late = time.monotonic() - saved_at > 60 * settings.checkpoint_minutes
+        if stopping or ((step % settings.checkpoint_every == 0 or late) and not done):  # the last is the model itself
+            save, saved_at = checkpoint.to_save(run / "checkpoints", settings.keep_checkpoints), time.monotonic()
+            yield from disk.write(partial(_checkpoint, save, run, step))
         if stopping:
+            yield from disk.wait()
             yield events.Cancelled(step)
             return
 
     # -- save --------------------------------------------------------------------------------------------------------
     yield events.Stage("save")
+    yield from disk.wait()
     shutil.rmtree(run / "best", ignore_errors=True)
     best = monitor.best if monitor else None
     if best not in (None, checkpoint.step):  # else the last is the best
@@ -275,9 +301,30 @@ def train(
         base = model if is_adapter(folder) else None
         load_model(folder, base)  # stock diffusers takes it, or this run has not finished
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)  # several times the model, and of no use from here on
     yield events.Metric("model_bytes", size, settings.steps)
     yield events.Metric("peak_memory_bytes", peak_memory(device), settings.steps)
     yield events.Finished("model", time.monotonic() - started)
+
+
+def _has_ended(config: Config, run: Path) -> bool:
+    """Whether the run has its model and, as it is then, no checkpoints; raises `RunError` where it is to go on after
+    its end."""
+    if not is_model(run / "model") or list_checkpoints(run / "checkpoints"):
+        return False
+    step, measures = read_step(run / "model"), read_measures(run)
+    early = measures is not None and exhausted(measures, config.evaluation.patience, step or 0)
+    if step is not None and step < config.train.steps and not early:
+        raise RunError(
+            f"This run ended at step {step} and kept no checkpoint to go on from.",
+            f"For {config.train.steps} steps, train anew in another folder (--run-dir).",
+        )
+    return True
+
+
+def _checkpoint(save: Callable[[], Path], run: Path, step: int) -> Event:
+    """Write it, and tell when it is whole."""
+    return events.Checkpoint(str(save().relative_to(run)), step)
 
 
 def _prepare_photos(config: Config, run: Path, resolution: int, reader: Reader) -> Iterator[Event]:
@@ -437,6 +484,18 @@ def _weights_of(ema: list[Tensor] | None, weights: list[Tensor]) -> Iterator[Non
             ours.data, theirs.data = theirs.data, ours.data
 
 
+def _sample_jobs(config: Config, run: Path, step: int) -> list[tuple[Path, str, int]]:
+    """The sample pictures of a step: file, prompt and seed. The prompt's number tells files apart whose prompts begin
+    alike, or have no Latin letter."""
+    sampling, folder, jobs = config.sampling, run / "samples", []
+    for number, prompt in enumerate(config.sample_prompts):
+        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-")
+        name = f"step-{step:06d}-{number:02d}" + (f"-{words}" if words else "")
+        seeds = range(sampling.seed, sampling.seed + sampling.num_images)
+        jobs += [(folder / f"{name}-{seed}.png", prompt, seed) for seed in seeds]
+    return jobs
+
+
 def _draw_samples(
     pipe: DiffusionPipeline, config: Config, run: Path, step: int, resolution: int, precision: str,
     should_stop: Callable[[], bool],
@@ -445,18 +504,14 @@ def _draw_samples(
 
     Returns the pictures with their prompts; none where it was told to stop before it had drawn all.
     """
-    sampling = config.sampling
-    jobs = [(prompt, sampling.seed + i) for prompt in config.sample_prompts for i in range(sampling.num_images)]
-    drawn = []
+    sampling, jobs, drawn = config.sampling, _sample_jobs(config, run, step), []
     for start in range(0, len(jobs), MAX_BATCH):
         if start and should_stop():
             return []
         batch = jobs[start : start + MAX_BATCH]
-        texts, seeds = [prompt for prompt, _ in batch], [seed for _, seed in batch]
-        images = draw(pipe, texts, seeds, sampling, resolution=resolution, dtype=DTYPES[precision])
-        for image, (prompt, seed) in zip(images, batch, strict=True):
-            slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
-            path = run / "samples" / f"step-{step:06d}-{slug}-{seed}.png"
+        _, prompts, seeds = map(list, zip(*batch, strict=True))
+        images = draw(pipe, prompts, seeds, sampling, resolution=resolution, dtype=DTYPES[precision])
+        for image, (path, prompt, seed) in zip(images, batch, strict=True):
             save_picture(path, image, prompt=prompt, seed=seed, step=step, model=run.name, precision=precision)
             yield events.Image(str(path.relative_to(run)), prompt, seed, step)
             drawn.append((image, prompt))

@@ -277,7 +277,7 @@ def test_the_best_steps_model_has_its_own_pictures_and_figures(pair, make):
     assert f"| This model, step 2 | {found.dino:.3f} |".replace("-", "−") in text
     assert "too few for intervals" in text
     ours, theirs = (Image.open(path) for path in (folder / "images" / "00.png", *(run.path / "samples").glob(
-        "step-000002-a-photo-of-sks-dog-0.png")))  # fmt: skip
+        "step-000002-00-a-photo-of-sks-dog-0.png")))  # fmt: skip
     assert ours.tobytes() == theirs.convert("RGB").tobytes()
 
 

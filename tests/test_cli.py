@@ -239,7 +239,7 @@ def test_progress_off_a_terminal_is_plain_lines(finished):
     assert any(line.startswith("estimated peak memory ") for line in lines)
     assert "class images 2/2" in lines
     assert any(line.startswith("train 3/3 instance loss ") and ", prior loss " in line for line in lines)
-    assert "checkpoint checkpoints/step-000003" in lines
+    assert "checkpoint checkpoints/step-000002" in lines
     assert lines[-1].startswith("Finished in ")
     assert "Traceback" not in err
 

@@ -122,9 +122,12 @@ def test_what_is_saved_draws_what_was_trained(name, configured, tmp_path, family
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_what_is_trained_is_kept_in_checkpoints(name, configured, tmp_path):
-    happened = run(configured(name), tmp_path / "run")
+    happened = []
+    for event in Run.create(configured(name), tmp_path / "run").execute():
+        happened.append(event)
+        if isinstance(event, events.Checkpoint):
+            state = torch.load(tmp_path / "run" / event.path / "state.pt", weights_only=True)
     trained = next(e.value for e in happened if isinstance(e, events.Metric) and e.name == "trainable_parameters")
-    state = torch.load(tmp_path / "run" / "checkpoints" / "step-000004" / "state.pt", weights_only=True)
     assert sum(tensor.numel() for tensor in state["weights"]) == trained
     sizes = [e.value for e in happened if isinstance(e, events.Metric) and e.name == "model_bytes"]
     on_disk = sum(path.stat().st_size for path in (tmp_path / "run" / "model").rglob("*") if path.is_file())

@@ -52,6 +52,12 @@ def seen(monkeypatch):
     return found
 
 
+def states(run: Run, **options) -> list[dict]:
+    """Train, and give what each checkpoint holds; at its end a run keeps none."""
+    written = (event for event in run.execute(**options) if isinstance(event, events.Checkpoint))
+    return [torch.load(run.path / event.path / "state.pt", weights_only=True) for event in written]
+
+
 def run(config, path: Path, **options) -> dict[str, torch.Tensor]:
     """Train; the saved weights."""
     for _ in Run.create(config, path).execute(**options):
@@ -364,10 +370,10 @@ def test_lora_s_dropout_is_drawn_anew_for_each_batch_from_the_seed(make_config, 
 
 def test_the_average_is_kept_beside_the_weights_in_checkpoints(make_config, tmp_path, seen):
     """Saved is the average; the training goes on from the weights themselves."""
-    config = make_config(prior=WITHOUT, train=QUICK | {"ema_decay": 0.5, "checkpoint_every": STEPS})
-    ours = run(config, tmp_path / "run")
-    (path,) = (tmp_path / "run" / "checkpoints").rglob("*.pt")
-    state = torch.load(path, weights_only=True)
+    config = make_config(prior=WITHOUT, train=QUICK | {"ema_decay": 0.5})
+    ours, seen = run(config, tmp_path / "run"), list(seen)
+    longer = make_config(prior=WITHOUT, train={"steps": STEPS + 1, "ema_decay": 0.5, "checkpoint_every": STEPS})
+    [state] = states(Run.create(longer, tmp_path / "longer"))
     hand = ByHand(config)
     raw = ByHand(config.model_copy(update={"train": config.train.model_copy(update={"ema_decay": None})}))
     for kept, theirs in ((state["ema"], hand.trained(seen)), (state["weights"], raw.trained(seen))):
@@ -445,16 +451,14 @@ def test_fp16_s_gradients_are_unscaled_before_they_are_clipped(make_config, tmp_
 
 def test_fp16_resumed_goes_on_with_its_scale(make_config, tmp_path, monkeypatch):
     monkeypatch.setattr("dreambooth.train.Accelerator", Scaled)
-    config = make_config(prior=WITHOUT, train={"steps": 4, "checkpoint_every": 1, "keep_checkpoints": 9})
-    whole = run(config, tmp_path / "whole")
-    scales = [torch.load(p, weights_only=True)["scaler"] for p in sorted((tmp_path / "whole").rglob("state.pt"))]
+    config = make_config(prior=WITHOUT, train={"steps": 5, "checkpoint_every": 1})
+    scales = [state["scaler"] for state in states(Run.create(config, tmp_path / "whole"))]
+    whole = saved(tmp_path / "whole")
     assert scales[-1]["scale"] == 2.0**12, "it has grown after each two steps"
     happened, parts = [], Run.create(config, tmp_path / "parts")
     for event in parts.execute(should_stop=lambda: any(isinstance(e, events.Step) for e in happened)):
         happened.append(event)
-    list(parts.execute(resume=True))
-    last = max((tmp_path / "parts").rglob("state.pt"))
-    assert torch.load(last, weights_only=True)["scaler"] == scales[-1]
+    assert [state["scaler"] for state in states(parts, resume=True)] == scales[1:]
     assert all(torch.equal(value, saved(tmp_path / "parts")[name]) for name, value in whole.items())
 
 
@@ -473,12 +477,13 @@ def test_a_step_whose_gradients_overflow_is_taken_at_a_lower_scale(make_config, 
 def test_adamw8bit_keeps_its_state_in_8_bits_and_resumes_bit_for_bit(make_config, tmp_path, seen):
     """Of tensors from 4,096 numbers on, which tiny models have few of: LoRA of a high rank makes them."""
     settings = method_settings("lora", lora={"rank": 256}, prior=WITHOUT)
-    settings["train"] = {"steps": 4, "optimizer": "adamw8bit", "weight_decay": 0.5, "betas": [0.5, 0.7]}
+    settings["train"] = {
+        "steps": 4, "checkpoint_every": 3, "optimizer": "adamw8bit", "weight_decay": 0.5, "betas": [0.5, 0.7],
+    }  # fmt: skip
     config = make_config(**settings)
-    whole = run(config, tmp_path / "whole")
-    (*_, last) = sorted((tmp_path / "whole").rglob("state.pt"))
-    states = torch.load(last, weights_only=True)["optimizer"]["state"].values()
-    kinds = [state["__bnb_optimizer_quant_state__"]["state1"].dtype for state in states]
+    [kept] = states(Run.create(config, tmp_path / "whole"))
+    whole, moments = saved(tmp_path / "whole"), kept["optimizer"]["state"].values()
+    kinds = [state["__bnb_optimizer_quant_state__"]["state1"].dtype for state in moments]
     assert kinds.count(torch.uint8) > 8
     hand = ByHand(config)
     assert distance(whole, hand.trained(seen), hand.start) < 0.1

@@ -277,7 +277,7 @@ def no_space_for_copies(*_arguments, **_options):
     ids=["checkpoint", "photos", "copies", "weights"],
 )
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(quick, tmp_path, monkeypatch, writer, fail, said):
-    run = Run.create(quick(), tmp_path / "run")
+    run = Run.create(quick(train={"steps": 2, "checkpoint_every": 1}), tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(writer, fail)
         with pytest.raises(RunError) as caught:

@@ -1,14 +1,19 @@
 """The training loop, run for real on tiny models."""
 
+import errno
+import io
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +22,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth import events, prior
+from dreambooth import checkpoints, events, prior
 from dreambooth.checkpoints import list_checkpoints
 from dreambooth.config import Config, preset_names
 from dreambooth.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variants, encode, photo_variants
@@ -70,7 +75,8 @@ def test_a_run_leaves_all_it_should(make_config, tmp_path, tiny_model):
     assert len(list((run / "class_images").glob("*.png"))) == 4
     with Image.open(next((run / "samples").iterdir())) as image:
         assert {"prompt", "seed", "step", "model"} <= set(image.text)
-    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-000002", "step-000004"]
+    assert [(e.path, e.step) for e in of(events.Checkpoint, happened)] == [("checkpoints/step-000002", 2)]
+    assert not (run / "checkpoints").exists(), "of no use any more"
     assert changed(load_base(tiny_model), weights(run)) == {"unet", "text_encoder"}
 
 
@@ -382,8 +388,6 @@ def test_a_step_that_overflowed_in_fp16_is_done_again_and_counts_once(make_confi
     for a, b in zip(of(events.Step, plain), of(events.Step, scaled), strict=True):
         assert (a.step, a.lr, a.loss) == (b.step, b.lr, b.loss)
     assert_equal(weights(tmp_path / "plain"), weights(tmp_path / "scaled"))
-    state = torch.load(tmp_path / "scaled" / "checkpoints" / "step-000002" / "state.pt")
-    assert state["scaler"]["scale"] == 2.0**14, "halved twice before step 1"
 
 
 def test_a_step_that_always_overflows_ends_the_training(make_config, tmp_path, monkeypatch):
@@ -392,6 +396,111 @@ def test_a_step_that_always_overflows_ends_the_training(make_config, tmp_path, m
     with pytest.raises(RunError, match=r"gradient is not finite at step 3"):
         list(run.execute())
     assert [path.name for path in list_checkpoints(run.path / "checkpoints")] == ["step-000001", "step-000002"]
+
+
+def cut_off(run, after: int) -> None:
+    """As a killed process leaves a run whose last step was `after`."""
+    for event in run.execute():
+        if isinstance(event, events.Step) and event.step > after:
+            break
+    assert run.status == "interrupted"
+
+
+def test_the_scale_of_fp16_is_part_of_a_checkpoint(make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("dreambooth.train.Accelerator", breaking(Scaled, 0, 1))
+    run = Run.create(make_config(), tmp_path / "run")
+    cut_off(run, after=2)
+    [kept] = list_checkpoints(run.path / "checkpoints")
+    assert torch.load(kept / "state.pt")["scaler"]["scale"] == 2.0**14, "halved twice before step 1"
+
+
+class FullDisk(io.BytesIO):
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_fills_up_while_it_trains_on_ends_the_training(make_config, tmp_path, monkeypatch):
+    run = Run.create(make_config(), tmp_path / "run")
+    real = Path.open
+
+    def full(path, *mode, **options):
+        return FullDisk() if path.name == "state.pt" else real(path, *mode, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(RunError, match=r"The disk is full.*--resume"):
+            list(run.execute())
+    assert run.status == "failed"
+    assert not of(events.Checkpoint, run.events())
+    assert list((run.path / "checkpoints").iterdir()) == []
+    list(run.execute(resume=True))
+    assert run.status == "finished"
+
+
+def test_a_checkpoint_holds_its_own_step_while_the_training_goes_on(make_config, tmp_path, monkeypatch):
+    """It is written once the next steps are done: the weights, moments and average are those of its step."""
+    config = make_config(train={"steps": 5, "checkpoint_every": 2, "ema_decay": 0.5})
+    execute(config, tmp_path / "whole")
+    run, later = Run.create(config, tmp_path / "run"), threading.Event()
+    save = checkpoints._save
+    monkeypatch.setattr(checkpoints, "_save", lambda *arguments: later.wait(60) and save(*arguments))
+    for event in run.execute():
+        if isinstance(event, events.Step) and event.step == 3:
+            assert not of(events.Checkpoint, run.events()), "it is told of once it is whole"
+            later.set()
+            break
+    [kept] = list_checkpoints(run.path / "checkpoints")
+    assert kept.name == "step-000002", "the end waits for what is being written"
+    list(run.execute(resume=True))
+    assert_equal(weights(tmp_path / "whole"), weights(run.path))
+
+
+def test_where_the_memory_has_no_room_for_a_copy_checkpoints_are_written_at_once(make_config, tmp_path, monkeypatch):
+    config = make_config(train={"steps": 5})
+    execute(config, tmp_path / "whole")
+    monkeypatch.setattr(checkpoints, "available_memory", lambda device: 0)
+    monkeypatch.setattr(checkpoints, "_copied", None)
+    run = Run.create(config, tmp_path / "run")
+    cut_off(run, after=2)
+    list(run.execute(resume=True))
+    assert_equal(weights(tmp_path / "whole"), weights(run.path))
+
+
+def test_checkpoints_come_by_the_clock_too(make_config, tmp_path, monkeypatch):
+    """Steps of some three minutes each, and a checkpoint in ten."""
+    now = itertools.count(0, 60)
+    monkeypatch.setattr("dreambooth.train.time", SimpleNamespace(monotonic=lambda: next(now)))
+    for minutes, count in ((10, 2), (1e6, 0)):
+        train = {"steps": 9, "checkpoint_every": 1000, "checkpoint_minutes": minutes}
+        happened = execute(make_config(train=train), tmp_path / str(minutes))
+        assert len(of(events.Checkpoint, happened)) == count
+
+
+def test_a_finished_run_is_not_trained_again(make_config, tmp_path):
+    """Neither resumed nor asked for more steps: it keeps nothing to go on from."""
+    run = Run.create(make_config(), tmp_path / "run")
+    list(run.execute())
+    before = weights(run.path)
+    [_, finished] = run.execute(resume=True)
+    assert finished.path == "model"
+    assert_equal(before, weights(run.path))
+    (run.path / "config.yaml").write_text(make_config(train={"steps": 9}).to_yaml())
+    with pytest.raises(RunError, match=r"ended at step 4 .*For 9 steps, train anew"):
+        list(run.execute(resume=True))
+
+
+def test_each_sample_picture_has_its_own_file(make_config, tmp_path):
+    """Prompts that begin alike, or differ in other letters than a to z alone."""
+    long = "a photo of {identifier} {class_noun} on a beach, on the left side of the picture, by "
+    prompts = [long + "day", long + "night", "{identifier} 在海滩", "{identifier} 在雪地", "在海滩", "在雪地"]
+    config = make_config(train={"steps": 1, "sample_every": 1}, sampling={"prompts": prompts}, evaluation={
+        "while_training": False})  # fmt: skip
+    drawn = of(events.Image, execute(config, tmp_path / "run"))
+    assert len(drawn) == 2 * 8
+    assert len({e.path for e in drawn}) == len(drawn) == len(list((tmp_path / "run" / "samples").iterdir()))
+    for e in drawn:
+        with Image.open(tmp_path / "run" / e.path) as image:
+            assert (image.text["prompt"], image.text["step"]) == (e.prompt, str(e.step))
 
 
 def test_class_images_are_shared_and_only_the_shortfall_is_drawn(make_config, tmp_path):
