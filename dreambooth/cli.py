@@ -148,7 +148,7 @@ def train(config_source: str, overrides: tuple[str, ...], run_dir: Path | None, 
     from dreambooth.runs import Run
 
     run = _run_to_resume(config, run_dir) if resume else Run.create(config, run_dir)
-    with _stopped_by_ctrl_c() as should_stop:
+    with _stopped_by_signal() as should_stop:
         click.echo(f"Run: {run.path}")
         console = _Console()
         for event in run.execute(resume=resume, should_stop=should_stop):
@@ -344,7 +344,7 @@ def evaluate_run(
     check_writable(out, "--out")
     subject = f"{config.subject.identifier} {config.subject.class_noun}"
     console = _Console()
-    with _stopped_by_ctrl_c() as should_stop:
+    with _stopped_by_signal() as should_stop:
         for event in evaluate(candidate, config, run_photos(run.path), out, subject=subject, should_stop=should_stop):
             if isinstance(event, events.Cancelled):
                 console.headline("Stopped; the same command goes on.")
@@ -624,19 +624,24 @@ def fetch_class_images(config_file: Path, repo_id: str, overrides: tuple[str, ..
 
 
 @contextlib.contextmanager
-def _stopped_by_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Gives a function that tells whether Ctrl-C was pressed; pressed again, it ends the program at once."""
+def _stopped_by_signal() -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells whether Ctrl-C was pressed, or SIGTERM came as Slurm, Docker and spot machines send
+    it before they end a program; a second one ends it at once."""
     stop = threading.Event()
 
     def stop_after_this_step(*_: object) -> None:
         stop.set()
-        signal.signal(signal.SIGINT, before)
+        as_before()
 
-    before = signal.signal(signal.SIGINT, stop_after_this_step)
+    def as_before() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, stop_after_this_step) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        as_before()
 
 
 def _config_of(source: str, overrides: tuple[str, ...]) -> Config:
@@ -681,7 +686,7 @@ def _carry_out(study: StudyConfig, out: Path) -> None:
     done = sum(cell.evaluation is not None for cell in cells)
     click.echo(f"Study: {out}, {len(cells)} models" + (f", {done} of them done already" if done else ""))
     console, current, failures, stopped = _Console(), None, [], False
-    with _stopped_by_ctrl_c() as should_stop:
+    with _stopped_by_signal() as should_stop:
         for cell, event in run_study(study, cells, out, should_stop=should_stop):
             if cell is not current:
                 current = cell

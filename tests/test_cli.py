@@ -256,12 +256,13 @@ def test_a_run_without_a_name_goes_under_the_runs_folder(config_file, tmp_path):
 # ---- train --resume
 
 
-def test_ctrl_c_keeps_what_was_learned_and_resume_finishes(config_file, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_was_learned_and_resume_finishes(config_file, tmp_path, number):
     arguments = ["train", config_file, "--run-dir", "run", "--set", "train.steps=100"]
     arguments += ["--set", "train.checkpoint_every=1000"]
     running = process(*arguments, cwd=tmp_path)
     assert any(line.startswith("train 10/100 ") for line in running.stderr), "it ended before it could be stopped"
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     code, _, err = result(running)
     run = Run.open(tmp_path / "run")
     assert (code, run.status) == (1, "cancelled")
