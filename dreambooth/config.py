@@ -307,7 +307,9 @@ class TrainConfig(_Settings):
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="After the warm-up. Source: paper."
     )
-    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises from zero.")
+    warmup_steps: int = Field(
+        0, ge=0, description="Steps over which the learning rate rises from zero; fewer than steps."
+    )
     snr_gamma: float | None = Field(
         None,
         gt=0,
@@ -354,8 +356,9 @@ class TrainConfig(_Settings):
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> TrainConfig:
-        if self.warmup_steps > self.steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than steps ({self.steps}); lower it")
+        if self.warmup_steps >= self.steps:  # the first step has a rate of zero, the one after the warm-up the peak
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) leaves none of the steps ({self.steps}) at the full "
+                             "learning rate; lower it")  # fmt: skip
         return self
 
 

@@ -518,6 +518,13 @@ def test_class_images_are_shared_and_only_the_shortfall_is_drawn(make_config, tm
     assert (tmp_path / "c" / "class_images" / "contact_sheet.jpg").is_file()
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_the_longest_warm_up_reaches_the_peak(make_config, tmp_path, schedule):
+    train = {"steps": 4, "warmup_steps": 3, "lr_schedule": schedule}
+    rates = [e.lr for e in of(events.Step, execute(make_config(train=train), tmp_path / "run"))]
+    assert rates == pytest.approx([0, 1e-3 / 3, 2e-3 / 3, 1e-3])
+
+
 def test_captions_are_used_per_photo(make_config, tmp_path, photo_folder):
     folder = tmp_path / "captioned"
     shutil.copytree(photo_folder, folder)
