@@ -7,6 +7,7 @@ texts as people save them.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import os
 import shutil
@@ -197,6 +198,20 @@ def read_text(path: Path) -> str:
     if "\0" in text:  # UTF-16 without its mark is UTF-8 with zeros
         raise ValueError("it holds zero bytes, so it is no UTF-8 text; save the file as UTF-8")
     return text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")  # joined files have marks inside, too
+
+
+def copy_or_link(source: str, target: str) -> str:
+    """Copy a file for `shutil.copytree`, or give weights that lie in the Hub's cache a second name there.
+
+    That costs no disk; the cache's files are named by their contents and never written again. Where the system can't
+    do it, say across disks, they are copied.
+    """
+    real = Path(source).resolve()
+    if real.parent.name == "blobs" and Path(source).suffix in (".safetensors", ".bin"):
+        with contextlib.suppress(OSError):
+            os.link(real, target)
+            return target
+    return shutil.copy2(source, target)
 
 
 def refuse_taken(path: Path) -> None:

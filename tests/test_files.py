@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
 import stat
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from filelock import FileLock
@@ -15,6 +17,7 @@ from dreambooth.files import (
     atomic_folder,
     cache_home,
     check_writable,
+    copy_or_link,
     disk_trouble,
     is_held,
     named_path,
@@ -40,6 +43,26 @@ def names(folder) -> list[str]:
 
 
 # ---- One file
+
+
+def test_weights_in_the_hubs_cache_are_linked_and_all_else_is_copied(tmp_path, monkeypatch):
+    blobs, snapshot, own = tmp_path / "blobs", tmp_path / "snapshots" / "1", tmp_path / "own"
+    for folder in (blobs, snapshot, own):
+        folder.mkdir(parents=True)
+    for name in ("model.safetensors", "config.json"):
+        (blobs / name[:5]).write_text(name)
+        (snapshot / name).symlink_to(blobs / name[:5])
+        (own / name).write_text(name)
+    for number, source in enumerate((snapshot, own)):
+        shutil.copytree(source, tmp_path / str(number), copy_function=copy_or_link)
+        for file in (tmp_path / str(number)).iterdir():
+            assert file.read_text() == file.name
+            linked = source == snapshot and file.suffix == ".safetensors"
+            assert os.path.samefile(file, source / file.name) == linked
+            assert not file.is_symlink()
+    monkeypatch.setattr(os, "link", mock.Mock(side_effect=OSError("another disk")))
+    shutil.copytree(snapshot, tmp_path / "copied", copy_function=copy_or_link)
+    assert not os.path.samefile(tmp_path / "copied" / "model.safetensors", snapshot / "model.safetensors")
 
 
 def test_a_file_appears_with_its_content(tmp_path):

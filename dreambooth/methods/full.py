@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from dreambooth.config import Config
 from dreambooth.families import Family
+from dreambooth.files import copy_or_link
 from dreambooth.methods import Distance, Method, Trainable, freeze, text_learning_rate
 
 
@@ -33,7 +34,7 @@ def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable
         index = json.loads((base / "model_index.json").read_bytes())
         for name, entry in index.items():
             if isinstance(entry, list) and entry[0] is not None and name not in modules:
-                shutil.copytree(base / name, folder / name)
+                shutil.copytree(base / name, folder / name, copy_function=copy_or_link)
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         forget_paths(folder)
 
