@@ -6,7 +6,7 @@ cached form: a sample of their latents' posterior, (C, h, w), scaled as the deno
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from dreambooth.families import Family
 
 ENCODE_BATCH = 8  # pictures encoded at once: the encoder's activations are its peak, and more gains no speed on a CPU
 
-INSTANCE, CLASS, CROPS, DROPOUT = range(4)
+INSTANCE, CLASS, CROPS, DROPOUT, SUBJECTS = range(5)
 """Streams of randomness, so that leaving class images out changes nothing for the photos (paired comparisons)."""
 
 
@@ -53,19 +53,44 @@ class Encoded:
     mask: Tensor
     """(N, V, h, w): 1 where a picture is learned, 0 where it was transparent."""
 
+    groups: tuple[int, ...] = ()
+    """How many of the pictures show each subject, in their order; the ones after them show several. Empty for one."""
+    together: float = 0.0
+    """The share of the examples that show several subjects."""
+
     def example(self, n: int, seed: int, stream: int) -> tuple[Tensor, Tensor, Tensor]:
         """Latents (C, h, w), prompt ids and mask (h, w) of the n-th example.
 
-        Pictures are shuffled anew each epoch, the variant is random.
+        Of several subjects each has as many examples, however many its pictures; these are shuffled anew each epoch,
+        and the variant is random.
         """
-        count, variants = self.mean.shape[:2]
-        epoch, place = divmod(n, count)
-        order = torch.randperm(count, generator=generator(seed, stream, -1 - epoch & 0xFFFFFFFF))
-        i = int(order[place])
+        variants = self.mean.shape[1]
+        i = self._picture(n, seed, stream)
         g = generator(seed, stream, n)
         v = int(torch.randint(variants, (), generator=g))
         sample = self.mean[i, v] + self.std[i, v] * torch.randn(self.mean.shape[2:], generator=g)
         return sample, self.prompt_ids[i], self.mask[i, v]
+
+    def _picture(self, n: int, seed: int, stream: int) -> int:
+        """Which picture the n-th example shows."""
+        if len(self.groups) < 2:
+            return _shuffled(len(self.mean), n, lambda epoch: generator(seed, stream, -1 - epoch & 0xFFFFFFFF))
+        # Those of several come at even distances, and of the others each subject once in every round.
+        several = int(n * self.together)
+        if int((n + 1) * self.together) > several:
+            group, turn, first = len(self.groups), several, sum(self.groups)
+            count = len(self.mean) - first
+        else:
+            subjects, alone = len(self.groups), n - several
+            group = _shuffled(subjects, alone, lambda turn: generator(seed, SUBJECTS, turn))
+            turn, first, count = alone // subjects, sum(self.groups[:group]), self.groups[group]
+        return first + _shuffled(count, turn, lambda epoch: generator(seed, SUBJECTS + 1 + group, epoch))
+
+
+def _shuffled(count: int, n: int, of_epoch: Callable[[int], torch.Generator]) -> int:
+    """The n-th of an endless row of numbers below `count`, each once an epoch."""
+    epoch, place = divmod(n, count)
+    return int(torch.randperm(count, generator=of_epoch(epoch))[place])
 
 
 class DreamBoothDataset(Dataset):

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -115,7 +116,7 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
             yield events.Stage("fetch class images")
             packs.fetch_pack(config.prior.pack, keys[0], config.prior.num_images)
 
-    photos, prompts = _photos_and_prompts(run)
+    photos, prompts, groups = _photos_and_prompts(run)
     monitor = yield from _monitor(config, run, photos[: len([*run.glob("photos/*.png")])])
 
     yield events.Stage("load model")
@@ -143,6 +144,7 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
         class_prompts = [prompt for prompt in config.class_prompts for _ in range(config.prior.num_images)]
         classes = encode(pipe, family, (class_variants(path, config) for path in paths), class_prompts, dtype)
     batch_size, accumulation = settings.batch_size, settings.gradient_accumulation
+    instance = replace(instance, groups=groups, together=settings.side_by_side if len(photos) > sum(groups) else 0.0)
     dataset = DreamBoothDataset(instance, classes, config.seed, settings.steps * accumulation * batch_size)
 
     # -- prepare: with what it is trained ----------------------------------------------------------------------------
@@ -355,13 +357,14 @@ def _prepare_photos(config: Config, run: Path, resolution: int, reader: Reader) 
 
 
 def _combinations(config: Config, photos: list[list[Image.Image]]) -> Iterator[tuple[Image.Image, str]]:
-    """Pictures of two subjects side by side, with their prompts: `train.side_by_side` of what is trained on.
+    """Pictures of two subjects side by side, with their prompts: `train.side_by_side` of them all, if each subject had
+    as many photos as the one that has most.
 
     Whoever is left comes first in the prompt, each as often, so that looks go with words and not with places.
     """
     pairs = list(combinations(range(len(photos)), 2))
     share = config.train.side_by_side
-    for number in range(round(share / (1 - share) * sum(map(len, photos))) if pairs else 0):
+    for number in range(round(share / (1 - share) * len(photos) * max(map(len, photos))) if pairs else 0):
         k, (i, j) = number // len(pairs), pairs[number % len(pairs)]
         left, right = photos[i][k % len(photos[i])], photos[j][(k + k // len(photos[j])) % len(photos[j])]
         if k % 2:
@@ -369,11 +372,14 @@ def _combinations(config: Config, photos: list[list[Image.Image]]) -> Iterator[t
         yield side_by_side(left, right), together_prompt([config.subjects[i], config.subjects[j]])
 
 
-def _photos_and_prompts(run: Path) -> tuple[list[Image.Image], list[str]]:
-    folders = (run / "photos").glob("*/")
-    files = [path for folder in (run / "photos", *sorted(folders)) for path in sorted(folder.glob("*.png"))]
+def _photos_and_prompts(run: Path) -> tuple[list[Image.Image], list[str], tuple[int, ...]]:
+    """The photos with their prompts, and how many each subject has; after them come the pictures of several."""
+    folders = (run / "photos", *sorted((run / "photos").glob("*/")))  # `together` is the last
+    by_folder = {folder.name: sorted(folder.glob("*.png")) for folder in folders}
+    files = [path for paths in by_folder.values() for path in paths]
     prompts = [path.with_suffix(".txt").read_text(encoding="utf-8") for path in files]
-    return [Image.open(path) for path in files], prompts
+    groups = tuple(len(paths) for name, paths in by_folder.items() if name != TOGETHER)
+    return [Image.open(path) for path in files], prompts, groups
 
 
 def _monitor(config: Config, run: Path, photos: list[Image.Image]) -> Generator[Event, None, Monitor | None]:

@@ -1,6 +1,7 @@
 """Training examples: what an item holds, that each is a pure function of seed and number, and the encoded pictures."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -109,6 +110,27 @@ def test_each_epoch_and_each_seed_has_an_order_of_its_own():
     epochs = [tuple(order[i : i + 8]) for i in range(0, 80, 8)]
     assert len(set(epochs)) == 10
     assert drawn(numbered(8, 1), 8, seed=1) != drawn(numbered(8, 1), 8, seed=2)
+
+
+@pytest.mark.parametrize("together", [0.0, 0.25, 0.6])
+def test_each_subject_has_as_many_examples_however_many_photos(together):
+    """Three photos of one, twelve of the other, five of both: rounds are alike, and each photo has its turn."""
+    encoded = replace(numbered(20, 1), groups=(3, 12), together=together)
+    shown = [which // 10 for which in drawn(encoded, 480)]
+    counts = Counter(shown)
+    several = round(480 * together)
+    assert sum(counts[i] for i in range(15, 20)) == several
+    assert sum(counts[i] for i in range(3)) == sum(counts[i] for i in range(3, 15)) == (480 - several) // 2
+    for first, last in ((0, 3), (3, 15), *([(15, 20)] if several else [])):
+        of_each = [counts[i] for i in range(first, last)]
+        assert max(of_each) - min(of_each) <= 1, "each photo of a subject as often"
+    assert drawn(encoded, 480) != drawn(encoded, 480, seed=1)
+
+
+def test_one_subject_is_drawn_as_it_always_was():
+    assert drawn(numbered(5, 2), 12) == drawn(replace(numbered(5, 2), groups=(5,)), 12) == [
+        11, 1, 40, 20, 31, 41, 0, 10, 31, 20, 40, 31,
+    ]  # fmt: skip
 
 
 def test_all_variants_of_a_photo_are_used_alike():

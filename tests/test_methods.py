@@ -143,7 +143,7 @@ def test_several_subjects_in_one_run(name, configured, tmp_path, two_subjects):
     assert [path.name for path in sorted(photos.glob("*.png"))] == ["00.png", "01.png", "02.png"]
     assert (photos / "subject-2" / "01.txt").read_text() == "a photo of <ohwx> cat"
     assert (photos / "together" / "00.txt").read_text() == "a photo of <sks> dog and <ohwx> cat"
-    assert len(list(photos.glob("together/*.png"))) == 7, "0.6 of all: 7 beside 3 and 2"
+    assert len(list(photos.glob("together/*.png"))) == 9, "0.6 of all: 9 beside 3 and as many of the other"
     others = list((tmp_path / "run").glob("class_images-[23]/*.png"))
     assert len(others) == (8 if config.prior.active else 0), "each class has its own, and both together"
     if is_adapter(tmp_path / "run" / "model"):
