@@ -402,7 +402,8 @@ def test_a_png_is_read_though_its_texts_are_many_or_damaged(tmp_path):
 
 def test_long_texts_do_not_hide_which_way_is_up(tmp_path):
     turned = corners().transpose(Image.Transpose.ROTATE_90)
-    said = b"XML:com.adobe.xmp\0\0\0\0\0" + b"history " * 2**18 + b' tiff:Orientation="6" '
+    text = b"history " * 2**18 + b' tiff:Orientation="6" '
+    said = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(text)
     (tmp_path / "edited.png").write_bytes(with_chunk(encoded(turned, "PNG"), b"iTXt", said))
     assert_corners(open_photo(tmp_path / "edited.png"))
 
