@@ -8,20 +8,29 @@ adds the fault of ignoring it, and the test that sees it.
 from __future__ import annotations
 
 import argparse
+import importlib
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "runs", "node_modules", "venv")
 """Of a checkout, what no test reads."""
+LIBRARIES = (
+    "accelerate", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "hypothesis", "peft",
+    "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip",
+)  # fmt: skip
+"""What takes longest to import, and holds none of the faults."""
+FORK = multiprocessing.get_context("fork")  # a process that has the libraries already: not on Windows
 
 
 class Mutation(NamedTuple):
@@ -125,15 +134,19 @@ MUTATIONS = (
              "(every.sum(axis=1) - every.diagonal()) / (len(every) - 1)", "every.mean(axis=1)",
              "tests/test_metrics.py::test_the_ceiling_compares_each_photo_with_the_others"),
     Mutation("every interval is the normal one", METRICS, "student_quantile(confidence, count - 1)",
-             "student_quantile(confidence, 999)", "tests/test_metrics.py"),
+             "student_quantile(confidence, 999)",
+             "tests/test_metrics.py::test_the_interval_of_equal_groups_is_that_of_their_means"),
     Mutation("groups are ignored", METRICS, "rows = range(len(values)) if groups is None else groups",
-             "rows = range(len(values))", "tests/test_metrics.py"),
+             "rows = range(len(values))",
+             "tests/test_metrics.py::test_pictures_of_one_prompt_are_not_independent_witnesses"),
     # ---- merging
     Mutation("merging protects nothing", MERGE,
              "d = torch.cholesky_solve(words.T, torch.linalg.cholesky(ordinary + everywhere)).T", "d = words",
              "tests/test_merge.py::test_the_formula_solves_the_constrained_problem"),
     Mutation("merging starts from the first adapter", MERGE, "base, scale=0, adapters", "base, scale=1, adapters",
-             "tests/test_merge.py"),
+             "tests/test_merge.py::test_the_adapter_holds_what_the_formula_gives"),
+    Mutation("merging heeds the last captions alone", MERGE, "total + rows.T @ rows, count + len(rows)",
+             "rows.T @ rows, len(rows)", "tests/test_merge.py::test_the_adapter_holds_what_the_formula_gives"),
 )  # fmt: skip
 
 
@@ -145,19 +158,40 @@ def source(mutation: Mutation, root: Path = ROOT) -> str:
     return text.replace(mutation.old, mutation.new)
 
 
-def outcome(mutation: Mutation | None, tests: Sequence[str], root: Path = ROOT) -> tuple[str, float, str]:
-    """What became of the tests in a copy with the fault, or without one: caught, survived, or that it could not be
-    told; with seconds and what pytest said."""
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(shutil.copytree(root, Path(folder) / "copy", ignore=LEFT_OUT))
-        if mutation:
-            (copy / mutation.file).write_text(source(mutation, root), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
-    word = {0: "survived", 1: "caught"}.get(done.returncode, f"pytest ended with {done.returncode}")
-    return word, time.monotonic() - started, done.stdout + done.stderr
+def outcomes(
+    jobs: Sequence[tuple[Mutation | None, Sequence[str]]], root: Path, at_once: int
+) -> Iterator[tuple[str, float, str]]:
+    """For each job, in order, what became of its tests in a copy with its fault, or without one: caught, survived, or
+    that it could not be told; with seconds and what pytest said."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool:
+
+        def outcome(number: int) -> tuple[str, float, str]:
+            (mutation, tests), started = jobs[number], time.monotonic()
+            copy, log = Path(folder) / str(number), Path(folder) / f"{number}.txt"
+            shutil.copytree(root, copy, ignore=LEFT_OUT)
+            if mutation:
+                (copy / mutation.file).write_text(source(mutation, root), encoding="utf-8")
+            process = FORK.Process(target=_run_tests, args=(copy, tests, log))
+            process.start()
+            process.join()
+            shutil.rmtree(copy)
+            word = {0: "survived", 1: "caught"}.get(process.exitcode, f"pytest ended with {process.exitcode}")
+            return word, time.monotonic() - started, log.read_text(encoding="utf-8", errors="replace")
+
+        yield from pool.map(outcome, range(len(jobs)))
+
+
+def _run_tests(copy: Path, tests: Sequence[str], log: Path) -> None:
+    """In a process of its own, which has imported all but the code: run pytest in the copy, and end with its code."""
+    with log.open("wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    sys.dont_write_bytecode = True
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("dreambooth", "tests")]:
+        del sys.modules[name]
+    os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])))
 
 
 def main(arguments: Sequence[str] | None = None, mutations: Sequence[Mutation] = MUTATIONS, root: Path = ROOT) -> int:
@@ -169,22 +203,28 @@ def main(arguments: Sequence[str] | None = None, mutations: Sequence[Mutation] =
     chosen = [one for one in mutations if not options.names or one.name in options.names]
     if unknown := set(options.names) - {one.name for one in chosen}:
         parser.error(f"no mutation is called {min(unknown)!r}; there are {', '.join(one.name for one in mutations)}")
+    for one in chosen:
+        source(one, root)  # tells before anything runs
 
-    word, seconds, said = outcome(None, sorted({one.tests for one in chosen}), root)
+    started = time.monotonic()
+    ((word, seconds, said),) = outcomes([(None, sorted({one.tests for one in chosen}))], root, 1)
     print(f"{'passed' if word == 'survived' else 'failed':10}{seconds:5.0f} s  without a fault", flush=True)
     if word != "survived":
         print(said)
         return 1
     missed = 0
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for one, (word, seconds, said) in zip(chosen, pool.map(lambda m: outcome(m, [m.tests], root), chosen)):
-            missed += word != "caught"
-            print(f"{word:10}{seconds:5.0f} s  {one.name} ({one.file})", flush=True)
-            if word not in ("caught", "survived"):
-                print(said)
-    print(f"{len(chosen) - missed} of {len(chosen)} caught")
+    results = outcomes([(one, [one.tests]) for one in chosen], root, options.jobs)
+    for one, (word, seconds, said) in zip(chosen, results, strict=True):
+        missed += word != "caught"
+        print(f"{word:10}{seconds:5.0f} s  {one.name} ({one.file})", flush=True)
+        if word not in ("caught", "survived"):
+            print(said)
+    print(f"{len(chosen) - missed} of {len(chosen)} caught in {time.monotonic() - started:.0f} s")
     return min(missed, 1)
 
 
 if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before what reads it is imported
+    for library in LIBRARIES:
+        importlib.import_module(library)  # once for all processes
     sys.exit(main())

@@ -394,7 +394,7 @@ def test_no_photos_are_refused(config, tmp_path):
 
 
 def test_the_model_is_gone_before_pictures_are_measured(config, photos, tmp_path):
-    alive = []
+    alive, measuring = [], False
 
     def open_it(precision):
         source = base_model(config).open(precision)
@@ -403,8 +403,10 @@ def test_the_model_is_gone_before_pictures_are_measured(config, photos, tmp_path
 
     for event in evaluate(replace(base_model(config), open=open_it), config, photos, tmp_path, subject="disc"):
         if isinstance(event, events.Stage) and event.name == "measure":
+            measuring = True
             assert alive
             assert alive[0]() is None
+    assert measuring
 
 
 # ---- What is measured

@@ -171,6 +171,24 @@ def test_each_subjects_words_are_read_as_by_its_own_adapter(trained, merged, whi
         assert ((both[layer] - own[layer]) @ rows.T).abs().max() < 1e-5, "in 32 bits"
 
 
+def test_the_adapter_holds_what_the_formula_gives(trained, merged):
+    """From the base model's own projections, and all that the captions show the denoiser."""
+    dog, cat, base = trained
+    pipe, family = load_model(dog / "model", base, scale=0, adapters=[(cat / "model", 0)])
+    layers, untouched = projections(pipe, family), StableDiffusionPipeline.from_pretrained(base).unet.state_dict()
+    rows = [features(pipe, f"a photo of {name}")[3:].double() for name in ("<a> dog", "<b> cat")]
+    ids = pipe.tokenizer(CAPTIONS, padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        read = pipe.text_encoder(ids)[0].flatten(0, 1).double()
+    spread = directions(torch.cat(rows), second_moment(read))
+    apart, both = [read_weights(run / "model", layers) for run in (dog, cat)], read_weights(merged, layers)
+    for name, found in both.items():
+        wanted = torch.cat([own[name].double() @ part.T for own, part in zip(apart, rows, strict=True)], 1)
+        formula = constrained(untouched[f"{name}.weight"].double(), torch.cat(rows), wanted, spread)
+        assert (formula - untouched[f"{name}.weight"]).abs().max() > 1e-3
+        torch.testing.assert_close(found.double(), formula, rtol=0, atol=1e-5)
+
+
 def test_captions_are_read_nearer_to_the_base_than_by_the_sum_of_both(trained, merged):
     dog, cat, base = trained
     pipe, family = load_model(dog / "model", base, scale=0, adapters=[(cat / "model", 0)])

@@ -116,14 +116,16 @@ def test_captions_are_short_and_hold_only_known_words():
 
 
 def test_captions_name_what_is_there():
-    rng = np.random.default_rng(2)
+    rng, sides = np.random.default_rng(2), 0
     for _ in range(300):
         scene = random_scene(rng, two_subjects=0.5)
         words = world.caption(scene, rng).split()
         places = [words.index(s.class_noun) for s in scene.subjects]
         assert places == sorted(places)
         if "left" in words:
+            sides += 1
             assert places[0] < words.index("left") < places[1] < words.index("right")
+    assert 0 < sides < 300
 
 
 def test_identities_repeat_and_differ_between_classes():
