@@ -26,8 +26,8 @@ SUBJECT = ROOT / "dreambooth" / "toybox" / "subjects" / "backpack"
 WARM = 8  # steps that set up kernels
 VISITS = """
 import sys, threading, time
-from gradio_client import Client, handle_file
-url, owner, seconds, subject = sys.argv[1:]
+from gradio_client import Client
+url, owner, seconds = sys.argv[1:]
 end = time.monotonic() + float(seconds)
 client = Client(url, verbose=False, analytics_enabled=False)
 def ask():
@@ -36,7 +36,7 @@ def ask():
         time.sleep(1)
 def draw():
     while time.monotonic() < end:
-        client.predict(owner, "toybox", "a photo of a dog", "", 4, 3.0, 0, 25, api_name="/generate")
+        client.predict(owner, "toybox", "a photo of a dog", "", 25, 3.0, 0, 4, api_name="/generate")
 threads = [threading.Thread(target=ask, daemon=True) for _ in range(20)] + [threading.Thread(target=draw, daemon=True)]
 for thread in threads: thread.start()
 time.sleep(float(seconds))
@@ -100,7 +100,7 @@ def train_in_studio(folder: Path, held: bool, steps: int) -> Path:
         while time.monotonic() < giving_up:
             taken = (path / "events.jsonl").read_text().count('"event": "step"') if path.exists() else 0
             if taken and crowd is None:
-                crowd = subprocess.Popen([sys.executable, "-c", VISITS, url, owner, "900", str(SUBJECT)])
+                crowd = subprocess.Popen([sys.executable, "-c", VISITS, url, owner, "900"])
             if taken >= steps:
                 break
             time.sleep(0.2)
