@@ -42,6 +42,10 @@ Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, m
 Crop = tuple[int, int, int, int]
 
 
+MAX_EXAMPLES = 2**31
+"""Examples of a run, whose numbers stay below those of the noises (`train._noise_and_timesteps`)."""
+
+
 def is_new_word(text: str) -> bool:
     """Whether it is written as new words of a vocabulary are: in angle brackets and, as CLIP's tokenizer takes all
     text, in small letters."""
@@ -494,6 +498,10 @@ class Config(_Settings):
                 if unknown := fields_of(prompt) - {"identifier", "class_noun"}:
                     raise ValueError(f"{section}.prompts: {prompt!r} uses {{{min(unknown)}}}; only {{identifier}} and "
                                      "{class_noun} are filled in")  # fmt: skip
+        examples = self.train.steps * self.train.gradient_accumulation * self.train.batch_size
+        if examples >= MAX_EXAMPLES:
+            raise ValueError(f"train.steps × gradient_accumulation × batch_size is {examples:,}; {MAX_EXAMPLES:,} "
+                             "examples are numbered, so lower one of them")  # fmt: skip
         if self.device == "cpu" and self.train.mixed_precision == "fp16":
             raise ValueError("train.mixed_precision is fp16 but device is cpu; use bf16, no or auto")
         return self

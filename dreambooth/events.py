@@ -62,9 +62,12 @@ class Step(Event):
     instance_loss: float
     prior_loss: float | None
     lr: float
+    """The denoiser's learning rate; of a word that is trained alone, the word's."""
     seconds: float
     drift: float | None = None
     """The squared distance of the trained weights from the base model's, where it is penalised."""
+    text_lr: float | None = None
+    """The text side's learning rate, where it is trained beside the denoiser."""
 
 
 @dataclass(frozen=True)

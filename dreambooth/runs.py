@@ -307,6 +307,7 @@ class Worker:
         self._changed = threading.Condition()  # guards what follows
         self._waiting: dict[Path, _Job] = {}
         self._running: list[_Job] = []
+        self._closed = False
         self._parallel = parallel
         _clear_leftovers(root)
         for run, queued in _queued_runs(root):
@@ -343,6 +344,17 @@ class Worker:
             elif run.status == "running":
                 raise RunError("This run is being trained by another process.", "Stop it there.")
 
+    def close(self, seconds: float) -> None:
+        """Let the running ones stop after their current step, start no other, and wait for that, at most `seconds`.
+
+        What waits, waits for the next worker.
+        """
+        with self._changed:
+            self._closed = True
+            for job in self._running:
+                job.stop.set()
+            self._changed.wait_for(lambda: not self._running, seconds)
+
     @property
     def waiting(self) -> int:
         """How many runs wait."""
@@ -371,7 +383,7 @@ class Worker:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting)
+                self._changed.wait_for(lambda: self._waiting and not self._closed)
                 job = self._waiting.pop(next(iter(self._waiting)))
                 job.began = time.monotonic()
                 self._running.append(job)
@@ -380,6 +392,7 @@ class Worker:
             finally:
                 with self._changed:
                     self._running.remove(job)
+                    self._changed.notify_all()
             try:
                 self.after_run(job.run)
             except Exception:

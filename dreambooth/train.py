@@ -30,7 +30,7 @@ from dreambooth.adapters import is_adapter, is_model, load_model, read_step, sav
 from dreambooth.captions import caption_photos
 from dreambooth.checkpoints import Checkpoint, Writer, list_checkpoints
 from dreambooth.coach import coach
-from dreambooth.config import Config, together_prompt
+from dreambooth.config import MAX_EXAMPLES, Config, together_prompt
 from dreambooth.cores import share_cores
 from dreambooth.dataset import (
     CLASS,
@@ -253,7 +253,7 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
             accelerator.scaler.update()  # the same step again, at a lower scale of the loss
             continue
         overflows = 0
-        lr = schedule.get_last_lr()[0]
+        lr, *text_lr = schedule.get_last_lr()  # the denoiser's, and the text side's where that is trained beside it
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
@@ -264,7 +264,7 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
         # report
         total, instance_loss, prior_loss, drift = losses
         prior_loss, drift = prior_loss if use_prior else None, drift if trainable.drift else None
-        yield events.Step(step, total, instance_loss, prior_loss, lr, time.monotonic() - tick, drift)
+        yield events.Step(step, total, instance_loss, prior_loss, lr, time.monotonic() - tick, drift, *text_lr[:1])
         if device.type == "cpu" and (threads := share_cores()):
             yield events.Metric("threads", threads, step)
 
@@ -436,7 +436,7 @@ def _set_training(trainable: Trainable, training: bool) -> None:
 
 def _noise_and_timesteps(x0: Tensor, objective, seed: int, stream: int, number: int) -> tuple[Tensor, Tensor]:
     """ε like `x0` and timesteps (B,), from (seed, stream, batch number) alone."""
-    g = generator(seed, stream, 2**31 + number)  # item numbers stay below this
+    g = generator(seed, stream, MAX_EXAMPLES + number)
     return torch.randn(x0.shape, generator=g), objective.sample_timesteps(len(x0), g)
 
 

@@ -576,3 +576,10 @@ def test_a_picture_of_several_subjects_or_of_the_class_counts_for_none():
     assert not made.shows_subject("a photo of sks dog and ohwx dog")
     noun = config(subject=SUBJECT | {"identifier": "dog"})
     assert not noun.shows_subject(noun.class_prompt)
+
+
+def test_more_examples_than_are_numbered_are_refused():
+    subject, train = {"photos": "p", "class_noun": "cat"}, {"steps": 1_000_000, "batch_size": 256}
+    Config.from_dict({"subject": subject, "train": train})
+    with pytest.raises(ConfigError, match="batch_size is 65,536,000,000; 2,147,483,648 examples are numbered"):
+        Config.from_dict({"subject": subject, "train": train | {"gradient_accumulation": 256}})

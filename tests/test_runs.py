@@ -481,6 +481,17 @@ def test_a_running_and_a_waiting_run_can_be_stopped_and_resumed(made, root):
     assert waiting.status == "finished"
 
 
+def test_a_worker_that_is_closed_leaves_a_checkpoint_and_starts_no_other(made, root):
+    long, waiting = made("long", train={"steps": 100_000, "checkpoint_every": 100_000}), made("waiting")
+    worker = Worker(root)
+    worker.submit(long)
+    worker.submit(waiting)
+    wait_for(lambda: steps(long), "it takes no step")
+    worker.close(60)
+    assert (long.status, waiting.status) == ("cancelled", "queued")
+    assert list_checkpoints(long.path / "checkpoints")[-1].name == f"step-{long.events()[-1].step:06d}"
+
+
 def test_a_stopped_run_goes_on_from_its_step(made, root):
     run = made("run", Held, train={"steps": 5, "checkpoint_every": 100})
     worker = Worker(root)

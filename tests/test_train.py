@@ -528,6 +528,15 @@ def test_the_longest_warm_up_reaches_the_peak(make_config, tmp_path, schedule):
     assert rates == pytest.approx([0, 1e-3 / 3, 2e-3 / 3, 1e-3])
 
 
+def test_each_step_tells_both_learning_rates(make_config, tmp_path):
+    train = {"learning_rate": 1e-3, "text_learning_rate": 2e-4, "text_encoder": True, "warmup_steps": 2}
+    both = of(events.Step, execute(make_config(train=train), tmp_path / "both"))
+    assert [e.lr for e in both] == pytest.approx([0, 5e-4, 1e-3, 1e-3])
+    assert [e.text_lr for e in both] == pytest.approx([0, 1e-4, 2e-4, 2e-4])
+    alone = of(events.Step, execute(make_config(train={"text_encoder": False}), tmp_path / "alone"))
+    assert {(e.lr, e.text_lr) for e in alone} == {(1e-3, None)}
+
+
 def test_captions_are_used_per_photo(make_config, tmp_path, photo_folder):
     folder = tmp_path / "captioned"
     shutil.copytree(photo_folder, folder)

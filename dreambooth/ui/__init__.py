@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import gradio as gr
@@ -22,6 +23,8 @@ HEADER = """
 MAX_WAITING = 64
 """Requests that may wait; the next visitor is told to come back instead of waiting without end."""
 DAY = 24 * 60 * 60
+GRACE = 8.0
+"""Seconds for checkpoints when the studio is stopped. Docker kills ten after SIGTERM (`docker stop`), the Hub 30."""
 
 
 def build(studio: Studio | None = None) -> gr.Blocks:
@@ -79,13 +82,15 @@ def build(studio: Studio | None = None) -> gr.Blocks:
 
 
 def launch() -> None:
-    """Serve the page until it is stopped; Gradio's own environment variables set where.
+    """Serve the page until Ctrl-C or SIGTERM stops it; Gradio's own environment variables set where.
 
+    Runs that are being trained then keep a checkpoint, as long as that takes no more than `GRACE` seconds.
     Raises `ConfigError` for settings with which it can't start: a folder that can't be written to, a place where it
     can't listen.
     """
     check_writable(Path(get_upload_folder()), "GRADIO_TEMP_DIR")
-    page = build()
+    studio = Studio.from_environment()
+    page = build(studio)
     try:
         _, url, _ = page.launch(
             theme=theme.THEME,
@@ -103,4 +108,8 @@ def launch() -> None:
             "Set GRADIO_SERVER_NAME to an address of this machine, GRADIO_SERVER_PORT to a free port.",
         ) from None
     print(f"DreamBooth Studio is on {url}", flush=True)
-    page.block_thread()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Docker's, and a Space's at each restart
+    try:
+        page.block_thread()
+    finally:
+        studio.worker.close(GRACE)

@@ -13,6 +13,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from dreambooth.checkpoints import list_checkpoints
+from dreambooth.runs import Run
 from dreambooth.ui.studio import new_owner
 from tests.ui.conftest import Served, serve
 
@@ -106,3 +108,16 @@ def test_a_full_queue_refuses_and_a_killed_server_loses_no_run(tiny_model: Path,
         config.write_text(config.read_text().replace("steps: 100000", "steps: 3"))  # it would take hours
         client.predict(anna, training, api_name="/resume_training")
         until(lambda: status(client, anna, training) == "finished", "the interrupted run has not finished")
+
+
+def test_a_studio_that_is_told_to_end_keeps_a_checkpoint(tiny_model: Path, photo_folder: Path, tmp_path: Path):
+    anna = new_owner()
+    with serve(tmp_path, tiny_model, photo_folder) as served:
+        client = visitor(served.url, tmp_path / "downloads")
+        training = start(client, anna, served.photos, "first", steps=100_000)
+        until(lambda: client.predict(anna, training, api_name="/run_status")["done"] > 0, "it takes no step")
+        served.process.send_signal(signal.SIGTERM)
+        served.process.wait(60)
+        run = Run(served.runs / training)
+        assert run.status == "cancelled"
+        assert list_checkpoints(run.path / "checkpoints")[-1].name == f"step-{run.events()[-1].step:06d}"
