@@ -204,7 +204,7 @@ def _weighted(_context: click.Context, _option: click.Parameter, given: tuple[st
     help="Put another adapter of the same base model on top, of a run the one that --which says; may be given several "
     "times.",
 )  # fmt: skip
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, cuda, or cuda:1 for the second GPU.")
 @click.option("--out", default=Path("generated"), show_default=True, type=_NEW_FOLDER, help="Folder for the PNGs.")
 def generate(
     source, prompts, negative_prompt, num_images, seed, steps, guidance, scheduler, batch_size, precision, revision,

@@ -28,6 +28,7 @@ MAX_FOREIGN_YAML = 2**16
 MAX_BRACKETS = 32
 """Brackets in brackets of a repo's YAML; settings have two. The time to read them grows with the square."""
 
+DEVICES = r"auto|cpu|mps|cuda(:\d{1,2})?"
 MethodName = Literal["full", "lora", "textual_inversion", "custom_diffusion"]
 LEARNS_WORD: tuple[MethodName, ...] = ("textual_inversion", "custom_diffusion")
 """The methods whose identifier is a new word of the vocabulary, `<sks>`, with an embedding that is learned."""
@@ -469,7 +470,9 @@ class Config(_Settings):
         lt=2**32,
         description="Seed of everything random in training. Source: an earlier reimplementation on SD 1.5.",
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train; auto prefers a GPU.")
+    device: str = Field(
+        "auto", description="Where to train: auto, which prefers a GPU, cpu, mps, cuda, or cuda:1 for the second GPU."
+    )
     subject: SubjectConfig
     more_subjects: list[SubjectConfig] = Field(
         default_factory=list, max_length=MOST_SUBJECTS - 1, description="Further subjects, learned in the same run."
@@ -481,6 +484,13 @@ class Config(_Settings):
     train: TrainConfig = TrainConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("device")
+    @classmethod
+    def _names_a_device(cls, name: str) -> str:
+        if not re.fullmatch(DEVICES, name):
+            raise ValueError(f"is {name!r}; give auto, cpu, cuda, cuda:1 (the second GPU, and so on) or mps")
+        return name
 
     @model_validator(mode="after")
     def _templates_fit(self) -> Config:

@@ -236,7 +236,9 @@ def _check_parts(folder: Path, family: Family, more: tuple[str, ...] = ()) -> No
             _check_facts(f"{name}: {part}/{file.name}", file)
     paths = [f"{part}/{file.name}" for part in weighty for file in (folder / part).iterdir()]
     held = sum((folder / path).stat().st_size for path in loaded_files(family, paths))
-    if held > (free := available_memory(torch.device("cpu")) + psutil.swap_memory().free):
+    # The run that loads it may be the one that the memory was promised to.
+    free = available_memory(torch.device("cpu"), when_others_ended=True) + psutil.swap_memory().free
+    if held > free:
         raise ModelError(
             f"{name} has {held / 1e9:.1f} GB of weights; {free / 1e9:.1f} GB of memory are free.",
             "Free some, or choose a smaller model.",

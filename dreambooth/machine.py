@@ -10,6 +10,7 @@ import resource
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,15 +57,20 @@ DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def resolve_device(setting: str) -> torch.device:
     """The device that `device` names, or the best there is for auto; raises `ConfigError` for one that is absent.
 
-    On a CUDA GPU float32 is float32 then, in convolutions as in matrix products: by PyTorch's own defaults the former
-    round numbers to TF32, and the latter do not.
+    cuda is the first GPU, or the one that CUDA_VISIBLE_DEVICES lets be seen first; cuda:1 the second, and so on. On
+    them float32 is float32 then, in convolutions as in matrix products: by PyTorch's own defaults the former round
+    numbers to TF32, and the latter do not.
     """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if setting == "auto":
         setting = next(name for name, there in present.items() if there)
-    if not present[setting]:
+    kind, _, number = setting.partition(":")
+    if not present.get(kind) or not (number.isdecimal() or kind == setting):
         raise ConfigError(f"device is {setting}, which this machine or its PyTorch lacks.", "Set device: auto or cpu.")
-    if setting == "cuda":
+    if number and kind == "cuda" and int(number) >= (count := torch.cuda.device_count()):
+        seen = f"cuda:0 to cuda:{count - 1}" if count > 1 else "cuda:0 alone"
+        raise ConfigError(f"device is {setting}; there is {seen}.", f"Set device: cuda, or one of those ({seen}).")
+    if kind == "cuda":
         torch.backends.cudnn.allow_tf32 = False
     return torch.device(setting)
 
@@ -129,12 +135,52 @@ def check_optimizer(setting: str, device: torch.device) -> None:
         ) from None
 
 
-def available_memory(device: torch.device, cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes a run may use: of a GPU's memory beside the CUDA context, else of main memory with what the program has."""
+_PROMISED: dict[tuple[str, int], Counter[object]] = {}  # bytes by device, and who was promised them
+_PROMISING = threading.Lock()
+
+
+@contextlib.contextmanager
+def memory_promised(device: torch.device, size: int) -> Iterator[None]:
+    """Inside the block `available_memory` counts `size` bytes of the device as taken, whether they are yet or not.
+
+    So what this process opens beside a training (another one, the page's models) leaves room for its peak. Nobody waits
+    here, and other processes hear nothing of it: of theirs only what is allocated counts.
+    """
+    who = object()
+    with _PROMISING:
+        _PROMISED.setdefault(_place(device), Counter())[who] = size
+    try:
+        yield
+    finally:
+        with _PROMISING:
+            del _PROMISED[_place(device)][who]
+
+
+def _promised(device: torch.device) -> int:
+    with _PROMISING:
+        return sum(_PROMISED.get(_place(device), {}).values())
+
+
+def _place(device: torch.device) -> tuple[str, int]:
+    """cuda and cuda:0 are one."""
+    return device.type, device.index or 0
+
+
+def available_memory(
+    device: torch.device, cgroups: Path = Path("/sys/fs/cgroup"), *, when_others_ended: bool = False
+) -> int:
+    """Bytes a run may use: of a GPU's memory beside the CUDA context, else of main memory with what the program has.
+
+    What this process holds on a GPU or has promised (`memory_promised`) is not available, unless it is asked for
+    `when_others_ended`, as a run finds it that waits for them; what PyTorch only keeps always is.
+    """
+    promised = 0 if when_others_ended else _promised(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        kept = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        return kept if when_others_ended else max(0, kept - max(torch.cuda.memory_allocated(device), promised))
     free = min([psutil.virtual_memory().available, *_cgroup_room(cgroups)])
-    return free + min(PROGRAM, psutil.Process().memory_info().rss)
+    held = psutil.Process().memory_info().rss
+    return max(0, free + min(PROGRAM, held) - max(0, promised - held))
 
 
 def _cgroup_room(root: Path, own: Path = OWN_GROUPS) -> Iterator[int]:
@@ -201,7 +247,8 @@ def probe(device: torch.device, precision: str) -> Speed:
 
 def _fastest(work: Callable[[], object], device: torch.device, budget: float = 0.06) -> float:
     """Seconds of the fastest of as many runs as `budget` seconds hold, at least two, after one to warm up."""
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
+    waits = {"cuda": functools.partial(torch.cuda.synchronize, device), "mps": torch.mps.synchronize}
+    wait = waits.get(device.type, lambda: None)
     work()
     times, end = [], time.perf_counter() + budget
     while len(times) < 2 or time.perf_counter() < end:

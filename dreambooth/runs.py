@@ -28,6 +28,7 @@ from dreambooth.config import Config, read_yaml
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.events import Event
 from dreambooth.files import PATIENCE, atomic_file, disk_trouble, is_held, runs_root
+from dreambooth.machine import memory_promised, resolve_device
 from dreambooth.train import train
 
 _TAIL = 4096  # bytes: holds the last line of nearly every run's events
@@ -175,10 +176,14 @@ class Run:
 
     def _train(self, resume: bool, should_stop: Callable[[], bool]) -> Iterator[Event]:
         """`execute`, for who holds the lock."""
+        promised = contextlib.ExitStack()
         try:
             self._drop_leftovers()
             for event in train(self.config, self.path, resume=resume, should_stop=should_stop):
                 self.append(event)
+                match event:
+                    case events.Metric("estimated_peak_memory_bytes", size):  # what else is opened leaves room for it
+                        promised.enter_context(memory_promised(resolve_device(self.config.device), round(size)))
                 yield event
         except DreamBoothError as error:
             self._record_failure(error)
@@ -189,6 +194,8 @@ class Run:
                 raise failure from error
             self._record_failure(RunError(f"{type(error).__name__}: {error}", "Please report this; it is a bug."))
             raise
+        finally:
+            promised.close()
 
     def _record_failure(self, error: DreamBoothError) -> None:
         with contextlib.suppress(OSError):  # a full or lost disk is the failure being raised

@@ -317,7 +317,7 @@ def test_settings_can_not_be_changed_by_accident():
         ({"seed": "x"}, "seed = 'x'"),
         ({"base_model": ""}, "base_model = ''"),
         ({"method": "lora2"}, "method = 'lora2': Input should be 'full'"),
-        ({"device": "gpu"}, "device = 'gpu': Input should be 'auto', 'cpu', 'cuda' or 'mps'"),
+        ({"device": "gpu"}, "device = 'gpu': is 'gpu'; give auto, cpu, cuda, cuda:1"),
         ({"preset": "nope"}, "preset 'nope' does not exist. Choose one of paper, sd15-animal"),
         ({"preset": ["toybox"]}, "preset ['toybox'] does not exist"),
         ({"subject": None}, "subject = None"),

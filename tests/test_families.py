@@ -156,7 +156,7 @@ def test_a_code_file_is_told_without_where_the_model_lies(hub, tiny_model):
 
 
 def test_weights_that_the_memory_does_not_hold_are_not_loaded(tiny_model, monkeypatch):
-    monkeypatch.setattr("dreambooth.families.available_memory", lambda device: -1e12)
+    monkeypatch.setattr("dreambooth.families.available_memory", lambda device, **_: -1e12)
     with pytest.raises(ModelError, match=r"tiny-sd has 0\.0 GB of weights; .* of memory are free"):
         load_pipeline(tiny_model)
 

@@ -527,6 +527,77 @@ def test_float32_is_float32_in_convolutions_and_in_matrix_products(monkeypatch):
     assert not torch.backends.cudnn.allow_tf32
 
 
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_of_several_gpus_any_can_be_named(monkeypatch, name):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # to have it back
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert config(device=name).device == name
+    assert resolve_device(name) == torch.device(name)
+    with pytest.raises(ConfigError, match=r"device is cuda:2; there is cuda:0 to cuda:1\..*device: cuda"):
+        resolve_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="device is cuda:1; there is cuda:0 alone"):
+        resolve_device("cuda:1")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:one", "cpu:1", "cuda:-1", ""])
+def test_what_is_no_device_is_refused(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match="give auto, cpu, cuda, cuda:1"):
+        config(device=name)
+    if name != "cpu:1":  # PyTorch takes it
+        with pytest.raises(ConfigError, match="device is"):
+            resolve_device(name)
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> dict[str, int]:
+    """A GPU's memory in bytes as the driver and PyTorch tell it; 100 in all."""
+    told = {"free": 100, "reserved": 0, "allocated": 0}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (told["free"], 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: told["reserved"])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: told["allocated"])
+    return told
+
+
+def test_what_this_process_holds_on_a_gpu_is_not_available(gpu):
+    gpu |= {"free": 40, "reserved": 60, "allocated": 45}
+    assert available_memory(CUDA) == 55  # 15 of the 60 are kept for whoever asks next
+
+
+def test_what_a_training_was_promised_is_not_available(gpu):
+    with machine.memory_promised(CUDA, 30):
+        assert available_memory(torch.device("cuda:0")) == 70
+        gpu |= {"free": 80, "reserved": 20, "allocated": 20}  # part of what was promised
+        assert available_memory(CUDA) == 70
+        with machine.memory_promised(CUDA, 50):
+            assert available_memory(CUDA) == 20
+        gpu |= {"free": 60, "reserved": 40, "allocated": 40}  # more than was promised
+        assert available_memory(CUDA) == 60
+        assert available_memory(CUDA, when_others_ended=True) == 100
+        assert available_memory(torch.device("cuda:1")) == 60  # promised there is nothing
+    gpu |= {"free": 100, "reserved": 0, "allocated": 0}
+    assert available_memory(CUDA) == 100
+
+
+def test_on_a_cpu_a_promise_counts_as_far_as_the_program_does_not_hold_it_yet():
+    before = available_memory(CPU)
+    with machine.memory_promised(CPU, 2**50):
+        assert available_memory(CPU) == 0
+    with machine.memory_promised(CPU, 1):
+        assert available_memory(CPU) > before / 2
+
+
+def test_an_apple_gpu_is_counted_in_main_memory():
+    """It shares that; nothing of this was run on one."""
+    mps = torch.device("mps")
+    assert 0 < available_memory(mps) <= available_memory(CPU) + 2**30
+    assert machine.reset_peak_memory(mps) > 0
+    assert machine.peak_memory(mps) > 0
+    assert resolve_precision("auto", mps) == "no"
+
+
 @pytest.mark.parametrize(("capability", "chosen"), [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx512_f", "no")])
 def test_a_cpu_uses_bf16_only_where_it_is_fast(monkeypatch, capability, chosen):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)

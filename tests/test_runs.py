@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from dreambooth import events
+from dreambooth import events, machine
 from dreambooth.checkpoints import list_checkpoints
 from dreambooth.errors import ConfigError, ModelError, PhotoError, RunError
 from dreambooth.runs import Run, Worker, list_runs, runs_root
@@ -38,6 +38,16 @@ def failed(run: Run) -> events.Failed:
     last = run.events()[-1]
     assert isinstance(last, events.Failed)
     return last
+
+
+def test_while_a_run_trains_others_leave_it_the_memory_that_it_was_estimated_to_need(quick, tmp_path):
+    promised, size = {}, None
+    for event in Run.create(quick(), tmp_path / "run").execute():
+        if isinstance(event, events.Metric) and event.name == "estimated_peak_memory_bytes":
+            size = round(event.value)
+        promised[type(event)] = machine._promised(torch.device("cpu"))
+    assert promised[events.Step] == promised[events.Finished] == size > 0
+    assert machine._promised(torch.device("cpu")) == 0
 
 
 # ---- Making and opening
@@ -645,7 +655,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(made, root):
 CHILD = """
 import sys, threading
 from pathlib import Path
-from dreambooth import events
+from dreambooth import events, machine
 from dreambooth.runs import Run, Worker
 
 class Told(Run):

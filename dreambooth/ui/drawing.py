@@ -159,7 +159,7 @@ def paint(
     def work(tell: Callable[[News], None]) -> None:
         with _ONE_AT_A_TIME:
             device = resolve_device("auto")
-            keep = _fit({order.weights for order in orders}, device)
+            keep = _fit({order.weights for order in orders}, device)  # beside a training, in what that leaves
             opened: dict[Weights, Source] = {}
             for order in orders:
                 tell(Step(0, sampling.steps))
@@ -185,7 +185,8 @@ def _open(weights: Weights, device: torch.device, safety_checker: bool, precisio
 
 
 def _fit(models: set[Weights], device: torch.device) -> bool:
-    """Whether all these models can be open at once: files may hold 16 bits a weight where memory holds 32."""
+    """Whether all these models can be open at once, beside what trainings here were promised: files may hold 16 bits a
+    weight where memory holds 32."""
     files = [path for model in models for folder in model.folders for path in Path(folder).rglob("*")]
     held = sum(path.stat().st_size for path in files if path.suffix in (".safetensors", ".bin"))
     return 2 * held < available_memory(device)

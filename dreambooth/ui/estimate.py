@@ -18,7 +18,7 @@ from dreambooth.config import TOYBOX, Config
 from dreambooth.errors import DreamBoothError, ModelError
 from dreambooth.fetch import fetch_model
 from dreambooth.files import shown_size
-from dreambooth.machine import probe, resolve_device, resolve_precision
+from dreambooth.machine import available_memory, probe, resolve_device, resolve_precision
 from dreambooth.preflight import Estimate, check, gib, roughly
 from dreambooth.rehearsal import Rehearsal
 from dreambooth.ui.limits import StudioSettings, refuse_too_much
@@ -66,7 +66,8 @@ class Estimates:
             if key not in self._known:
                 device, model = resolve_device(config.device), _folder(config)
                 rehearsal = self._rehearsal(model, device, config.train.mixed_precision)
-                self._known[key] = check(config, model, device, rehearsal=rehearsal)
+                available = available_memory(device, when_others_ended=True)  # it would be queued behind them
+                self._known[key] = check(config, model, device, available=available, rehearsal=rehearsal)
                 while len(self._known) > KEPT:
                     self._known.popitem(last=False)
             return self._known[key]
