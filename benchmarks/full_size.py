@@ -15,19 +15,36 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreambooth.config import Config
-from dreambooth.toybox.tokenizer import build_tokenizer
 
 SUBJECT = Path(__file__).parent.parent / "dreambooth" / "toybox" / "subjects" / "backpack"
 
 
 def build(folder: Path) -> None:
-    """Save the pipeline: 860 M denoiser, 123 M text encoder, 84 M VAE (as SD 1.5's), and a small tokenizer."""
+    """Save the pipeline: 860 M denoiser, 123 M text encoder, 84 M VAE (as SD 1.5's), and a tokenizer that spells."""
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(folder / "tokenizer")
-    tokenizer.model_max_length = 77
+    _pipeline().save_pretrained(folder)
+
+
+def describe(folder: Path) -> Path:
+    """Save the same pipeline without a weight: what a rehearsal needs. Returns its folder."""
+    with torch.device("meta"):
+        pipe = _pipeline()
+    pipe.save_config(folder)
+    for name in ("unet", "vae", "scheduler"):
+        getattr(pipe, name).save_config(folder / name)
+    pipe.text_encoder.config.save_pretrained(folder / "text_encoder")
+    pipe.tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def _pipeline() -> StableDiffusionPipeline:
+    alphabet = [chr(c) for c in range(33, 127)]
+    words = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(letter + "</w>" for letter in alphabet)]
+    words += [f"word {number}" for number in range(len(words), 49408)]  # as many as CLIP's; text never comes to them
+    tokenizer = CLIPTokenizer({word: number for number, word in enumerate(words)}, [], model_max_length=77)
     unet = UNet2DConditionModel(
         sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280)
     )
@@ -42,10 +59,10 @@ def build(folder: Path) -> None:
     scheduler = PNDMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, skip_prk_steps=True, steps_offset=1
     )
-    StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         vae=vae, unet=unet, text_encoder=CLIPTextModel(text), tokenizer=tokenizer, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(folder)  # fmt: skip
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dreambooth.config import Config, usual_preset
+from dreambooth.config import TOYBOX, Config, usual_preset
 from dreambooth.dataset import ENCODE_BATCH
 from dreambooth.errors import ConfigError
 from dreambooth.generate import MAX_BATCH
@@ -30,6 +30,16 @@ UPDATE_8BIT_ON_CPU = 2000
 PHOTOS = 5
 """How many photos the time is estimated for (paper: 3 to 5)."""
 UPDATE = "the optimizer's update"
+ENCODERS = {"dino": 21_665_664, "clip": 151_277_313, "perceptual": 2_470_848}
+"""Numbers that the encoders hold, 32 bits each: DINO's ViT-S/16, CLIP's ViT-B/32, LPIPS' AlexNet (counted from their
+configurations). Any others that are named count as these."""
+TOYBOX_ENCODERS = {"dino": 826_496, "clip": 1_578_113, "perceptual": 0}
+"""Of the toybox's own; its distance between pictures looks through the same ViT."""
+LOOKED_AT = 128
+"""Bytes at most for a pixel that is looked at: of the three LPIPS' AlexNet takes most, on a pair (counted layer by
+layer: both pictures as read, scaled and normalised, and what its first layer says of them)."""
+LOOKED_AT_SIDE = 224
+"""Pixels to which DINO and CLIP scale every picture (their published processors)."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,15 @@ def _estimate(rehearsal: Rehearsal, config: Config, checkpointing: bool) -> Esti
         stages["sample pictures"] = (drawing, held)
         times = 1 + math.ceil(train.steps / train.sample_every)  # the base model's too
         seconds += drawing.seconds * pictures / at_once * times
+        if _is_measured(config):
+            encoders = {"encoders": 4 * sum(_encoders(config).values())}
+            side = train.resolution if config.base_model == TOYBOX else max(train.resolution, LOOKED_AT_SIDE)
+            size = LOOKED_AT * side**2 * min(pictures, config.evaluation.batch_size)
+            looking = replace(drawing, peak={"activations": size}, small=0)
+            stages["measuring sample pictures"] = (looking, held)
+            for name, (trace, beside) in stages.items():  # they wait in main memory
+                if not on_cuda or trace is looking:
+                    stages[name] = (trace, beside | encoders)
 
     parts = {name: trace.needs(rehearsal.device, held) for name, (trace, held) in stages.items()}
     peaks = {name: sum(sizes.values()) for name, sizes in parts.items()}
@@ -155,6 +174,20 @@ def _estimate(rehearsal: Rehearsal, config: Config, checkpointing: bool) -> Esti
         gradient_checkpointing=checkpointing,
         mixed_precision=train.mixed_precision,
     )
+
+
+def _is_measured(config: Config) -> bool:
+    return config.train.sample_every > 0 and config.evaluation.while_training
+
+
+def _encoders(config: Config) -> dict[str, int]:
+    """How many numbers each encoder holds that measures the sample pictures."""
+    own = TOYBOX if config.base_model == TOYBOX else None
+    named = config.evaluation.model_dump(include=set(ENCODERS))
+    return {
+        kind: (TOYBOX_ENCODERS if (own if name == "auto" else name) == TOYBOX else ENCODERS)[kind]
+        for kind, name in named.items()
+    }
 
 
 def _state_bytes(size: int, optimizer: str) -> int:
@@ -206,6 +239,8 @@ def _weight_remedies(config: Config, device: torch.device) -> Iterator[dict[str,
             pass  # no remedy where it does not work
         else:
             yield {"train.optimizer": "adamw8bit"}
+    if device.type != "cuda" and _is_measured(config):  # there the encoders wait beside all that is trained
+        yield {"evaluation.while_training": False}
     if config.train.text_encoder:
         yield {"train.text_encoder": False}
     if config.method == "full" and config.preset == usual_preset(config.base_model):  # another is for full alone
@@ -219,6 +254,8 @@ def _batch_remedies(config: Config, device: torch.device) -> Iterator[dict[str, 
         yield {"train.gradient_checkpointing": True}
     if config.prior.active and config.prior.batch_size > 1:
         yield {"prior.batch_size": 1}
+    if device.type == "cuda" and _is_measured(config):
+        yield {"evaluation.while_training": False}
     if train.sample_every:
         if config.sampling.num_images > 1:
             yield {"sampling.num_images": 1}

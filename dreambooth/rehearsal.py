@@ -32,7 +32,7 @@ from torch.utils.flop_counter import flop_registry
 
 from dreambooth.config import Config
 from dreambooth.errors import ConfigError, ModelError, first_line
-from dreambooth.families import Family, family_of
+from dreambooth.families import Family, family_of, store_matrices_in
 from dreambooth.machine import PROGRAM, Speed, available_memory, one_model_at_a_time
 from dreambooth.methods import Trainable, freeze, get_method, store_frozen_in
 
@@ -272,8 +272,8 @@ class Rehearsal:
         if mixed not in self._finished:
             self._finished[mixed] = pipe = blank_pipeline(self.model, self.family, self.fake)
             freeze(pipe)
-            modules = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-            store_frozen_in(torch.bfloat16 if mixed else None, Trainable(modules, [], lambda folder, base: None))
+            modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+            store_matrices_in(torch.bfloat16 if mixed else None, modules)
         return self._finished[mixed]
 
     def _once(self, key: tuple, config: Config, rehearse: Callable[[], Trace]) -> Trace:

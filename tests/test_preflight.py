@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPTextConfig
+from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 import dreambooth
+from benchmarks.full_size import describe
 from dreambooth import machine, preflight, study
 from dreambooth import rehearsal as rehearsal_module
-from dreambooth.config import Config
+from dreambooth.config import TOYBOX, Config, EvaluationConfig
+from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import STABLE_DIFFUSION, load_pipeline
 from dreambooth.machine import Speed, available_memory, check_optimizer, resolve_device, resolve_precision
@@ -86,6 +87,7 @@ def config(**settings) -> Config:
         "train": {"resolution": 32, "mixed_precision": "no"},
         "prior": {"num_images": 8},
         "sampling": {},
+        "evaluation": {},
         "drift": {},
         "lora": {},
     }
@@ -253,7 +255,7 @@ def test_optimizer_state_is_what_the_optimizer_keeps(name):
 
 
 def test_stable_diffusion_15_has_its_parameters(tmp_path):
-    folder = stable_diffusion_15(tmp_path)
+    folder = describe(tmp_path)  # as for docs/hardware.md
     pipe = blank_pipeline(folder, STABLE_DIFFUSION, FakeTensorMode(allow_non_fake_inputs=True))
     assert sum(p.numel() for p in pipe.unet.parameters()) == 859_520_964
     assert sum(p.numel() for p in pipe.text_encoder.parameters()) == 123_060_480
@@ -290,9 +292,10 @@ def test_training_takes_more(configs, less, more):
 
 
 def test_a_large_batch_of_class_images_is_the_peak(configs):
-    found = estimate(configs, prior__batch_size=64)
+    settings = {"prior__batch_size": 64, "evaluation__while_training": False}
+    found = estimate(configs, **settings)
     assert found.stage == "class images"
-    assert estimate(configs, prior__batch_size=64, prior__enabled=False).peak_bytes < found.peak_bytes
+    assert estimate(configs, **settings, prior__enabled=False).peak_bytes < found.peak_bytes
 
 
 def test_parts_add_up_to_the_largest_stage(configs):
@@ -470,6 +473,36 @@ def test_a_drift_penalty_holds_the_base_s_weights_beside(configs, method):
         estimate(configs, available=2**20, drift__weight=1.0, **settings)
 
 
+def test_the_encoders_that_measure_count(configs):
+    """On a CPU they wait beside everything; on a GPU they are there while they measure."""
+    settings = {"prior__enabled": False, "train__sample_every": 10}
+    for device, stages in ((CPU, ["training", "encoding", "sample pictures"]), (CUDA, [])):
+        on, off = (
+            check(config(**settings, evaluation__while_training=way), configs, device, available=AMPLE).stages
+            for way in (True, False)
+        )
+        held = 4 * sum(preflight.ENCODERS.values())
+        assert {name: on[name] - off[name] for name in off} == {name: held if stages else 0 for name in off}
+        assert set(stages) <= set(off)
+        assert on["measuring sample pictures"] > held
+        assert "measuring sample pictures" not in off
+
+
+def test_the_encoders_have_as_many_weights_as_is_counted():
+    with torch.device("meta"):
+        vit = ViTConfig(hidden_size=384, num_attention_heads=6, num_hidden_layers=12, intermediate_size=1536)
+        public = {"dino": ViTModel(vit, add_pooling_layer=False), "clip": CLIPModel(CLIPConfig())}
+    own = load_encoders(EvaluationConfig(), TOYBOX, "cpu")
+    for counted, models in (
+        (preflight.ENCODERS, public),
+        (preflight.TOYBOX_ENCODERS, {"dino": own.dino.model, "clip": own.clip.model}),
+    ):
+        for kind, model in models.items():
+            assert counted[kind] == sum(p.numel() for p in model.parameters())
+    assert preflight._encoders(config(base_model=TOYBOX)) == preflight.TOYBOX_ENCODERS
+    assert preflight._encoders(config()) == preflight.ENCODERS
+
+
 @pytest.mark.parametrize(("device", "precision"), [(CPU, "no"), (CUDA, "bf16"), (CUDA, "fp16")])
 def test_checkpointing_is_turned_on_only_where_it_is_needed(configs, device, precision):
     def found(available: int = AMPLE, **settings) -> preflight.Estimate:
@@ -636,7 +669,9 @@ def test_8_bit_adamw_is_refused_and_not_advised_where_it_is_missing(monkeypatch,
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
         estimate(configs, train__optimizer="adamw8bit")
-    with pytest.raises(ConfigError, match=r"Even train\.text_encoder: false and method: lora would"):
+    with pytest.raises(
+        ConfigError, match=r"Even evaluation\.while_training: false, train\.text_encoder: false and method: lora"
+    ):
         estimate(configs, available=2**20)
 
 
@@ -671,20 +706,3 @@ def test_the_probe_measures_something_plausible():
     assert 1e7 < speed.flops < 1e14
     assert 1e6 < speed.bandwidth < 1e13
     assert 1e-8 < speed.call < 1e-2
-
-
-def stable_diffusion_15(folder: Path) -> Path:
-    """The configs of Stable Diffusion 1.5 without its weights."""
-    tiny.stable_diffusion(folder)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
-    unet.save_config(folder / "unet")
-    vae.save_config(folder / "vae")
-    CLIPTextConfig(
-        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-    ).save_pretrained(folder / "text_encoder")
-    return folder
