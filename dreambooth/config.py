@@ -471,7 +471,9 @@ class Config(_Settings):
         description="Seed of everything random in training. Source: an earlier reimplementation on SD 1.5.",
     )
     device: str = Field(
-        "auto", description="Where to train: auto, which prefers a GPU, cpu, mps, cuda, or cuda:1 for the second GPU."
+        "auto",
+        description="Where to train: auto, which is a CUDA GPU where there is one, else the CPU; cpu, cuda, cuda:1 for "
+        "the second GPU, or mps, Apple's, on which nobody has run it.",
     )
     subject: SubjectConfig
     more_subjects: list[SubjectConfig] = Field(

@@ -432,7 +432,7 @@ def _distances(
     if len(sizes) > 1:
         (a, b), (c, d) = sorted(sizes)[:2]
         raise ValueError(f"pictures of {a} x {b} and {c} x {d} pixels can't be compared; give all one size")
-    found = [distance(batch).double().cpu().numpy() for batch in _batches(pairs, batch_size)]
+    found = [distance(batch).cpu().double().numpy() for batch in _batches(pairs, batch_size)]
     return np.concatenate(found) if found else np.empty(0)
 
 

@@ -55,7 +55,8 @@ DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(setting: str) -> torch.device:
-    """The device that `device` names, or the best there is for auto; raises `ConfigError` for one that is absent.
+    """The device that `device` names; auto is a CUDA GPU where there is one, else the CPU, since nobody has run this
+    program on an Apple GPU (mps) yet. Raises `ConfigError` for a device that is absent.
 
     cuda is the first GPU, or the one that CUDA_VISIBLE_DEVICES lets be seen first; cuda:1 the second, and so on. On
     them float32 is float32 then, in convolutions as in matrix products: by PyTorch's own defaults the former round
@@ -63,7 +64,7 @@ def resolve_device(setting: str) -> torch.device:
     """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if setting == "auto":
-        setting = next(name for name, there in present.items() if there)
+        setting = "cuda" if present["cuda"] else "cpu"
     kind, _, number = setting.partition(":")
     if not present.get(kind) or not (number.isdecimal() or kind == setting):
         raise ConfigError(f"device is {setting}, which this machine or its PyTorch lacks.", "Set device: auto or cpu.")

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer, ViTModel
 
 from dreambooth import encoders, photos
@@ -50,6 +51,39 @@ def load(folders: dict[str, Path], dino: str = "vits16", batch_size: int = 16) -
 @pytest.fixture(scope="module")
 def loaded(folders) -> Encoders:
     return load(folders)
+
+
+class NoFloat64(TorchFunctionMode):
+    """An Apple GPU's way with 64 bits: only what was moved to the CPU may have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.moved = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        given = (*args, *(kwargs or {}).values())
+        wide = function is torch.Tensor.double or any(one is torch.float64 for one in given)
+        if wide and not any(args[0] is tensor for tensor in self.moved if isinstance(args[0], torch.Tensor)):
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        result = function(*args, **(kwargs or {}))
+        if function is torch.Tensor.cpu:
+            self.moved.append(result)
+        return result
+
+
+def test_nothing_is_in_64_bits_before_it_is_on_the_cpu(folders, images):
+    """Apple's GPUs have no such numbers. Distances and embeddings; a training is in test_monitor."""
+    with pytest.raises(TypeError, match="MPS"), NoFloat64():
+        torch.ones(2).double().cpu()
+    found = load(folders)
+    same = [image.resize((64, 64)) for image in images]
+    with NoFloat64():
+        found.perceptual.distances([(same[0], same[1])])
+        found.dino.embed(images)
+        found.clip.embed(images)
+        found.clip.embed_texts(["a dog"])
 
 
 @pytest.fixture(scope="module")

@@ -552,6 +552,13 @@ def test_an_absent_device_is_refused(monkeypatch, name):
         resolve_device(name)
 
 
+def test_apple_gpus_have_to_be_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto") == CPU
+    assert resolve_device("mps") == torch.device("mps")
+
+
 def test_float32_is_float32_in_convolutions_and_in_matrix_products(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # PyTorch's default; the other's is this one
