@@ -11,6 +11,7 @@ import peft
 import torch
 from diffusers import DiffusionPipeline
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.dora import DoraLinearLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -65,7 +66,20 @@ def _inject(module: nn.Module, name: str, targets: Sequence[str], config: Config
     for layer in _layers(module):  # peft's own start, from the run's seed
         down = layer.lora_A[NAME].weight
         down.data = torch.empty(down.shape).uniform_(-1, 1, generator=g).to(down) / math.sqrt(down[0].numel())
+    _measure_lengths_in_full(module)
     return module
+
+
+def _measure_lengths_in_full(module: nn.Module) -> None:
+    """Let DoRA take lengths in float32 of the weights that it finds: peft rounds them to the precision of the forward
+    pass, so that in bf16 a training starts at 1 ± 0.002 of the base model's weights."""
+
+    def lengths(weight: Tensor, lora_weight: Tensor, scaling: float, adapter_name: str | None = None) -> Tensor:
+        return torch.linalg.norm(weight.float() + scaling * lora_weight.float(), dim=1)
+
+    for part in module.modules():
+        if isinstance(part, DoraLinearLayer):
+            part.get_weight_norm = lengths
 
 
 def _check_targets(module: nn.Module, name: str, targets: Sequence[str], *, dora: bool) -> None:
@@ -116,6 +130,8 @@ def load(pipe: DiffusionPipeline, family: Family, adapters: Sequence[tuple[Path,
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are meant to be there
             # tensors alone: a file's own notes could ask peft for more than matrices
             pipe.load_lora_weights(load_file(folder / FILE), adapter_name=f"adapter-{number}")
+    for name in (family.denoiser, *family.text_encoders):
+        _measure_lengths_in_full(getattr(pipe, name))
     pipe.set_adapters([f"adapter-{number}" for number in range(len(adapters))], [weight for _, weight in adapters])
 
 

@@ -37,7 +37,7 @@ def trained(config: Config, folder: Path, seed: int = 0, strength: float = 0.3) 
     for parameter in trainable.parameters:
         parameter.data += strength * torch.randn(parameter.shape, generator=rng)
     folder.mkdir(parents=True)
-    save_trained(trainable, config, fetch_model(config.base_model), folder)
+    save_trained(trainable, config, fetch_model(config.base_model), folder, config.train.steps)
     for module in trainable.modules.values():
         module.eval()
     return pipe

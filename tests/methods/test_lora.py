@@ -8,12 +8,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from dreambooth import events
 from dreambooth.adapters import load_model
 from dreambooth.errors import ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.generate import generate, open_source
+from dreambooth.methods.lora import _inject
 from dreambooth.runs import Run
 from tests import tiny
 from tests.methods import attached, claimed, distance, method_settings, pixels, trained
@@ -75,6 +77,24 @@ def test_it_starts_as_the_base_model_from_the_run_s_seed(dora, make_config, tiny
             assert 0.9 * bound < down.abs().max() <= bound
     assert torch.equal(starts["a"], starts["again"])
     assert not torch.equal(starts["a"], starts["b"])
+
+
+def test_dora_takes_the_lengths_of_weights_in_bf16_in_full(make_config, tiny_model, tmp_path):
+    """peft rounds them to bf16, by up to 0.002 of themselves, in which a training would not start at the base model;
+    of as many numbers as real layers have, their own rounding is nothing. So, too, where a saved one is loaded."""
+    config = make_config(**method_settings("lora", lora={"dora": True}))
+    torch.manual_seed(0)
+    wide = nn.ModuleDict({"to_k": nn.Linear(320, 64)})
+    dora = _inject(wide, "unet", ["to_k"], config)["to_k"].lora_magnitude_vector["default"]
+    weight = wide["to_k"].base_layer.weight.bfloat16()
+    found = dora.get_weight_norm(weight, torch.zeros_like(weight), 1.0, adapter_name="default")
+    assert (dora.weight / found - 1).abs().max() < 6e-4
+    trained(config, tmp_path / "dora")
+    for layer in adapted(load_model(tmp_path / "dora", tiny_model)[0]).values():
+        dora, weight = layer.lora_magnitude_vector["adapter-0"], layer.base_layer.weight.bfloat16()
+        change = torch.ones_like(weight)
+        exact = torch.linalg.norm(weight.double() + 0.5 * change.double(), dim=1)
+        assert torch.allclose(dora.get_weight_norm(weight, change, 0.5, adapter_name="x").double(), exact, rtol=1e-6)
 
 
 def test_dora_is_the_paper_s_formula(make_config):
