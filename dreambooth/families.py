@@ -41,7 +41,9 @@ SAFETY_CHECKER = ["stable_diffusion", "StableDiffusionSafetyChecker"]
 """What `model_index.json` says of a safety checker; there is no other for these families."""
 
 _SMALL = re.compile(r"[\w.+-]+\.(json|txt|model)")
-WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
+WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(\.fp16)?(-\d{5}-of-\d{5})?\.(safetensors|bin)")
+HALF = ".fp16"
+"""In the name of what holds 16 bits a number; many pipelines are shared in that variant alone."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ FAMILIES = (STABLE_DIFFUSION,)
 
 
 def loaded_files(family: Family, paths: Iterable[str]) -> list[str]:
-    """Those of a pipeline's files, by their paths in it, that loading it reads; safetensors before older weights.
+    """Those of a pipeline's files, by their paths in it, that loading it reads; safetensors before older weights, and
+    weights in 32 bits before those in 16.
 
     None has a name that could stand for others as a pattern.
     """
@@ -137,10 +140,34 @@ def loaded_files(family: Family, paths: Iterable[str]) -> list[str]:
         if part in by_part and (_SMALL.fullmatch(name) or WEIGHTS.fullmatch(name)):
             by_part[part].append(path)
     wanted = []
-    for found in by_part.values():
+    for found in map(_in_full, by_part.values()):
         newer = any(path.endswith(".safetensors") for path in found)
         wanted += [path for path in found if not (newer and path.endswith(".bin"))]
     return sorted(wanted)
+
+
+def _in_full(paths: list[str]) -> list[str]:
+    """A part's files without its weights in 16 bits, where it has others."""
+    whole = any(WEIGHTS.fullmatch(path.rpartition("/")[2]) and HALF not in path for path in paths)
+    return [path for path in paths if not (whole and HALF in path)]
+
+
+def _variant(part: Path) -> str | None:
+    """What a part's weights are called: None for the usual, fp16 where they are there in 16 bits alone."""
+    names = [file.name for file in part.iterdir() if WEIGHTS.fullmatch(file.name)] if part.is_dir() else []
+    return HALF[1:] if names and all(HALF in name for name in names) else None
+
+
+def name_plainly(part: Path) -> None:
+    """Let a part that is there in 16 bits alone bear the usual names, by which every program finds it beside others."""
+    for file in sorted(part.glob(f"*{HALF}*")) if _variant(part) else ():
+        plain = file.with_name(file.name.replace(HALF, ""))
+        if ".index." in file.name:  # it names the others; what it may be a link to stays as it is
+            text = file.read_text(encoding="utf-8")
+            file.unlink()
+            plain.write_text(text.replace(HALF, ""), encoding="utf-8")
+        else:
+            file.rename(plain)
 
 
 def family_of(folder: Path) -> Family:
@@ -181,9 +208,10 @@ def load_pipeline(folder: Path, *, safety_checker: bool = False) -> tuple[Diffus
         if "safety_checker" not in dropped:
             _check_described(folder / "safety_checker", StableDiffusionSafetyChecker)
         encoders = {name: _load_text_encoder(folder, name) for name in family.text_encoders}
+        variant = next(filter(None, map(_variant, folder.iterdir())), None)
         pipe = family.pipeline.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, **encoders, **dropped
-        )
+            folder, dtype=torch.float32, variant=variant, local_files_only=True, **encoders, **dropped
+        )  # fmt: skip
     except Exception as error:  # damaged files make the libraries raise whatever their code stumbles over
         raise ModelError(
             f"{shown_name(folder)} can't be loaded: {_plain(error, folder)}.", "Download or save it again."
@@ -247,14 +275,15 @@ def _check_parts(folder: Path, family: Family, more: tuple[str, ...] = ()) -> No
 
 def _check_facts(source: str, file: Path) -> None:
     """Raise `ModelError` for a configuration that asks for too much, or an index that names files of elsewhere."""
-    if not file.name.endswith(("config.json", ".index.json")):
+    index = ".index." in file.name
+    if not (index or file.name.endswith("config.json")):
         return
     try:
         facts = json.loads(file.read_bytes())
         large = _too_large(facts)
     except (OSError, ValueError, RecursionError):
         raise ModelError(f"{source} is not a valid JSON file.", "Download or save it again.") from None
-    if file.name.endswith(".index.json"):
+    if index:
         shards = facts.get("weight_map") if isinstance(facts, dict) else None
         if not (isinstance(shards, dict) and all(WEIGHTS.fullmatch(str(shard)) for shard in shards.values())):
             raise ModelError(f"{source} names files that are no weights of this model.", "Save it again.")
@@ -293,8 +322,9 @@ def _load_text_encoder(folder: Path, name: str) -> nn.Module:
     kind = getattr(transformers, json.loads((folder / "model_index.json").read_bytes())[name][1])
     _check_described(folder / name, kind)
     encoder, found = kind.from_pretrained(
-        folder / name, dtype=torch.float32, local_files_only=True, output_loading_info=True
-    )
+        folder / name, dtype=torch.float32, variant=_variant(folder / name), local_files_only=True,
+        output_loading_info=True,
+    )  # fmt: skip
     if found["missing_keys"]:
         raise ValueError(f"the {name} lacks {min(found['missing_keys'])}")
     return encoder

@@ -51,6 +51,12 @@ DOWNLOADS = 8
 """Small files fetched at a time. Source: the Hub client's own default."""
 
 INDEX, ADAPTER = "model_index.json", "adapter.json"
+SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+"""How single files of weights are called, in which model exchanges share what diffusers keeps in a folder."""
+_A_PIPELINE = "A pipeline is a folder of files, one for each part."
+_TO_CONVERT = (
+    "Convert it: diffusers.StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), and give the folder."
+)
 """What tells of a pipeline, and of an adapter."""
 
 TOYBOX_FOLDER = Path(__file__).parent / "toybox" / "model"
@@ -69,13 +75,43 @@ def fetch_model(base_model: str, revision: str | None = None, *, token: Token = 
         if (folder / ADAPTER).is_file():
             return folder.resolve() if adapters else _refuse_adapter(base_model)
         if not (folder / INDEX).is_file():
-            raise ModelError(f"{base_model}: no {INDEX} in it.", "Give a diffusers pipeline folder or a Hub id.")
+            raise _no_pipeline(base_model, folder)
         return folder.resolve()
+    if base_model.endswith(SINGLE):
+        raise ModelError(f"{base_model}: no such file.", f"{_A_PIPELINE} {_TO_CONVERT}")
     if base_model.count("/") != 1 or base_model.startswith((".", "/", "~")):
         raise ModelError(
             f"{base_model}: no such folder.", "Give toybox, an existing pipeline folder, or a Hub id OWNER/NAME."
         )
     return fetch_from_hub(base_model, revision, token=token, adapters=adapters)
+
+
+def _no_pipeline(name: str, path: Path) -> ModelError:
+    """What to raise for a file or folder that holds no pipeline: what it is instead, and how one is made of it."""
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.name.endswith(SINGLE))
+    if any(_holds_lora(file) for file in files):
+        return ModelError(
+            f"{name} is a LoRA without its {ADAPTER}, which says of which base model it is.",
+            "An adapter is the folder that a training with method lora wrote here: give that run. One of another "
+            "program is put into its base model first: pipe.load_lora_weights(FILE), pipe.fuse_lora(), "
+            "pipe.unload_lora_weights() and pipe.save_pretrained(FOLDER) in diffusers.",
+        )
+    if path.is_file():
+        return ModelError(f"{name} is a single file, and no pipeline.", f"{_A_PIPELINE} {_TO_CONVERT}")
+    if files:
+        return ModelError(f"{name}: no {INDEX} in it, but {files[0].name}, a single file.", _TO_CONVERT)
+    return ModelError(f"{name}: no {INDEX} in it.", "Give a diffusers pipeline folder or a Hub id.")
+
+
+def _holds_lora(file: Path) -> bool:
+    """Whether it is a safetensors file of LoRA's matrices, in diffusers' layout or another; nothing else is read."""
+    try:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size)) if file.suffix == ".safetensors" and size <= MAX_HEADER else {}
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(header, dict) and any("lora" in key.lower() for key in header)
 
 
 def fetch_from_hub(

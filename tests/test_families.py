@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from dreambooth.errors import ModelError
-from dreambooth.families import STABLE_DIFFUSION, family_of, load_pipeline, use_fastest_attention
-from dreambooth.fetch import fetch_from_hub
+from dreambooth.families import (
+    STABLE_DIFFUSION,
+    family_of,
+    load_pipeline,
+    loaded_files,
+    name_plainly,
+    use_fastest_attention,
+)
+from dreambooth.fetch import fetch_from_hub, fingerprint
+from dreambooth.runs import Run
 from tests import tiny
 from tests.test_fetch import repo_files
 
@@ -171,6 +180,65 @@ def test_a_model_whose_weights_lie_in_several_files_loads(tiny_model, tmp_path):
         assert len(list((tmp_path / "shards" / part).glob("*-of-*.safetensors"))) > 1
     ours, theirs = (load_pipeline(folder)[0].unet for folder in (tmp_path / "shards", tiny_model))
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def in_halves(model: Path, folder: Path, parts=("unet", "vae", "text_encoder")) -> Path:
+    """The model with these parts' weights in 16 bits, as such a variant is called."""
+    shutil.copytree(model, folder)
+    for file in [file for part in parts for file in (folder / part).glob("*.safetensors")]:
+        halves = {key: value.half() for key, value in load_file(file).items()}
+        save_file(halves, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
+        file.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("parts", [("unet", "vae", "text_encoder"), ("unet",), ("text_encoder",)])
+def test_a_model_that_is_there_in_16_bits_alone_is_loaded(tiny_model, tmp_path, parts):
+    folder = in_halves(tiny_model, tmp_path / "half", parts)
+    ours, theirs = load_pipeline(folder)[0], load_pipeline(tiny_model)[0]
+    for part in ("unet", "vae", "text_encoder"):
+        pairs = list(zip(getattr(ours, part).parameters(), getattr(theirs, part).parameters(), strict=True))
+        assert all(a.dtype == torch.float32 for a, _ in pairs)
+        assert all(torch.equal(a, b.half().float() if part in parts else b) for a, b in pairs)
+    assert fingerprint(folder) != fingerprint(tiny_model)
+
+
+def test_what_is_trained_from_16_bits_is_a_pipeline_of_the_usual_files(make_config, tiny_model, tmp_path):
+    """Stock diffusers finds the parts that were not trained, too, which are the base model's files."""
+    half = in_halves(tiny_model, tmp_path / "half")
+    run = Run.create(make_config(base_model=str(half)), tmp_path / "run")
+    list(run.execute())
+    names = [path.name for path in (run.path / "model").rglob("*") if path.is_file()]
+    assert not [name for name in names if "fp16" in name]
+    pipe = StableDiffusionPipeline.from_pretrained(run.path / "model", safety_checker=None)
+    assert torch.equal(pipe.vae.decoder.conv_in.weight, load_pipeline(half)[0].vae.decoder.conv_in.weight)
+
+
+def test_shards_in_16_bits_get_the_usual_names_in_their_index_too(tmp_path):
+    names = [f"model.fp16-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "model.safetensors.index.fp16.json").write_text(json.dumps({"weight_map": {"a": names[0]}}))
+    name_plainly(tmp_path)
+    shards = [name.replace(".fp16", "") for name in names]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*shards, "model.safetensors.index.json"]
+    assert json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"] == {"a": shards[0]}
+
+
+def test_weights_in_32_bits_are_fetched_before_those_in_16():
+    both = ["unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"]
+    assert loaded_files(STABLE_DIFFUSION, both) == both[:1]
+    assert loaded_files(STABLE_DIFFUSION, both[1:]) == both[1:]
+    shards = [f"vae/diffusion_pytorch_model.fp16-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    assert loaded_files(STABLE_DIFFUSION, shards) == shards
+
+
+def test_an_index_of_a_variant_names_no_files_of_elsewhere_either(tiny_model, tmp_path):
+    folder = in_halves(tiny_model, tmp_path / "half")
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    index.write_text(json.dumps({"weight_map": {"conv_in.weight": "../../secret.safetensors"}}))
+    with pytest.raises(ModelError, match="names files that are no weights of this model"):
+        load_pipeline(folder)
 
 
 def test_a_pipeline_is_loaded_for_the_cpu_in_float32(tiny_model):

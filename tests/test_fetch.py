@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants, hf_api, snapshot_download
-from safetensors.torch import load, save
+from safetensors.torch import load, save, save_file
 
 from dreambooth.adapters import Adapter, fetch_base, load_model, read_adapter
 from dreambooth.config import MAX_FOREIGN_YAML, MOST_SUBJECTS, MOST_VECTORS, Config
@@ -174,11 +174,30 @@ def test_toybox_is_built_in_whatever_folder_has_its_name(tmp_path, monkeypatch):
     assert fetch_model("toybox").parts[-3:] == ("dreambooth", "toybox", "model")
 
 
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("key", ["unet.down.attn1.to_k.lora.down.weight", "lora_te_text_model_q.lora_up.weight"])
+def test_a_lora_of_another_program_is_told_with_what_an_adapter_is(tmp_path, key, adapters):
+    """As a file, as `export` and others write it, and in a folder, as diffusers does."""
+    (tmp_path / "lora").mkdir()
+    save_file({key: torch.zeros(2)}, tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    for path in (tmp_path / "lora", tmp_path / "lora" / "pytorch_lora_weights.safetensors"):
+        with pytest.raises(ModelError) as said:
+            fetch_model(str(path), adapters=adapters)
+        assert f"{path} is a LoRA without its adapter.json" in str(said.value)
+        assert "the folder that a training with method lora wrote here" in said.value.hint
+        assert "load_lora_weights" in said.value.hint
+
+
 def test_what_is_no_model_is_named(tmp_path, tiny_model):
     (tmp_path / "empty").mkdir()
     (tmp_path / "model.safetensors").write_bytes(b"x")
     assert "empty: no model_index.json in it. Give a diffusers" in refusal(ModelError, str(tmp_path / "empty"))
-    assert "no model_index.json" in refusal(ModelError, str(tmp_path / "model.safetensors"))
+    (tmp_path / "empty" / "model.safetensors").write_bytes(b"x")
+    assert "no model_index.json in it, but model.safetensors" in refusal(ModelError, str(tmp_path / "empty"))
+    for name in ("model.safetensors", "models/none.ckpt"):
+        told = refusal(ModelError, str(tmp_path / name) if "none" not in name else name)
+        assert "file" in told
+        assert "from_single_file(FILE).save_pretrained(FOLDER)" in told
     for missing in (str(tmp_path / "none"), "none", "./a/b", "~nosuchuser/x", "a/b/c", "a\0b"):
         assert f"{missing}: no such folder. Give toybox" in refusal(ModelError, missing)
 

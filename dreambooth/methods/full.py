@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from dreambooth.config import Config
-from dreambooth.families import Family
+from dreambooth.families import Family, name_plainly
 from dreambooth.files import copy_or_link
 from dreambooth.methods import Distance, Method, Trainable, freeze, text_learning_rate
 
@@ -35,6 +35,7 @@ def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable
         for name, entry in index.items():
             if isinstance(entry, list) and entry[0] is not None and name not in modules:
                 shutil.copytree(base / name, folder / name, copy_function=copy_or_link)
+                name_plainly(folder / name)
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         forget_paths(folder)
 
