@@ -35,7 +35,8 @@ from dreambooth.fetch import fetch_model
 from dreambooth.files import atomic_file
 from dreambooth.hub import TAG, Token
 from dreambooth.machine import DTYPES, resolve_precision
-from dreambooth.monitor import read_measures
+from dreambooth.monitor import BLANK, read_measures
+from dreambooth.photos import is_blank
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -370,9 +371,7 @@ def check_request(prompts: list[str], num_images: int, seed: int) -> None:
 def _problem(image: Image.Image, blocked: bool) -> str:
     if blocked:
         return "held back by the model's safety checker"
-    extrema = image.getextrema()
-    flat = all(low == high for low, high in (extrema if isinstance(extrema[0], tuple) else [extrema]))
-    return "blank, since the model's arithmetic failed" if flat else ""
+    return BLANK if is_blank(image) else ""
 
 
 def save_picture(path: Path, image: Image.Image, **facts: object) -> None:

@@ -19,11 +19,14 @@ from PIL import Image
 from dreambooth import metrics
 from dreambooth.config import Config
 from dreambooth.encoders import Encoders
-from dreambooth.errors import RunError
-from dreambooth.events import Metric
+from dreambooth.errors import ModelError, RunError
+from dreambooth.events import Metric, Warning
 from dreambooth.files import atomic_file
+from dreambooth.photos import is_blank
 
 FILE = "measures.json"
+BLANK = "blank, since the model's arithmetic failed"
+"""What is said of a picture with nothing in it, which no figure counts: neither here nor in an evaluation."""
 
 CHANCE = {"drift": 0.5, "prompts": 0.05, "likeness": 0.2}
 """How far apart two steps of one training may seem by chance, two standard deviations: PRES and DINO as shares of their
@@ -117,11 +120,31 @@ class Monitor:
         known = read_measures(run)
         self._by_step = {measure.step: measure for measure in known.measures} if known else {}
 
-    def measure(self, step: int, pictures: Sequence[tuple[Image.Image, str]], device: torch.device) -> Iterator[Metric]:
+    def measure(
+        self, step: int, pictures: Sequence[tuple[Image.Image, str]], device: torch.device
+    ) -> Iterator[Metric | Warning]:
         """Take in the pictures of one step, each with its prompt; yields what they say.
 
-        Steps may come again after a resume: the same pictures give the same measures.
+        Blank ones are left out, which is told; where none of the subject or of the class is left, so is the step.
+        Steps may come again after a resume: the same pictures give the same measures. Raises `ModelError` where there
+        is nothing to see of the base model, with which all steps are compared.
         """
+        seen = [(image, prompt) for image, prompt in pictures if not is_blank(image)]
+        subject = any(self._config.shows_subject(prompt) for _, prompt in seen)
+        whole = subject and any(prompt == self._config.class_prompt for _, prompt in seen)
+        if len(seen) < len(pictures):
+            left = "are left out" if whole else "are left out, too many for measuring this step"
+            yield Warning(
+                f"{len(pictures) - len(seen)} of {len(pictures)} sample pictures of step {step} {left}: {BLANK}."
+            )
+        if not whole and step == 0:
+            raise ModelError(
+                "The base model draws blank pictures alone, so this training can't be measured.",
+                "Set train.mixed_precision: no, or evaluation.while_training: false.",
+            )
+        if not whole:
+            return
+        pictures = seen
         self._encoders.to(device)
         measured = self._measured(step, pictures)
         self._encoders.to("cpu")

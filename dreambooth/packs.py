@@ -25,6 +25,7 @@ from dreambooth.fetch import fetch_files, fetch_model, list_files
 from dreambooth.generate import save_picture
 from dreambooth.hub import TAG, Account, Token, name_of, plain_failures
 from dreambooth.machine import resolve_device, resolve_precision
+from dreambooth.photos import is_blank
 
 PACK_TAG = "class-images"
 WANTED = "a pack of class images that `class-images push` made"
@@ -225,7 +226,7 @@ def _check_picture(repo_id: str, folder: Path, name: str, side: int) -> str:
             if image.size != (side, side):
                 raise _damaged(repo_id, name, f"has {image.width} × {image.height} pixels")
             seed = str(image.info.get("seed", ""))
-            if prior.is_blank(image):
+            if is_blank(image):
                 raise _damaged(repo_id, name, "is blank")
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow says of damaged files
         raise _damaged(repo_id, name, f"can't be read ({type(error).__name__})") from None

@@ -467,6 +467,14 @@ MIDDLE = 0.72
 models draw two things. Source: `python -m benchmarks.two_subjects`; with whole photos, fewer were learned."""
 
 
+BLANK_STD = 2.0  # a picture whose pixels (0 to 255) vary less than this is blank: black frames have 0, night scenes 30
+
+
+def is_blank(image: Image.Image) -> bool:
+    """Whether a picture is one flat colour, as failed arithmetic and safety checkers leave it."""
+    return float(np.asarray(image.convert("RGB"), np.float32).std((0, 1)).max()) < BLANK_STD
+
+
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
     """The middles of two square photos of one size, beside each other on the ground of an RGBA picture as large as one.
 

@@ -21,9 +21,8 @@ from dreambooth.errors import ModelError
 from dreambooth.fetch import fingerprint
 from dreambooth.files import atomic_file, cache_home
 from dreambooth.generate import draw, save_picture
-from dreambooth.photos import contact_sheet
+from dreambooth.photos import contact_sheet, is_blank
 
-BLANK_STD = 2.0  # a picture whose pixels (0 to 255) vary less than this is blank: black frames have 0, night scenes 30
 MAX_REDRAWS = 4  # of one picture, before the model is taken to be broken
 
 
@@ -111,11 +110,6 @@ def save_contact_sheet(folder: Path, count: int) -> None:
             thumbnails.append(image.convert("RGB").resize((128, 128), Image.Resampling.LANCZOS))
     with atomic_file(folder / "contact_sheet.jpg") as partial:
         contact_sheet(thumbnails, columns=10).save(partial, quality=88)
-
-
-def is_blank(image: Image.Image) -> bool:
-    """Whether a picture is one flat colour, as failed arithmetic and safety checkers leave it."""
-    return float(np.asarray(image.convert("RGB"), np.float32).std((0, 1)).max()) < BLANK_STD
 
 
 def _path(folder: Path, i: int) -> Path:

@@ -12,12 +12,14 @@ from PIL import Image
 from dreambooth import events
 from dreambooth.adapters import write_step
 from dreambooth.encoders import load_encoders
-from dreambooth.errors import DreamBoothError, RunError
+from dreambooth.errors import DreamBoothError, ModelError, RunError
 from dreambooth.evaluate import trained_model
+from dreambooth.generate import draw as really_draw
 from dreambooth.generate import finished_model
 from dreambooth.monitor import Measure, Monitor, best_of, read_measures
 from dreambooth.runs import Run
 from tests import tiny
+from tests.test_encoders import NoFloat64
 from tests.test_train import assert_equal, weights
 
 BASE = Measure(0, dino=0.4, clip_i=0.5, clip_t=0.6, pres=0.4, div=0.5)
@@ -153,6 +155,55 @@ def test_prompts_without_the_subject_change_no_figure_of_it(measured, tmp_path):
         found.append(read_measures(run.path))
     for one, two in zip(found[0].measures, found[1].measures, strict=True):
         assert asdict(one) == pytest.approx(asdict(two), abs=1e-4)
+
+
+def test_a_measured_training_asks_no_device_for_64_bits(measured, tmp_path):
+    run = Run.create(measured(train={"steps": 2}), tmp_path / "run")
+    with NoFloat64():
+        list(run.execute())
+    assert read_measures(run.path).best
+
+
+def black(steps, prompts):
+    """`draw` with black pictures of these prompts at the n-th samplings, each of which is one batch."""
+    calls = iter(range(100))
+
+    def draw(pipe, texts, *rest, **options):
+        images, number = really_draw(pipe, texts, *rest, **options), next(calls)
+        return [
+            Image.new("RGB", image.size) if number in steps and any(word in text for word in prompts) else image
+            for image, text in zip(images, texts, strict=True)
+        ]
+
+    return draw
+
+
+def test_blank_pictures_are_left_out_as_an_evaluation_leaves_them_out(measured, tmp_path, monkeypatch):
+    """The figures are those of the others; a step with none of the class left has none."""
+    found = {}
+    for name, prompts in (("whole", []), ("some", ["beach"]), ("class", ["of a dog"])):
+        monkeypatch.setattr("dreambooth.train.draw", black({1}, prompts))
+        run = Run.create(measured(train={"steps": 2, "sample_every": 1}), tmp_path / name)
+        told = [e.message for e in run.execute() if isinstance(e, events.Warning)]
+        found[name] = ({m.step: m for m in read_measures(run.path).measures}, told)
+    whole, some, without = (found[name][0] for name in ("whole", "some", "class"))
+    assert set(whole) == set(some) == {0, 1, 2}
+    assert (some[1].pres, some[2]) == (whole[1].pres, whole[2])
+    assert some[1].dino != whole[1].dino
+    assert (
+        "2 of 6 sample pictures of step 1 are left out: blank, since the model's arithmetic failed." in found["some"][1]
+    )
+    assert set(without) == {0, 2}
+    assert any("of step 1 are left out, too many for measuring this step" in told for told in found["class"][1])
+
+
+def test_a_base_model_that_draws_nothing_can_not_be_compared_with(measured, tmp_path, monkeypatch):
+    monkeypatch.setattr("dreambooth.train.draw", black({0}, ["dog"]))
+    run = Run.create(measured(train={"steps": 2}), tmp_path / "run")
+    with pytest.raises(
+        ModelError, match=r"draws blank pictures alone.* Set train\.mixed_precision: no, or evaluation\."
+    ):
+        list(run.execute())
 
 
 def test_measuring_changes_no_weight(measured, tmp_path):
