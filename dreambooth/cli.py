@@ -243,10 +243,16 @@ def generate(
         click.echo(f"warning: {remark}", err=True)
     if identifiers and not any(identifier_in(word).search(prompt) for word in identifiers for prompt in prompts):
         click.echo(f"warning: No prompt names {' or '.join(identifiers)}, which means the subject.", err=True)
+    asked, setting = min(batch_size, num_images * len(prompts)), "--batch-size"
+    if (batch_size := opened.batch_that_fits(asked, setting, sampling)) < asked:
+        told = (
+            f"advice: {batch_size} pictures are drawn at once, not {asked}, which the memory does not hold ({setting})."
+        )
+        click.echo(told, err=True)
     number = 1 + max((int(path.name[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]-*.png")), default=-1)
     for pictures in draw(
         opened, list(prompts), num_images=num_images, seed=seed, sampling=sampling, negative_prompt=negative_prompt,
-        batch_size=batch_size, batch_setting="--batch-size",
+        batch_size=batch_size, batch_setting=setting,
     ):  # fmt: skip
         for picture in pictures:
             path = out / f"{number:04d}-{picture.seed}.png"

@@ -443,14 +443,18 @@ def _draw(
         return False
     source = candidate.open(sampler.precision)
     done = len(jobs) - len(missing)
-    size = config.evaluation.batch_size
+    asked, setting = min(config.evaluation.batch_size, len(missing)), "evaluation.batch_size"
+    size = source.batch_that_fits(asked, setting, config.sampling)
+    if size < asked:
+        yield events.Warning(
+            f"{size} pictures are drawn at once, not {asked}, which the memory does not hold ({setting})."
+        )
     facts = {"model": candidate.name} | sampler.model_dump()
     for start in range(0, len(missing), size):
         if start and should_stop():
             return False
         batch = missing[start : start + size]
         todo = [(job.text, job.seed) for job in batch]
-        setting = f"evaluation.batch_size, which is {size}"
         (pictures,) = draw_jobs(source, todo, config.sampling, batch_size=size, batch_setting=setting)
         for job, picture in zip(batch, pictures, strict=True):
             told = {"prompt": job.text, "seed": job.seed, "problem": picture.problem}

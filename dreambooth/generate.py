@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from torch import nn
 
-from dreambooth.adapters import is_adapter, is_model, load_model, read_adapter, read_step
+from dreambooth.adapters import fetch_base, is_adapter, is_model, load_model, read_adapter, read_step
 from dreambooth.config import (
     TOYBOX,
     Config,
@@ -37,6 +37,7 @@ from dreambooth.hub import TAG, Token
 from dreambooth.machine import DTYPES, resolve_precision
 from dreambooth.monitor import BLANK, read_measures
 from dreambooth.photos import is_blank
+from dreambooth.rehearsal import fitting_batch
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -83,6 +84,18 @@ class Source:
     """What is put on top, by names such as `name`, with weights."""
     precision: str = "no"
     """The arithmetic it draws in: no, bf16 or fp16. Its matrices are stored so."""
+    folder: Path | None = None
+    """The pipeline's, of an adapter its base model's."""
+
+    def batch_that_fits(self, most: int, setting: str, sampling: SamplingConfig | None = None) -> int:
+        """How many pictures, `most` at most, the memory holds at once where the model lies now; `setting` is what the
+        user calls that size. Raises `ConfigError` where not even one can be drawn."""
+        if self.folder is None:
+            return most
+        guidance = (sampling or self.sampling).guidance_scale
+        return fitting_batch(
+            self.folder, self.pipe.device, self.precision, most, setting, guidance_scale=guidance, loaded=True
+        )
 
 
 def finished_model(run: Path, which: Which = "last") -> Path:
@@ -139,16 +152,18 @@ def open_source(
             raise ConfigError(f"{other} is a whole model.", "Only adapters can be put on top of a model.")
         stacked.append((on_top.model, weight))
         names.append((on_top.name, weight))
+    adapter = is_adapter(found.model)
+    base = found.base or (fetch_base(read_adapter(found.model), token=token) if adapter else None)
     pipe, family = load_model(
-        found.model, found.base, scale=scale, adapters=stacked, safety_checker=safety_checker, token=token
+        found.model, base, scale=scale, adapters=stacked, safety_checker=safety_checker, token=token
     )
-    on_toybox = source == TOYBOX or (is_adapter(found.model) and read_adapter(found.model).base_model == TOYBOX)
+    on_toybox = source == TOYBOX or (adapter and read_adapter(found.model).base_model == TOYBOX)
     usual = SamplingConfig(**(load_preset(TOYBOX)["sampling"] if on_toybox else {}))
     sampling = found.config.drawing if found.config else usual
     device = device or torch.device("cpu")
     precision = resolve_precision(precision or sampling.precision, device, "sampling.precision")
     _make_ready(pipe, family, device, precision)
-    return Source(pipe, family, found.name, sampling, found.config, tuple(names), precision)
+    return Source(pipe, family, found.name, sampling, found.config, tuple(names), precision, base or found.model)
 
 
 def _make_ready(pipe: DiffusionPipeline, family: Family, device: torch.device, precision: str) -> None:

@@ -46,6 +46,7 @@ from dreambooth.machine import resolve_device
 from dreambooth.monitor import Measures, read_measures
 from dreambooth.photos import MIN_SIDE, find_photos, prepare_photos, save_prepared
 from dreambooth.preflight import check as preflight
+from dreambooth.rehearsal import fitting_batch
 from dreambooth.reports import Cost, cost_of, write_costs, write_csvs, write_report
 from dreambooth.runs import Run, explain
 from dreambooth.subjects import CLASSES_FILE, PAPER, PAPER_REPO, fetch_paper_subjects, list_subjects
@@ -277,6 +278,14 @@ def plan(study: StudyConfig, out: Path) -> list[Cell]:
         config = cell.config
         if cell.seed is not None:
             preflight(config, fetch_model(config.base_model, config.revision), resolve_device(config.device))
+    for cell in todo[
+        :1
+    ]:  # all are drawn alike, on one base model; fewer at once than asked is told when it comes to it
+        config, sampler = cell.measured, sampler_of(cell.measured)
+        fitting_batch(
+            fetch_model(config.base_model, config.revision), resolve_device(config.device), sampler.precision,
+            config.evaluation.batch_size, "evaluation.batch_size", guidance_scale=sampler.guidance_scale,
+        )  # fmt: skip
     return cells
 
 

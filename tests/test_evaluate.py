@@ -19,7 +19,7 @@ from dreambooth.adapters import write_step
 from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.evaluate import BASE, Candidate, Evaluation, base_model, evaluate, run_photos, trained_model
-from dreambooth.generate import generate, open_source, save_picture
+from dreambooth.generate import draw_jobs, generate, open_source, save_picture
 from dreambooth.metrics import METRICS
 from dreambooth.monitor import Measure, Measures
 from dreambooth.runs import Run
@@ -263,6 +263,28 @@ def test_figures_of_before_precisions_were_told_are_of_float32(done):
     del told["sampling"]["precision"]
     (done / "metrics.json").write_text(json.dumps(told))
     assert Evaluation.load(done).sampling.words == "2 steps, guidance 7.5, float32"
+
+
+def test_fewer_are_drawn_at_once_where_the_memory_holds_no_more_and_that_is_told(make_config, photos, tmp_path):
+    config, sizes = make_config(evaluation=settings(batch_size=5)), []
+    source = base_model(config).open("no")
+    asked = []
+
+    def fitting(folder, device, precision, most, setting, **options):
+        asked.append((folder, precision, most, setting))
+        return 3
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dreambooth.generate.fitting_batch", fitting)
+        patch.setattr(
+            "dreambooth.evaluate.draw_jobs",
+            lambda s, jobs, *a, **k: sizes.append(len(jobs)) or draw_jobs(s, jobs, *a, **k),
+        )
+        happened = run(config, photos, tmp_path, replace(base_model(config), open=lambda _: source))
+    assert asked == [(Path(config.base_model).resolve(), "no", 5, "evaluation.batch_size")]
+    assert max(sizes) == 3
+    told = [e.message for e in happened if isinstance(e, events.Warning)]
+    assert "3 pictures are drawn at once, not 5, which the memory does not hold (evaluation.batch_size)." in told
 
 
 # ---- Another request

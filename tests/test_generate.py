@@ -210,6 +210,22 @@ def test_running_out_of_memory_is_told_with_what_to_do(source, monkeypatch):
         pictures(source, ["a dog"], num_images=1)
 
 
+def test_how_many_fit_is_asked_of_the_pipeline_where_it_lies(make_config, tmp_path, tiny_model, monkeypatch):
+    """Of an adapter its base model; what is loaded need not fit once more."""
+    asked = []
+    monkeypatch.setattr(module, "fitting_batch", lambda *given, **more: asked.append((given, more)) or 2)
+    opened = open_source(str(tiny_model), precision="bf16")
+    assert opened.batch_that_fits(9, "--batch-size", SamplingConfig(guidance_scale=3.0)) == 2
+    assert asked == [
+        (
+            (tiny_model.resolve(), torch.device("cpu"), "bf16", 9, "--batch-size"),
+            {"guidance_scale": 3.0, "loaded": True},
+        )
+    ]
+    monkeypatch.undo()
+    assert opened.batch_that_fits(9, "--batch-size") == 9
+
+
 # ---- The arithmetic
 
 

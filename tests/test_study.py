@@ -234,6 +234,14 @@ def test_all_conditions_are_drawn_alike_whatever_their_presets_and_trainings_are
     assert {cell.config.train.mixed_precision for cell in cells} == {"no", "bf16"}
 
 
+def test_what_could_not_be_drawn_to_be_measured_is_refused_before_anything_begins(make_study, tmp_path, monkeypatch):
+    def refuse(model, device, precision, most, setting, **options):
+        raise ConfigError(f"{setting} can't even be 1")
+
+    monkeypatch.setattr("dreambooth.study.fitting_batch", refuse)
+    assert "evaluation.batch_size can't even be 1" in refusal(make_study(), tmp_path / "out")
+
+
 def test_what_was_drawn_in_another_way_is_measured_anew(finished, make_study, tmp_path):
     shutil.copytree(finished[1] / "ida" / "base", tmp_path / "begun" / "ida" / "base")
     for begun, precision in (("begun", "no"), ("nothing", "auto")):

@@ -167,9 +167,11 @@ def paint(
                     if not keep:
                         opened.clear()
                     opened[order.weights] = _open(order.weights, device, safety_checker, sampling.precision)
+                source = opened[order.weights]
                 batches = generate(
-                    opened[order.weights], [order.prompt], num_images=order.count, seed=order.seed, sampling=sampling,
+                    source, [order.prompt], num_images=order.count, seed=order.seed, sampling=sampling,
                     negative_prompt=negative_prompt, on_step=lambda done, total: tell(Step(done, total)),
+                    batch_size=source.batch_that_fits(order.count, "Pictures", sampling),
                 )  # fmt: skip
                 tell([picture for batch in batches for picture in batch])
 
