@@ -47,6 +47,7 @@ def trained(rendered, tmp_path_factory):
         vae.train_vae(folder, 4, CPU, batch=2)
         vae.encode_latents(folder, CPU)
         base.train_base(folder, 8, CPU, batch=4)
+        base.anneal_base(folder, 8, CPU, batch=4)
         vae.train_decoder(folder, 4, CPU, batch=2)
         encoders.train_clip(folder, 8, CPU, batch=4)
         encoders.train_vit(folder, 4, CPU, batch=2)

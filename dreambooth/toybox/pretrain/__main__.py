@@ -14,7 +14,7 @@ from dreambooth.toybox.pretrain import base, data, encoders, export, vae
 TRAININGS: dict[str, tuple[str, int, Callable[[Path, int, torch.device], None]]] = {
     "vae": ("Train the autoencoder.", 60_000, vae.train_vae),
     "decoder": ("Train its decoder further.", 30_000, vae.train_decoder),
-    "base": ("Train the UNet and text encoder on the latents.", 1_000_000, base.train_base),
+    "anneal": ("Let base's rate fall, in a branch: what ships.", 250_000, base.anneal_base),
     "clip": ("Train the CLIP that measures prompts.", 500_000, encoders.train_clip),
     "vit": ("Train the ViT that measures identity, without labels.", 200_000, encoders.train_vit),
 }
@@ -52,6 +52,16 @@ def _training(name: str, text: str, default: int, train: Callable[[Path, int, to
 
 for _name, (_text, _default, _train) in TRAININGS.items():
     _training(_name, _text, _default, _train)
+
+
+@main.command("base")
+@click.option("--samples", default=1_500_000, show_default=True, help="Examples to see.")
+@click.option("--weights", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="A pipeline's folder to begin with, such as dreambooth/toybox/model.")  # fmt: skip
+@click.pass_obj
+def base_(obj: tuple[Path, torch.device], samples: int, weights: Path | None) -> None:
+    """Train the UNet and text encoder on the latents, at a constant rate."""
+    base.train_base(obj[0], samples, obj[1], weights=weights)
 
 
 @main.command()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -12,9 +12,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from dreambooth.errors import ModelError
 from dreambooth.toybox.pretrain.data import CAPTIONS_PER_PICTURE, SIZE, load_captions
 from dreambooth.toybox.pretrain.fit import fit
-from dreambooth.toybox.pretrain.vae import LATENT_CHANNELS
+from dreambooth.toybox.pretrain.vae import LATENT_CHANNELS, load_latents
 from dreambooth.toybox.tokenizer import MAX_LENGTH, build_tokenizer
 
 
@@ -47,13 +48,50 @@ def new_base(vocabulary_size: int) -> tuple[nn.Module, nn.Module]:
     return unet, CLIPTextModel(config)
 
 
-def train_base(work: Path, samples: int, device: torch.device, batch: int = 64) -> None:
-    """Train UNet and text encoder together on cached latents: v-prediction, 10 % caption dropout, stratified t."""
+def train_base(
+    work: Path, samples: int, device: torch.device, batch: int = 64, weights: Path | None = None
+) -> nn.Module:
+    """Train UNet and text encoder together on cached latents, at a constant rate: call it with more to go on.
+
+    v-prediction, 10 % caption dropout, stratified t. `weights` is a pipeline's folder to begin with instead of chance;
+    once there is a checkpoint it plays no part.
+    """
+    model, loss = _model_and_loss(work, device, batch)
+    if weights:
+        for part, module in model.items():
+            module.load_state_dict(type(module).from_pretrained(weights / part).state_dict())
+    return _fit_base("base", model, loss, work, samples=samples, batch=batch, decay_from=1.0)
+
+
+def anneal_base(work: Path, samples: int, device: torch.device, batch: int = 64) -> nn.Module:
+    """Branch off from where `base` is and let the rate fall to a hundredth: what ships. `base` can go on afterwards.
+
+    To anneal a later `base`, remove `anneal.pt` or ask for another number of samples. Raises `ModelError` where
+    there is no base.
+    """
+    if not (work / "base.pt").is_file():
+        hint = f"Train it: python -m dreambooth.toybox.pretrain --work {work} base."
+        raise ModelError(f"{work / 'base.pt'} is not there, and it is what would be annealed.", hint)
+    model, loss = _model_and_loss(work, device, batch)
+    # Another seed than the base's: not its first batches once more.
+    settings = dict(samples=samples, batch=batch, decay_from=0.0, seed=1, start=work / "base.pt")
+    return _fit_base("anneal", model, loss, work, **settings)
+
+
+def _fit_base(name: str, model: nn.Module, loss: Callable, work: Path, **settings) -> nn.Module:
+    trained = fit(name, model, loss, work, lr=2e-3, final_lr=2e-5, **settings)
+    for part, module in trained.items():
+        module.save_pretrained(work / part)
+    return trained
+
+
+def _model_and_loss(work: Path, device: torch.device, batch: int) -> tuple[nn.Module, Callable]:
+    """UNet and text encoder, fresh, and the loss of one batch as `fit` calls it."""
     tokenizer = build_tokenizer(work / "tokenizer")
-    latents = torch.from_numpy(np.load(work / "latents.npy"))
-    texts = [*load_captions(work), ""]
+    latents = load_latents(work)
+    texts = [*load_captions(work, "latents"), ""]
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.short()
-    captions, empty = ids[:-1].view(-1, CAPTIONS_PER_PICTURE, ids.shape[1])[: len(latents)], ids[-1]
+    captions, empty = ids[:-1].view(-1, CAPTIONS_PER_PICTURE, ids.shape[1]), ids[-1]
 
     torch.manual_seed(0)
     unet, text_encoder = new_base(len(tokenizer))
@@ -77,10 +115,7 @@ def train_base(work: Path, samples: int, device: torch.device, batch: int = 64) 
             v = unet(a * x0 + s * noise, t, hidden).sample
         return F.mse_loss(v.float(), a * noise - s * x0)
 
-    settings = dict(samples=samples, batch=batch, lr=2e-3, final_lr=2e-5, decay_from=0.55)
-    trained = fit("base", model, loss, work, **settings)
-    trained["unet"].save_pretrained(work / "unet")
-    trained["text_encoder"].save_pretrained(work / "text_encoder")
+    return model, loss
 
 
 def _timesteps(u: Tensor) -> Tensor:

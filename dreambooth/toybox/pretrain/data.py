@@ -57,9 +57,12 @@ def load_pictures(work: Path) -> list[np.ndarray]:
     return [np.load(path, mmap_mode="r") for path in sorted((work / "pictures").glob("?????.npy"))]
 
 
-def load_captions(work: Path) -> list[str]:
-    """CAPTIONS_PER_PICTURE captions of every picture, in the pictures' order."""
-    files = sorted((work / "pictures").glob("?????.json"))
+def load_captions(work: Path, of: str = "pictures") -> list[str]:
+    """CAPTIONS_PER_PICTURE captions of every picture in the chunks of the folder `of`, in their order.
+
+    A chunk whose rendering was interrupted has captions already and no pictures: they are left out.
+    """
+    files = [work / "pictures" / f"{path.stem}.json" for path in sorted((work / of).glob("?????.npy"))]
     return [text for file in files for row in json.loads(file.read_text()) for text in row]
 
 

@@ -18,6 +18,8 @@ from dreambooth.toybox.pretrain.base import new_base, scheduler_config
 from dreambooth.toybox.pretrain.data import SMALL
 from dreambooth.toybox.tokenizer import build_tokenizer
 
+BASES = ("anneal.pt", "base.pt")  # the first that is there ships
+
 
 @torch.no_grad()
 def _lift_unseen_words(text_encoder: nn.Module, tokenizer: CLIPTokenizer) -> None:
@@ -36,9 +38,10 @@ def _lift_unseen_words(text_encoder: nn.Module, tokenizer: CLIPTokenizer) -> Non
 def export(work: Path, out: Path) -> None:
     """Write into `out` what ships of the parts that are there: `model/`, the pipeline, and `encoders/`, clip and vit.
 
-    Before `base` has finished, its latest moving average is exported, so that a first version can be looked at.
+    Of the base model that is what was annealed last; before that, and while it is annealed, the latest moving average,
+    so that it can be looked at.
     """
-    if (work / "base.pt").exists():
+    if any((work / name).exists() for name in BASES):
         export_pipeline(work, out / "model")
     for name in ("clip", "vit"):
         if (work / name).exists():
@@ -50,7 +53,8 @@ def export_pipeline(work: Path, folder: Path) -> None:
     tokenizer = build_tokenizer(work / "tokenizer")
     unet, text_encoder = new_base(len(tokenizer))
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    state = torch.load(work / "base.pt", map_location="cpu", weights_only=True)
+    source = next(work / name for name in BASES if (work / name).exists())
+    state = torch.load(source, map_location="cpu", weights_only=True)
     model.load_state_dict(state["ema"])
     _lift_unseen_words(text_encoder, tokenizer)
     vae = AutoencoderKL.from_pretrained(work / ("decoder" if (work / "decoder").exists() else "vae"))
@@ -64,7 +68,7 @@ def export_pipeline(work: Path, folder: Path) -> None:
     shutil.copytree(work / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)  # with the classic files too
     use_classic_names(folder / "text_encoder" / "model.safetensors")
     _load_as_float32(folder / "text_encoder")
-    print(f"exported {state['step']}/{state['steps']} steps to {folder}")
+    print(f"exported {state['step']}/{state['steps']} steps of {source.name} to {folder}")
 
 
 def export_encoder(name: str, work: Path, folder: Path) -> None:

@@ -99,6 +99,7 @@ def fit(
     ema: float = 0.999,
     weight_decay: float = 0.01,
     seed: int = 0,
+    start: Path | None = None,
     after_step: Callable[[float], None] | None = None,
 ) -> nn.Module:
     """Train the parameters of `module` that want gradients on `samples` examples; return its moving average.
@@ -106,7 +107,9 @@ def fit(
     `loss(numpy rng, torch rng, progress)` gives one batch's scalar loss. Matrices are trained by `Muon`, embeddings,
     biases and norms by AdamW. The checkpoint `<name>.pt` is written every few minutes; `<name>-constant.pt`, written
     where the decay begins, is where a later call with more samples goes on. `after_step(progress)` may change buffers
-    of `module`; both are saved with it. Raises `RuntimeError` if a gradient is not finite.
+    of `module`; both are saved with it. Where there is no checkpoint yet, `start` names another training's to branch
+    off from: its weights, average and optimisers, counted from step 0. Raises `RuntimeError` if a gradient is not
+    finite.
     """
     device = next(module.parameters()).device
     averaged = Ema(module, ema)
@@ -119,8 +122,8 @@ def fit(
     optimizers.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, foreach=True))
     steps, step = samples // batch, 0
     latest, constant = work / f"{name}.pt", work / f"{name}-constant.pt"
-    for path in (latest, constant):
-        if path.exists():
+    for path in (latest, constant, start):
+        if path and path.exists():
             state = torch.load(path, map_location=device, weights_only=True)
             if path == latest and state["steps"] != steps and state["step"] > decay_from * state["steps"]:
                 continue  # it decayed towards another end; go on from before its decay
@@ -128,7 +131,7 @@ def fit(
             averaged.module.load_state_dict(state["ema"])
             for optimizer, saved_state in zip(optimizers, state["optimizers"]):
                 optimizer.load_state_dict(saved_state)
-            step = state["step"]
+            step = 0 if path == start else state["step"]
             break
 
     def save(path: Path) -> None:

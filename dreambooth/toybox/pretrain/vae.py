@@ -150,14 +150,22 @@ def train_decoder(work: Path, samples: int, device: torch.device, batch: int = 4
 
 @torch.no_grad()
 def encode_latents(work: Path, device: torch.device) -> None:
-    """Encode every picture once: `latents.npy`, (N, 16, 16, 16) float16 posterior means."""
+    """Encode every picture once: (CHUNK, 16, 16, 16) float16 posterior means for each file of pictures, if missing."""
     vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()
-    done = []
-    pictures = load_pictures(work)
-    for i, chunk in enumerate(pictures):
+    folder = work / "latents"
+    folder.mkdir(exist_ok=True)
+    files = sorted((work / "pictures").glob("?????.npy"))
+    for i, file in enumerate(files):
+        if (folder / file.name).exists():
+            continue
+        parts = np.array_split(np.load(file, mmap_mode="r"), 10)
         with torch.autocast(device.type, torch.bfloat16):
-            parts = [vae.encode(to_pixels(part, device)).latent_dist.mean for part in np.array_split(chunk, 10)]
-        done.append(torch.cat(parts).half().cpu().numpy())
-        print(f"latents {i + 1}/{len(pictures)}", flush=True)
-    np.save(work / "latents.tmp.npy", np.concatenate(done))
-    os.replace(work / "latents.tmp.npy", work / "latents.npy")
+            latents = torch.cat([vae.encode(to_pixels(part, device)).latent_dist.mean for part in parts])
+        np.save(folder / f"{file.stem}.tmp.npy", latents.half().cpu().numpy())
+        os.replace(folder / f"{file.stem}.tmp.npy", folder / file.name)
+        print(f"latents {i + 1}/{len(files)}", flush=True)
+
+
+def load_latents(work: Path) -> Tensor:
+    """Every picture's latent, (N, 16, 16, 16) float16, in the order of `load_captions(work, "latents")`."""
+    return torch.from_numpy(np.concatenate([np.load(file) for file in sorted((work / "latents").glob("?????.npy"))]))

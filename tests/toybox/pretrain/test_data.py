@@ -28,6 +28,16 @@ def test_only_missing_files_are_rendered_again(work):
     assert np.array_equal(np.load(second), wanted)
 
 
+def test_captions_are_those_of_the_chunks_that_are_whole(work):
+    (work / "latents").mkdir()
+    first, second = sorted((work / "pictures").glob("*.npy"))
+    captions = data.load_captions(work)
+    np.save(work / "latents" / second.name, np.zeros(1))
+    assert data.load_captions(work, "latents") == captions[6 * data.CAPTIONS_PER_PICTURE :]
+    first.unlink()  # as if its rendering had been stopped after its captions
+    assert data.load_captions(work) == captions[6 * data.CAPTIONS_PER_PICTURE :]
+
+
 def test_late_scenes_show_two_things_and_say_so():
     early = [data.scene(i)[0] for i in range(data.PAIRS_FROM - 300, data.PAIRS_FROM)]
     assert 0.02 < np.mean([len(scene.subjects) == 2 for scene in early]) < 0.15

@@ -80,6 +80,43 @@ def test_a_longer_training_goes_on_from_before_the_decay(tmp_path, monkeypatch):
     assert round(seen[0] * 120) == 30, "half of the first training's 60 steps"
 
 
+def test_a_branch_begins_where_the_trunk_is_and_leaves_it_alone(tmp_path):
+    """Its weights, its average and both optimisers."""
+    fit_toy(tmp_path, samples=40, decay_from=1.0)
+    kept = torch.load(tmp_path / "toy.pt", weights_only=True)
+    trunk = (tmp_path / "toy.pt").rename(tmp_path / "trunk.pt")
+    (tmp_path / "toy-constant.pt").unlink()
+    before = trunk.read_bytes()
+    module, averaged = fit_toy(tmp_path, samples=0, start=trunk, decay_from=0.0)
+    for key, value in kept["module"].items():
+        assert torch.equal(module.state_dict()[key], value), key
+        assert torch.equal(averaged.state_dict()[key], kept["ema"][key]), key
+    fit_toy(tmp_path, samples=4, start=trunk, decay_from=0.0)
+    branch = torch.load(tmp_path / "toy.pt", weights_only=True)
+    assert branch["step"] == 1, "counted from its beginning"
+    assert branch["optimizers"][1]["state"][0]["step"] == kept["optimizers"][1]["state"][0]["step"] + 1
+    muons = [state["optimizers"][0]["state"][0]["average"] for state in (kept, branch)]
+    assert 0.5 < torch.cosine_similarity(muons[0].flatten(), muons[1].flatten(), dim=0) < 1, "goes on from the trunk's"
+    assert trunk.read_bytes() == before
+
+
+def test_a_killed_branch_goes_on_from_its_own_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0)
+    fit_toy(tmp_path, samples=40, decay_from=1.0)
+    trunk = (tmp_path / "toy.pt").rename(tmp_path / "trunk.pt")
+    (tmp_path / "toy-constant.pt").unlink()
+    whole = fit_toy(tmp_path, samples=80, start=trunk, decay_from=0.0)[0]
+    (tmp_path / "toy.pt").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        fit_toy(tmp_path, samples=80, start=trunk, decay_from=0.0, fail_at=0.5)
+    steps = []
+    monkeypatch.setattr(fitting, "learning_rate", lambda *given: steps.append(given[0]) or learning_rate(*given))
+    parts = fit_toy(tmp_path, samples=80, start=trunk, decay_from=0.0)[0]
+    assert steps[0] == 0.5, "not from its beginning"
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name]), name
+
+
 def test_a_gradient_that_is_not_finite_stops_it(tmp_path):
     module = nn.Linear(1, 1)
     with pytest.raises(RuntimeError, match="not finite"):

@@ -8,7 +8,7 @@ from dreambooth.toybox.pretrain.__main__ import TRAININGS, main
 def test_help_names_every_part():
     result = CliRunner().invoke(main, ["--help"])
     assert result.exit_code == 0
-    for part in (*TRAININGS, "pictures", "latents", "export", "subjects"):
+    for part in (*TRAININGS, "base", "pictures", "latents", "export", "subjects"):
         assert f"  {part} " in result.output
 
 

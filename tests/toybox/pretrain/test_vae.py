@@ -1,5 +1,7 @@
 """The autoencoder: its latents are standard, and only what is meant to learn does."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -68,12 +70,23 @@ def test_training_the_decoder_leaves_the_latents_alone(trained):
 
 @torch.no_grad()
 def test_cached_latents_are_the_posterior_means(trained):
-    latents = np.load(trained / "latents.npy")
+    latents = vae.load_latents(trained)
     assert latents.shape == (12, vae.LATENT_CHANNELS, 16, 16)
-    assert latents.dtype == np.float16
+    assert latents.dtype == torch.float16
     pixels = to_pixels(np.concatenate(load_pictures(trained)), CPU)
     means = AutoencoderKL.from_pretrained(trained / "vae").encode(pixels).latent_dist.mean
-    assert np.sqrt(np.mean((latents - means.numpy()) ** 2)) < 0.03, "bf16"
+    assert (latents - means).square().mean().sqrt() < 0.03, "bf16"
+
+
+def test_only_missing_latents_are_encoded_again(trained, tmp_path):
+    work = shutil.copytree(trained, tmp_path / "work")
+    first, second = sorted((work / "latents").glob("*.npy"))
+    wanted = np.load(second)
+    np.save(first, np.zeros_like(wanted))
+    second.unlink()
+    vae.encode_latents(work, CPU)
+    assert not np.load(first).any(), "it was there, so it stays"
+    assert np.array_equal(np.load(second), wanted)
 
 
 def test_a_quarter_is_textures_and_half_is_mirrored(work):
