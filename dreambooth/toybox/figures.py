@@ -43,6 +43,7 @@ from dreambooth.toybox.measures import (
     Look,
     centred_pixels,
     clip_looks,
+    colours,
     hues,
     identity_auc,
     judge_look,
@@ -50,6 +51,7 @@ from dreambooth.toybox.measures import (
     pixel_spread,
     psnr,
     spread,
+    unsettled,
     vit_look,
 )
 from dreambooth.toybox.pretrain.data import SIZE, to_pixels
@@ -134,6 +136,33 @@ def judged(folders: Folders, each: int = 4, held_out: int = 1000) -> str:
         lowest.append(f"{names[int(np.argmin(shares))]} {min(shares):.1%}")
     rows = [(name, f"{nouns:.1%}", f"{where:.1%}") for name, nouns, where in rows]
     return _table(("the judge sees", "class", "context"), [*rows, ("lowest class, lowest context", *lowest)])
+
+
+def surfaces(folders: Folders, each: int = 2) -> str:
+    """Whether surfaces are flat where the world's are: drawn pictures beside as many held-out renders.
+
+    Less is not better: an empty picture has one colour and no edge. The renders' own figures are the aim.
+    """
+    source = open_source(TOYBOX)
+    rng = np.random.default_rng(8)
+    asked = [(noun, place) for noun in CLASSES for place in CONTEXTS for _ in range(each)]
+    seeds = HELD_OUT_FROM + 100 + rng.choice(10_000, len(asked), replace=False)  # past the sample subjects
+    real = draw_scenes([
+        Scene((identity(noun, int(seed)),), place, "photo", int(rng.integers(2**31)))
+        for seed, (noun, place) in zip(seeds, asked)
+    ])  # fmt: skip
+    exact = open_source(TOYBOX, precision="no").pipe
+    sets = {"held-out renders": real, "the same through the VAE": reconstruct(exact, real)}
+    drawn = _draw(source, [f"a photo of a {noun} {where}" for noun in CLASSES for where in CONTEXTS.values()], each)
+    sets[f"drawn, guidance {source.sampling.guidance_scale:g}"] = drawn
+    header = (f"surfaces, {len(real)} pictures each", "neither flat nor edge", "colours", "most unlike renders")
+    rows = []
+    for name, pictures in sets.items():
+        shares = unsettled(pictures)
+        apart = (shares - unsettled(real)).reshape(len(CLASSES), -1).mean(1)
+        worst = f"{CLASSES[int(np.argmax(apart))]} {apart.max():+.1%}" if pictures is not real else ""
+        rows.append((name, f"{shares.mean():.1%}", f"{colours(pictures).mean():.0f}", worst))
+    return _table(header, rows)
 
 
 def variety(folders: Folders, each: int = 24) -> str:
@@ -342,7 +371,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 FIGURES: dict[str, Callable[[Folders], str]] = {
-    "vae": vae, "grids": grids, "judge": judged, "variety": variety, "encoders": encoders, "dreambooth": dreambooth,
+    "vae": vae, "grids": grids, "judge": judged, "surfaces": surfaces, "variety": variety, "encoders": encoders,
+    "dreambooth": dreambooth,
 }  # fmt: skip
 
 

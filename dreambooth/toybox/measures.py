@@ -67,6 +67,31 @@ def hues(pictures: np.ndarray) -> np.ndarray:
     return counts / max(counts.sum(), 1e-9)
 
 
+def unsettled(pictures: np.ndarray) -> np.ndarray:
+    """The share of each picture's pixels, (N,), at 64 px, that are neither flat nor an edge.
+
+    The world paints flat surfaces with sharp edges; a mottled surface is neither. A pixel counts where its larger step,
+    to the right or down, in the channel that changes most, is over 6 and under 30 of 255. Of (6, 30), (10, 50) and
+    three pairs at 128 px this one tells a picture from itself through the VAE least and from a base model's drawing
+    most (measured): it sees surfaces rather than the VAE's softer edges.
+    """
+    small = to_small(pictures).astype(np.float64)
+    down, right = np.abs(np.diff(small, axis=1))[:, :, :-1], np.abs(np.diff(small, axis=2))[:, :-1]
+    step = np.maximum(down, right).max(-1)
+    return ((step > 6) & (step < 30)).mean((1, 2))
+
+
+def colours(pictures: np.ndarray) -> np.ndarray:
+    """How many colours each picture, (N,), has in its middle, where the subject stands.
+
+    That many equally frequent ones would be as various: e to the entropy of its histogram of 16 × 16 × 16 bins of RGB.
+    """
+    middle = pictures[:, 40:100, 32:96].reshape(len(pictures), -1, 3).astype(np.int64) >> 4
+    bins = middle @ (256, 16, 1)
+    shares = [np.unique(row, return_counts=True)[1] / len(row) for row in bins]
+    return np.array([np.exp(-(share * np.log(share)).sum()) for share in shares])
+
+
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """What two histograms share, 0 to 1."""
     return float(np.minimum(a, b).sum())

@@ -66,6 +66,18 @@ def test_the_judges_own_accuracy_stands_beside_the_models(folders):
     assert rows[4][1].split()[0] in ("dog", "cat")
 
 
+def test_surfaces_stand_beside_the_renders_own(folders):
+    rows = cells(figures.surfaces(folders, each=1))
+    assert [row[0] for row in rows] == [
+        "surfaces, 4 pictures each", "held-out renders", "the same through the VAE", "drawn, guidance 1",
+    ]  # fmt: skip
+    for row in rows[1:]:
+        assert 0 < float(row[1].removesuffix("%")) < 100
+        assert float(row[2]) > 1
+    assert rows[1][3] == ""
+    assert rows[3][3].split()[0] in ("dog", "cat")
+
+
 def test_variety_is_told_by_every_look_there_is(folders, exported):
     rows = cells(figures.variety(replace(folders, encoders=exported / "encoders"), each=3))
     assert [row[0] for row in rows[1:]] == [

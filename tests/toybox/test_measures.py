@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor, ViTImageProcessor, ViTModel
 
 from dreambooth.toybox import measures
+from dreambooth.toybox.judge import draw_scenes, held_out_scenes
 from dreambooth.toybox.pretrain.data import load_pictures
 from dreambooth.toybox.pretrain.encoders import new_vit
 
@@ -80,6 +81,36 @@ def test_hues_stay_when_a_colour_pales_and_part_when_it_turns():
     framed = flat(0, 255, 0)
     framed[:, 40:100, 32:96] = (200, 30, 40)
     assert measures.overlap(red, measures.hues(framed)) == pytest.approx(1), "only the middle counts"
+
+
+def test_a_pixel_is_unsettled_between_flat_and_edge():
+    halves = flat(100, 100, 100).repeat(3, axis=0)
+    halves[0, :, 64:] += 4  # flat, for all that eyes see
+    halves[1, :, 64:, 1] += 20  # 64 of 63 × 63 pixels, less the last row
+    halves[2, :, 64:] += 60  # an edge
+    np.testing.assert_allclose(measures.unsettled(halves), [0, 1 / 63, 0])
+
+
+def test_colours_are_counted_as_equally_frequent_ones():
+    pictures = flat(8, 200, 40).repeat(3, axis=0)
+    pictures[1, :, 64:] = (200, 8, 40)
+    pictures[2, :, 64:] = (10, 202, 42)  # the same bin
+    np.testing.assert_allclose(measures.colours(pictures), [1, 2, 1])
+
+
+def mottled(pictures, by, rng):
+    """Patches of other colours, as a base model trained too little paints them."""
+    noise = rng.normal(0, by, (len(pictures), 16, 16, 3)).repeat(8, axis=1).repeat(8, axis=2)
+    soft = sum(np.roll(noise, (dy, dx), (1, 2)) for dy in range(-4, 5) for dx in range(-4, 5)) / 81
+    return np.clip(pictures + soft, 0, 255).astype(np.uint8)
+
+
+def test_surfaces_are_ranked_as_eyes_would():
+    real = draw_scenes(held_out_scenes(24, style="photo"))
+    ranked = [real, *(mottled(real, by, np.random.default_rng(0)) for by in (12, 30))]
+    for measure in (measures.unsettled, measures.colours):
+        values = [measure(pictures).mean() for pictures in ranked]
+        assert values[0] * 1.2 < values[1] < values[2] / 1.1, measure.__name__
 
 
 def test_looks_give_unit_features_of_their_models(exported, rendered):
