@@ -624,6 +624,8 @@ def fetch_class_images(config_file: Path, repo_id: str, overrides: tuple[str, ..
     from dreambooth.packs import fetch_pack, pack_key
 
     key, wanted = pack_key(config), config.prior.num_images
+    for said in prior.drop_damaged(prior.cache_folder(key), wanted, int(key["resolution"])):
+        click.echo(said, err=True)
     fetched = fetch_pack(repo_id, key, wanted)
     lacking = len(prior.missing_images(prior.cache_folder(key), wanted))
     click.echo(f"{fetched} class images fetched" + (f"; training draws the other {lacking}." if lacking else "."))

@@ -231,14 +231,41 @@ class LoraConfig(_Settings):
     )
 
 
+SMALL_WORDS, LARGE_WORDS = ("very small", "far away"), ("close up", "zoomed in")
+"""With one of these the prompt of a photo begins that `train.vary_size` shows much smaller or larger. Source: Custom
+Diffusion (arXiv 2212.04488, section 3.3)."""
+NEUTRAL_TEMPLATES = tuple(
+    f"{form} {{identifier}}"
+    for form in (
+        *(f"{one} {kind} of {a}" for one, kind in (("a", "photo"), ("a", "rendition")) for a in ("a", "the")),
+        "the photo of a", "a rendering of a", "a photo of my", "a photo of one",
+        *(f"a {look} photo of {a}" for look in ("cropped", "close-up", "good") for a in ("a", "the")),
+        "a dark photo of the", "a bright photo of the", "a photo of a dirty", "a photo of the weird",
+        "a photo of the large", *(f"a photo of {a} {look}" for look in ("clean", "cool", "nice", "small")
+                                  for a in ("a", "the")),
+    )
+)  # fmt: skip
+"""The 27 neutral captions that a word is taught with, in no order. Source: Gal et al. 2022 (arXiv 2208.01618, section 4
+and its code), after CLIP's for ImageNet."""
+
+
 class WordConfig(_Settings):
     """The new word of `textual_inversion` and `custom_diffusion`: the subject's identifier, in angle brackets."""
 
     vectors: int = Field(1, ge=1, le=MOST_VECTORS, description="Embeddings of the word. Source: Textual Inversion, 1.")
-    initializer: Prompt = Field(
-        "{class_noun}",
-        description="The words whose mean embedding it starts from; {class_noun} is filled in. Source: Textual "
-        "Inversion (arXiv 2208.01618, section 4).",
+    initializer: list[Prompt] = Field(
+        ["{class_noun}"],
+        min_length=1,
+        max_length=MOST_SUBJECTS,
+        description="The words whose mean embedding it starts from; {class_noun} is filled in. One for all subjects, "
+        "or one for each in their order. Source: Textual Inversion (arXiv 2208.01618, section 4).",
+    )
+    templates: list[Prompt] = Field(
+        list(NEUTRAL_TEMPLATES),
+        max_length=256,
+        description="`textual_inversion` only: what photos are captioned with, one drawn for each example, in the "
+        "place of the instance prompt, so that the word alone tells what they show; photos with captions of their own "
+        "keep them. None: the instance prompt. Source: Textual Inversion (arXiv 2208.01618), its 27.",
     )
     learned: Path | None = Field(
         None,
@@ -253,12 +280,27 @@ class WordConfig(_Settings):
             raise ValueError("is empty; give a run's directory, or leave it out")
         return path
 
+    @field_validator("initializer", mode="before")
+    @classmethod
+    def _one_for_all(cls, words: Any) -> Any:
+        return [words] if isinstance(words, str) else words
+
     @field_validator("initializer")
     @classmethod
-    def _names_only_the_class(cls, words: str) -> str:
-        if unknown := fields_of(words) - {"class_noun"}:
+    def _names_only_the_class(cls, words: list[str]) -> list[str]:
+        if unknown := set().union(*map(fields_of, words)) - {"class_noun"}:
             raise ValueError(f"uses {{{min(unknown)}}}; only {{class_noun}} is filled in")
         return words
+
+    @field_validator("templates")
+    @classmethod
+    def _name_the_word(cls, templates: list[str]) -> list[str]:
+        for template in templates:
+            if unknown := fields_of(template) - {"identifier", "class_noun"}:
+                raise ValueError(f"uses {{{min(unknown)}}}; only {{identifier}} and {{class_noun}} are filled in")
+            if "identifier" not in fields_of(template):
+                raise ValueError(f"{template!r} does not hold {{identifier}}; write it where the word belongs")
+        return templates
 
 
 class TrainConfig(_Settings):
@@ -331,6 +373,12 @@ class TrainConfig(_Settings):
     )
     crop_scale: float = Field(
         0.9, gt=0.3, le=1, description="The tightest of those crops, as a share of the plain crop's side."
+    )
+    vary_size: bool = Field(
+        False,
+        description="Of those crops show two thirds smaller on a plain ground of which nothing is learned, and one "
+        "third enlarged, and say so in the prompt where it is by much. Source: Custom Diffusion (arXiv 2212.04488, "
+        "section 3.3), whose preset sets it.",
     )
     flip: bool = Field(
         False, description="Also train on mirrored photos; off, since lettering and many subjects have a side."
@@ -534,6 +582,9 @@ class Config(_Settings):
                 if not is_new_word(identifier):
                     raise ValueError(f"subject.identifier {identifier!r}: {self.method} learns a new word, written in "
                                      "angle brackets and small letters, for example <sks>")  # fmt: skip
+        if 1 < len(self.word.initializer) < len(self.subjects):
+            raise ValueError(f"word.initializer: {len(self.word.initializer)} for {len(self.subjects)} subjects; give "
+                             "one for all or one for each")  # fmt: skip
         if self.method in LEARNS_WORD and self.train.text_encoder:
             raise ValueError(f"train.text_encoder: {self.method} learns a word and leaves the text encoder as it is; "
                              "set it to false")  # fmt: skip
@@ -560,6 +611,25 @@ class Config(_Settings):
     def instance_prompt(self) -> str:
         """The first subject's."""
         return self.instance_prompts[0]
+
+    @property
+    def initializers(self) -> list[str]:
+        """The words that each subject's word starts from."""
+        words = self.word.initializer
+        return [subject.fill(words[i if len(words) > 1 else 0]) for i, subject in enumerate(self.subjects)]
+
+    def prompts_of(self, caption: str) -> tuple[str, ...]:
+        """What a photo of this caption is trained with, one drawn for each example: the caption, or, where a word alone
+        is learned, `word.templates` in the place of the instance prompt."""
+        templates = self.word.templates if self.method == "textual_inversion" else ()
+        for subject in self.subjects if templates else ():
+            if caption == subject.fill(subject.instance_prompt):
+                return tuple(map(subject.fill, templates))
+        for pair in permutations(self.subjects, 2) if templates else ():
+            if caption == together_prompt(pair):
+                both = {name: " and ".join(getattr(s, name) for s in pair) for name in ("identifier", "class_noun")}
+                return tuple(template.format(**both) for template in templates)
+        return (caption,)
 
     @property
     def class_prompts(self) -> list[str]:

@@ -6,7 +6,8 @@ does, as nearly as that leaves room for (Kumari et al. 2023, arXiv 2212.04488, e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,9 +67,12 @@ def merge(parts: Sequence[Part], out: Path, captions: Sequence[str] | None = Non
     base = base or fetch_base(facts[0])
     pipe, family = load_model(parts[0].folder, base, scale=0, adapters=[(part.folder, 0) for part in parts[1:]])
     layers = projections(pipe, family)  # the base model's: at a scale of 0 an adapter gives its words alone
-    features = [torch.cat([name_rows(pipe, family, name) for name in part.names]) for part in parts]
+    names = {name: name_rows(pipe, family, name) for part in parts for name in part.names}
+    features = [torch.cat([names[name] for name in part.names]) for part in parts]
     words = torch.cat(features)
-    spread = directions(words, second_moment(pipe, family, captions or ordinary_captions(facts[0].base_model)))
+    ordinary = second_moment(pipe, family, captions or ordinary_captions(facts[0].base_model))
+    check_told_apart(names, ordinary)
+    spread = directions(words, ordinary)
     trained = [read_weights(part.folder, layers) for part in parts]
     for name, layer in layers.items():
         wanted = torch.cat([w[name].double() @ rows.T for w, rows in zip(trained, features, strict=True)], 1)
@@ -129,14 +133,34 @@ def directions(words: Tensor, ordinary: Tensor, ridge: float = RIDGE) -> Tensor:
     Raises `ConfigError` where words have the same features or are more than the width: no projection can read them all
     as wanted then.
     """
-    everywhere = ridge * ordinary.diagonal().mean() * torch.eye(len(ordinary), dtype=ordinary.dtype)
-    d = torch.cholesky_solve(words.T, torch.linalg.cholesky(ordinary + everywhere)).T
-    if torch.linalg.matrix_rank(d @ words.T, rtol=ALIKE, hermitian=True) < len(words):
+    d = _unscaled(words, ordinary, ridge)
+    if _alike(d @ words.T):
         raise ConfigError(
             f"The subjects' words ({len(words)} tokens) can't be told apart.",
             "Merge fewer, or train a word longer or from another word.initializer.",
         )
     return torch.linalg.solve(d @ words.T, d)
+
+
+def check_told_apart(names: Mapping[str, Tensor], ordinary: Tensor) -> None:
+    """Raise `ConfigError` with the names of two subjects whose words' features (tokens, width) are as good as the same,
+    as those of words are that started from one embedding and were hardly trained."""
+    for (one, rows), (other, others) in combinations(names.items(), 2):
+        both = torch.cat([rows, others])
+        if _alike(_unscaled(both, ordinary, RIDGE) @ both.T):
+            raise ConfigError(
+                f"{one!r} and {other!r} can't be told apart: their words came out alike.",
+                "Train one of them longer, or from another word.initializer.",
+            )
+
+
+def _unscaled(words: Tensor, ordinary: Tensor, ridge: float) -> Tensor:
+    everywhere = ridge * ordinary.diagonal().mean() * torch.eye(len(ordinary), dtype=ordinary.dtype)
+    return torch.cholesky_solve(words.T, torch.linalg.cholesky(ordinary + everywhere)).T
+
+
+def _alike(products: Tensor) -> bool:
+    return bool(torch.linalg.matrix_rank(products, rtol=ALIKE, hermitian=True) < len(products))
 
 
 def constrained(base: Tensor, words: Tensor, values: Tensor, spread: Tensor) -> Tensor:

@@ -63,9 +63,11 @@ def publish_pack(config: Config, repo_id: str, account: Account, *, private: boo
     """
     key, count = pack_key(config), config.prior.num_images
     folder = prior.cache_folder(key)
+    told = prior.drop_damaged(folder, count, int(key["resolution"]))
     if missing := len(prior.missing_images(folder, count)):
         raise ConfigError(
-            f"{missing} of {count} class images are not drawn yet.", "Train with these settings first: it draws them."
+            " ".join([*told, f"{missing} of {count} class images are not drawn yet."]),
+            "Train with these settings first: it draws them.",
         )
     images = {f"images/{path.name}": path for path in prior.class_images(folder, count)}
     with plain_failures(f"publish class images as {repo_id}", account.token):

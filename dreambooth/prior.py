@@ -1,7 +1,8 @@
 """Class images for prior preservation: drawn by the frozen base model, checked, cached, and shared by every run.
 
 A cache folder's name is a hash of everything that shapes its pictures, so two runs that would draw the same ones share
-them, and only the shortfall is drawn. Picture i depends on the key and i alone.
+them, and only the shortfall is drawn. Picture i depends on the key and i alone. What is there is looked at before it is
+taken: disks fill up, and people put files of their own there.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from dreambooth.config import Config, SamplingConfig
-from dreambooth.errors import ModelError
+from dreambooth.errors import ModelError, first_line
 from dreambooth.fetch import fingerprint
 from dreambooth.files import atomic_file, cache_home
 from dreambooth.generate import draw, save_picture
@@ -63,6 +67,74 @@ def missing_images(folder: Path, count: int) -> list[int]:
 def class_images(folder: Path, count: int) -> list[Path]:
     """The files of the first `count` class images."""
     return [_path(folder, i) for i in range(count)]
+
+
+def drop_damaged(folder: Path, count: int, side: int) -> list[str]:
+    """Remove those of the first `count` class images that can't be trained on, so that they are drawn again from their
+    seeds; a sentence on each. `side` is theirs in pixels."""
+    told = []
+    for path in class_images(folder, count):
+        if path.is_file() and (why := why_damaged(path, side)):
+            path.unlink()
+            told.append(f"Class image {path.name} {why}, so it is made again.")
+    return told
+
+
+def why_damaged(path: Path, side: int) -> str:
+    """What keeps a picture from being a class image of `side` pixels, in words that follow its name; "" if nothing.
+
+    Raises `OSError` where the disk refuses to read it.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.size != (side, side):
+                return f"has {image.width} × {image.height} pixels"
+            if image.mode != "RGB":
+                return f"has colours of another kind ({image.mode})"
+            return "is blank" if is_blank(image) else ""
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, of damaged files
+        if isinstance(error, OSError) and error.errno:
+            raise
+        return "is damaged"
+
+
+# ------------------------------------------------------------------------------------------------------- their latents
+
+
+def latents_file(folder: Path, count: int, flip: bool, precision: str, device: str) -> Path:
+    """Where the latents of the first `count` class images lie, beside them: the name is a hash of all that shapes them
+    (the pictures, mirrored or not, and with what they are encoded) but for the base model, which is the folder's."""
+    digest = hashlib.sha256(f"{flip} {precision} {device}\n".encode())
+    for path in class_images(folder, count):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return folder / f"latents-{digest.hexdigest()[:24]}.safetensors"
+
+
+def save_latents(file: Path, mean: Tensor, std: Tensor) -> None:
+    """Keep the means and standard deviations of class images' latents, (N, V, C, h, w) each, for other runs."""
+    with atomic_file(file) as partial:
+        save_file({"mean": mean.contiguous(), "std": std.contiguous()}, partial)
+
+
+def read_latents(file: Path, pictures: int, variants: int) -> tuple[Tensor, Tensor] | None:
+    """What `save_latents` kept of so many pictures and variants of each; None where nothing is kept.
+
+    Raises `ModelError` where that is damaged.
+    """
+    if not file.is_file():
+        return None
+    try:
+        kept = load_file(file)
+        mean, std = kept["mean"], kept["std"]
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ModelError(f"Class images' latents ({file.name}) are damaged: {first_line(error)}.") from None
+    fits = mean.ndim == 5 and mean.shape[:2] == (pictures, variants) and mean.shape == std.shape
+    if not fits or not (mean.isfinite().all() and std.isfinite().all()) or mean.dtype != torch.float32:
+        raise ModelError(f"Class images' latents ({file.name}) are not those of {pictures} pictures.")
+    return mean, std
+
+
+# ------------------------------------------------------------------------------------------------------------- drawing
 
 
 def draw_class_images(

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dreambooth.config import Config, identifier_in, together_prompt
+from dreambooth.config import LARGE_WORDS, SMALL_WORDS, Config, identifier_in, together_prompt
 from dreambooth.errors import ConfigError, ModelError, PhotoError, first_line
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.methods.words import add_tokens, new_words
@@ -254,7 +254,12 @@ class Reader:
         train, subjects = config.train, config.subjects
         pairs = combinations(subjects, 2) if train.side_by_side else ()
         asked = [subjects[0].fill(prompt) for prompt in config.sampling.prompts if train.sample_every]
-        named = [*config.instance_prompts, *map(together_prompt, pairs), *asked]
+        captions = [*config.instance_prompts, *map(together_prompt, pairs)]
+        taught = [prompt for caption in captions for prompt in config.prompts_of(caption)]
+        sizes = (*SMALL_WORDS, *LARGE_WORDS) if train.vary_size else ()  # said of photos of one subject alone
+        alone = [prompt for caption in config.instance_prompts for prompt in config.prompts_of(caption)]
+        sized = [f"{word} {prompt}" for prompt in alone for word in sizes]
+        named = [*captions, *taught, *sized, *asked]
         drawn = config.sample_prompts if train.sample_every else []  # all subjects in one: more than many models read
         plain = config.class_prompts if config.prior.active else []
         self.check(named)

@@ -10,12 +10,13 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -37,10 +38,14 @@ from dreambooth.dataset import (
     DROPOUT,
     INSTANCE,
     DreamBoothDataset,
+    Encoded,
+    Prompts,
     class_variants,
     encode,
     generator,
     photo_variants,
+    prompt_ids,
+    prompts_of_variants,
 )
 from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, HubError, ModelError, RunError
@@ -112,6 +117,9 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
     if use_prior:
         keys = [prior.cache_key(config, model, resolution, precision, prompt) for prompt in config.class_prompts]
         class_folders = [prior.cache_folder(key) for key in keys]
+        for class_folder in class_folders:
+            for said in prior.drop_damaged(class_folder, config.prior.num_images, resolution):
+                yield events.Warning(said)
         if config.prior.pack and prior.missing_images(class_folders[0], config.prior.num_images):
             yield events.Stage("fetch class images")
             packs.fetch_pack(config.prior.pack, keys[0], config.prior.num_images)
@@ -136,13 +144,24 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
 
     # -- prepare: what is trained, and every picture encoded once ----------------------------------------------------
     trainable = get_method(config.method).attach(pipe, family, config)  # it may teach the tokenizer a word
-    yield events.Stage("encode")
-    instance = encode(pipe, family, (photo_variants(p, config, i) for i, p in enumerate(photos)), prompts, dtype)
-    classes = None
-    if use_prior:
-        paths = [path for folder in class_folders for path in prior.class_images(folder, config.prior.num_images)]
-        class_prompts = [prompt for prompt in config.class_prompts for _ in range(config.prior.num_images)]
-        classes = encode(pipe, family, (class_variants(path, config) for path in paths), class_prompts, dtype)
+    sides = []
+    for class_folder, prompt in zip(class_folders, config.class_prompts) if use_prior else ():
+        sides.append((yield from _known_classes(class_folder, prompt, config, precision, device)))
+    yield events.Stage("encode", len(photos) + config.prior.num_images * sum(side.latents is None for side in sides))
+    prompts = [
+        prompts_of_variants(text, p.mode == "RGBA", config, i) for i, (p, text) in enumerate(zip(photos, prompts))
+    ]
+    pictures = (photo_variants(photo, config, i) for i, photo in enumerate(photos))
+    instance = yield from _encode(pipe, family, pictures, prompts, dtype, 0, should_stop)
+    encoded, done = [instance], len(photos)
+    for side in sides:
+        if encoded[-1] is not None:
+            encoded.append((yield from _encode_classes(pipe, family, side, config, dtype, done, should_stop)))
+            done += config.prior.num_images * (side.latents is None)
+    if encoded[-1] is None:
+        yield events.Cancelled(0)
+        return
+    classes = Encoded.join(encoded[1:]) if use_prior else None
     batch_size, accumulation = settings.batch_size, settings.gradient_accumulation
     instance = replace(instance, groups=groups, together=settings.side_by_side if len(photos) > sum(groups) else 0.0)
     dataset = DreamBoothDataset(instance, classes, config.seed, settings.steps * accumulation * batch_size)
@@ -329,6 +348,62 @@ def _checkpoint(save: Callable[[], Path], run: Path, step: int) -> Event:
     return events.Checkpoint(str(save().relative_to(run)), step)
 
 
+def _encode(
+    pipe: DiffusionPipeline, family: Family, pictures: Iterator[Tensor], prompts: Sequence[Prompts],
+    dtype: torch.dtype | None, before: int, should_stop: Callable[[], bool],
+) -> Generator[Event, None, Encoded | None]:  # fmt: skip
+    """Encode after `before` others, telling how many there are; None where it was told to stop."""
+    encoding = encode(pipe, family, pictures, prompts, dtype)
+    while True:
+        try:
+            done = next(encoding)
+        except StopIteration as end:
+            return end.value
+        yield events.Progress(before + done)
+        if should_stop():
+            return None
+
+
+class _Classes(NamedTuple):
+    """The class images of one class prompt."""
+
+    paths: list[Path]
+    prompt: str
+    file: Path
+    """Where their latents are kept."""
+    latents: tuple[Tensor, Tensor] | None
+    """Their means and standard deviations as another run encoded them, (N, V, C, h, w) each."""
+
+
+def _known_classes(
+    folder: Path, prompt: str, config: Config, precision: str, device: torch.device
+) -> Generator[Event, None, _Classes]:
+    count, flip = config.prior.num_images, config.train.flip
+    file, latents = prior.latents_file(folder, count, flip, precision, device.type), None
+    try:
+        latents = prior.read_latents(file, count, 1 + flip)
+    except ModelError as error:
+        yield events.Warning(f"{error.message} They are made again.")
+    return _Classes(prior.class_images(folder, count), prompt, file, latents)
+
+
+def _encode_classes(
+    pipe: DiffusionPipeline, family: Family, side: _Classes, config: Config, dtype: torch.dtype | None, before: int,
+    should_stop: Callable[[], bool],
+) -> Generator[Event, None, Encoded | None]:  # fmt: skip
+    """The class images of a prompt encoded, by another run if one has; None where it was told to stop."""
+    prompts = [side.prompt] * len(side.paths)
+    if side.latents is None:
+        pictures = (class_variants(path, config) for path in side.paths)
+        encoded = yield from _encode(pipe, family, pictures, prompts, dtype, before, should_stop)
+        if encoded:
+            prior.save_latents(side.file, encoded.mean, encoded.std)
+        return encoded
+    mean, std = side.latents
+    ids = prompt_ids(pipe, family, prompts, mean.shape[1])
+    return Encoded(mean, std, ids, torch.ones_like(mean[:, :, 0]))
+
+
 def _prepare_photos(config: Config, run: Path, resolution: int, reader: Reader) -> Iterator[Event]:
     """Write `photos/`: 00.png, 01.png, … and beside each, in a text file, the prompt it is trained with.
 
@@ -379,7 +454,17 @@ def _photos_and_prompts(run: Path) -> tuple[list[Image.Image], list[str], tuple[
     files = [path for paths in by_folder.values() for path in paths]
     prompts = [path.with_suffix(".txt").read_text(encoding="utf-8") for path in files]
     groups = tuple(len(paths) for name, paths in by_folder.items() if name != TOGETHER)
-    return [Image.open(path) for path in files], prompts, groups
+    photos = []
+    for path in files:
+        try:
+            photos.append(Image.open(path))
+            photos[-1].load()
+        except (OSError, ValueError, SyntaxError) as error:  # what Pillow says of damaged files
+            if isinstance(error, OSError) and error.errno:
+                raise
+            hint = f"Remove {run / 'photos'} and resume: the photos are prepared anew."
+            raise RunError(f"{path.name} of the photos that the run keeps is damaged.", hint) from None
+    return photos, prompts, groups
 
 
 def _monitor(config: Config, run: Path, photos: list[Image.Image]) -> Generator[Event, None, Monitor | None]:
@@ -454,7 +539,7 @@ def _conditioning(
 
     if not frozen:
         return encode_distinct
-    sides = [side.prompt_ids for side in (dataset.instance, dataset.prior) if side is not None]
+    sides = [side.prompt_ids.flatten(0, 2) for side in (dataset.instance, dataset.prior) if side is not None]
     distinct = torch.cat(sides).unique(dim=0)
     with torch.no_grad():
         encoded = family.encode_text(pipe, distinct.to(device))

@@ -585,7 +585,8 @@ def adapters(tmp_path_factory) -> dict[str, Run]:
             "train": {"steps": 2, "learning_rate": 0.05, "mixed_precision": "no", "sample_every": 2,
                       "text_encoder": name == "lora"},
             "sampling": {"steps": 2, "num_images": 1, "prompts": []}, "evaluation": TOYBOX | {"while_training": False},
-            "lora": {"rank": 2, "dora": name == "lora"}, "word": {"initializer": "{class_noun}"},
+            "lora": {"rank": 2, "dora": name == "lora"},
+            "word": {"initializer": "{class_noun}", "templates": ["a {identifier}"]},
         }  # fmt: skip
         if name == "textual_inversion":
             settings["more_subjects"] = [{"photos": str(photos), "class_noun": "cat", "identifier": "<tom>"}]

@@ -356,6 +356,17 @@ def test_settings_can_not_be_changed_by_accident():
         ({"prior": {"class_prompt": "{identifier} {class_noun}"}}, "uses {identifier}; only {class_noun}"),
         ({"word": {"initializer": "{class_noun} {x}"}}, "uses {x}; only {class_noun}"),
         ({"word": {"initializer": "{class_noun:>999999999}"}}, "uses {class_noun:>999999999}; only {class_noun}"),
+        ({"word": {"initializer": []}}, "word.initializer = []"),
+        (
+            {
+                "subject": SUBJECT,
+                "more_subjects": [SUBJECT | {"identifier": f"w{i}"} for i in range(2)],
+                "word": {"initializer": ["ktn", "pll"]},
+            },
+            "word.initializer: 2 for 3 subjects; give one",
+        ),
+        ({"word": {"templates": ["a photo of a {}"]}}, "uses {}; only {identifier}"),
+        ({"word": {"templates": ["a photo of a {class_noun}"]}}, "does not hold {identifier}"),
         ({"train": {"steps": 0}}, "train.steps = 0"),
         ({"train": {"steps": "many"}}, "train.steps = 'many'"),
         ({"train": {"learning_rate": 0}}, "train.learning_rate = 0"),

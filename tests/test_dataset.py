@@ -21,9 +21,12 @@ from dreambooth.dataset import (
     encode,
     generator,
     photo_variants,
+    prompts_of_variants,
+    sizes,
 )
 from dreambooth.families import load_pipeline
 from dreambooth.photos import side_by_side
+from tests.tiny import finish
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def numbered(pictures: int, variants: int, start: int = 0) -> Encoded:
     """Encoded pictures without spread, whose latents' first number tells picture and variant: 10·picture + variant."""
     which = start + 10 * torch.arange(pictures)[:, None] + torch.arange(variants)
     mean = which[..., None, None, None].float().expand(pictures, variants, 4, 2, 2).clone()
-    ids = torch.arange(pictures)[:, None].expand(pictures, 5) + start
+    ids = torch.arange(pictures)[:, None, None, None].expand(pictures, variants, 1, 5) + start
     return Encoded(mean, torch.zeros_like(mean), ids, torch.ones_like(mean[:, :, 0]))
 
 
@@ -54,9 +57,9 @@ def test_an_item_has_its_parts_and_their_shapes(loaded, make_config):
     pipe, family = loaded
     config = make_config(train={"crops_per_photo": 2})
     photos = (photo_variants(picture(i), config, i) for i in range(3))
-    instance = encode(pipe, family, photos, ["a photo of sks dog"] * 3, None)
+    instance = finish(encode(pipe, family, photos, ["a photo of sks dog"] * 3, None))
     assert instance.mean.shape == instance.std.shape == (3, 2, 4, 8, 8)
-    prior = Encoded(instance.mean[:2, :1], instance.std[:2, :1], instance.prompt_ids[:2], instance.mask[:2, :1])
+    prior = Encoded(instance.mean[:2, :1], instance.std[:2, :1], instance.prompt_ids[:2, :1], instance.mask[:2, :1])
     dataset = DreamBoothDataset(instance, prior, seed=1, size=7)
     assert len(dataset) == 7
     item = dataset[6]
@@ -140,7 +143,7 @@ def test_all_variants_of_a_photo_are_used_alike():
 
 
 def test_an_example_is_a_function_of_seed_and_number_alone():
-    spread, ids = torch.ones(3, 2, 4, 2, 2), torch.zeros(3, 5, dtype=torch.int64)
+    spread, ids = torch.ones(3, 2, 4, 2, 2), torch.zeros(3, 2, 1, 5, dtype=torch.int64)
     encoded = Encoded(torch.zeros_like(spread), spread, ids, torch.ones(3, 2, 2, 2))
     forwards = [encoded.example(n, 9, INSTANCE)[0] for n in range(10)]
     torch.manual_seed(123)
@@ -190,12 +193,12 @@ def test_latents_equal_a_sample_of_the_vaes_posterior(loaded, make_config):
     pipe, family = loaded
     config = make_config(train={"crops_per_photo": 3})
     variants = [photo_variants(picture(i), config, i) for i in range(2)]
-    encoded = encode(pipe, family, iter(variants), ["a dog", "a cat"], None)
+    encoded = finish(encode(pipe, family, iter(variants), ["a dog", "a cat"], None))
     for n in range(6):
         ours, ids, _mask = encoded.example(n, 7, INSTANCE)
         g = generator(7, INSTANCE, n)
         v = int(torch.randint(3, (), generator=g))
-        i = int(torch.equal(ids, encoded.prompt_ids[1]))
+        i = int(torch.equal(ids, encoded.prompt_ids[1, 0, 0]))
         with torch.no_grad():
             posterior = pipe.vae.encode(variants[i][v][None]).latent_dist
         theirs = posterior.sample(generator=g)[0] * pipe.vae.config.scaling_factor
@@ -209,8 +212,8 @@ def test_what_is_transparent_is_masked_in_every_crop(loaded, make_config):
     ImageDraw.Draw(shown).ellipse((16, 16, 47, 47), fill=255)
     photo.putalpha(shown)
     config = make_config(train={"crops_per_photo": 4, "crop_scale": 0.9})
-    plain = encode(pipe, family, iter([photo_variants(photo.convert("RGB"), config, 0)]), ["a dog"], None)
-    masked = encode(pipe, family, iter([photo_variants(photo, config, 0)]), ["a dog"], None)
+    plain = finish(encode(pipe, family, iter([photo_variants(photo.convert("RGB"), config, 0)]), ["a dog"], None))
+    masked = finish(encode(pipe, family, iter([photo_variants(photo, config, 0)]), ["a dog"], None))
     torch.testing.assert_close(masked.mean, plain.mean, msg="colours are what they were")
     assert plain.mask.min() == 1
     mask = masked.mask[0]
@@ -229,7 +232,7 @@ def test_a_position_of_which_half_is_opaque_is_learned(loaded):
     pictures[0, 3, 4:6, 8:12] = 1
     pictures[0, 3, 20:22, 8:12] = 1
     pictures[0, 3, 20, 8] = -1
-    mask = encode(pipe, family, iter([pictures]), ["a dog"], None).mask[0, 0]
+    mask = finish(encode(pipe, family, iter([pictures]), ["a dog"], None)).mask[0, 0]
     assert mask[1, 2] == 1
     assert mask.sum() == 1
 
@@ -237,16 +240,16 @@ def test_a_position_of_which_half_is_opaque_is_learned(loaded):
 def test_encoding_in_parts_changes_nothing(loaded, make_config):
     pipe, family = loaded
     many = photo_variants(picture(0), make_config(train={"crops_per_photo": ENCODE_BATCH + 3}), 0)
-    together = encode(pipe, family, iter([many]), ["a dog"], None)
+    together = finish(encode(pipe, family, iter([many]), ["a dog"], None))
     for v in (0, ENCODE_BATCH - 1, ENCODE_BATCH, ENCODE_BATCH + 2):
-        alone = encode(pipe, family, iter([many[v : v + 1]]), ["a dog"], None)
+        alone = finish(encode(pipe, family, iter([many[v : v + 1]]), ["a dog"], None))
         torch.testing.assert_close(together.mean[0, v], alone.mean[0, 0], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(together.std[0, v], alone.std[0, 0], atol=1e-5, rtol=1e-4)
 
 
 def test_encoded_pictures_can_take_part_in_training_and_stay_in_32_bits(loaded):
     pipe, family = loaded
-    encoded = encode(pipe, family, iter([torch.zeros(1, 3, 32, 32)]), ["a dog"], torch.bfloat16)
+    encoded = finish(encode(pipe, family, iter([torch.zeros(1, 3, 32, 32)]), ["a dog"], torch.bfloat16))
     assert encoded.mean.dtype == encoded.std.dtype == torch.float32
     (encoded.mean * torch.ones(1, requires_grad=True)).sum().backward()
 
@@ -319,3 +322,89 @@ def test_mirrored_photos_follow_the_plain_ones(make_config, tmp_path):
     assert torch.equal(one[0], plain[0]), "class images are taken whole"
     assert one.shape == (1, 3, 32, 32)
     assert torch.equal(two, torch.cat([one, one.flip(-1)]))
+
+
+# ---- Sizes
+
+
+def test_two_thirds_are_shown_smaller_and_one_third_larger(make_config):
+    many = [sizes(make_config(train={"vary_size": True, "crops_per_photo": 9}), number) for number in range(200)]
+    shares = [share for row in many for share in row]
+    small = [share for share in shares if share <= 1]
+    assert len(small) == 1200
+    assert 1 / 3 <= min(small) < 0.35 < 0.98 < max(small) <= 1
+    assert all(1.2 <= share <= 1.4 for share in shares if share > 1)
+    assert np.mean(small) == pytest.approx(2 / 3, abs=0.02)
+    assert many[0] != many[1]
+
+
+def test_the_prompt_says_a_size_that_is_far_from_the_photos(make_config):
+    config = make_config(train={"vary_size": True, "crops_per_photo": 30, "flip": True})
+    prompts = prompts_of_variants("a photo of sks dog", False, config, 0)
+    assert prompts[:30] == prompts[30:], "the mirrored ones follow"
+    for share, said in zip(sizes(config, 0), prompts, strict=False):
+        if share < 0.6:
+            assert said == ("very small a photo of sks dog", "far away a photo of sks dog")
+        elif share <= 1:
+            assert said == ("a photo of sks dog",)
+        else:
+            assert said == ("close up a photo of sks dog", "zoomed in a photo of sks dog")
+    assert {len(said) for said in prompts} == {1, 2}
+    assert prompts_of_variants("both", True, config, 0) == [("both",)] * 60, "two subjects keep their size"
+
+
+def test_of_a_smaller_photo_its_own_place_is_learned_and_no_more(loaded, make_config):
+    """A red photo on grey: red and opaque stand in one square of its size, but for a thin edge."""
+    config = make_config(train={"vary_size": True, "crops_per_photo": 12})
+    red = Image.new("RGB", (128, 128), "red")
+    for share, (r, g, b, opaque) in zip(sizes(config, 0), photo_variants(red, config, 0), strict=True):
+        shown = r > 0.9
+        assert ((g < -0.9) == shown).all()
+        if share > 1:
+            assert shown.all()
+            assert opaque.min() == 1
+            continue
+        rows, columns = shown.any(1).nonzero().flatten(), shown.any(0).nonzero().flatten()
+        assert len(rows) == len(columns) == round(128 * share)
+        assert shown.sum() == len(rows) ** 2
+        assert (b[~shown] == 0).all(), "grey"
+        learned = opaque > 0
+        assert learned[rows[2] : rows[-2], columns[2] : columns[-2]].all()
+        assert learned.sum() == (len(rows) - 4) ** 2
+    pipe, family = loaded
+    encoded = finish(encode(pipe, family, [photo_variants(red, config, 0)], ["a dog"], None))
+    learned = encoded.mask.mean((2, 3))[0]
+    expected = [1.0 if share > 1 else (share - 4 / 128) ** 2 for share in sizes(config, 0)]
+    np.testing.assert_allclose(learned, expected, atol=0.05)
+
+
+# ---- Prompts
+
+
+def test_each_variant_is_shown_with_its_own_prompts_each_as_often(loaded):
+    pipe, family = loaded
+    blank = torch.zeros(2, 3, 32, 32)
+    said = [[("a dog", "a cat"), ("a vase",)], "a beach"]
+    encoded = finish(encode(pipe, family, [blank, blank], said, None))
+    assert encoded.prompt_ids.shape == (2, 2, 2, 16)
+    words = ["a dog", "a cat", "a vase", "a beach"]
+    ids = {tuple(row): word for row, word in zip(family.tokenize(pipe, words).tolist(), words, strict=True)}
+    table = [[[ids[tuple(row)] for row in variant] for variant in photo] for photo in encoded.prompt_ids.tolist()]
+    assert table == [[["a dog", "a cat"], ["a vase", "a vase"]], [["a beach"] * 2] * 2]
+    drawn = Counter(ids[tuple(encoded.example(n, 0, INSTANCE)[1].tolist())] for n in range(800))
+    assert drawn["a beach"] == 400
+    assert all(70 < drawn[word] < 130 for word in ("a dog", "a cat")), "100 each, give or take three deviations"
+
+
+def test_drawing_a_prompt_changes_no_picture(loaded):
+    pipe, family = loaded
+    pictures = [torch.full((2, 3, 32, 32), x) for x in (0.0, 0.5)]
+    one = finish(encode(pipe, family, pictures, ["a dog", "a dog"], None))
+    two = finish(encode(pipe, family, pictures, [[("a dog", "a cat")] * 2] * 2, None))
+    for n in range(8):
+        assert torch.equal(one.example(n, 3, INSTANCE)[0], two.example(n, 3, INSTANCE)[0])
+
+
+def test_encoding_tells_how_many_are_done(loaded):
+    pipe, family = loaded
+    assert list(encode(pipe, family, [torch.zeros(1, 3, 32, 32)] * 3, ["a dog"] * 3, None)) == [1, 2, 3]

@@ -15,7 +15,7 @@ from dreambooth.config import MOST_SUBJECTS, Config
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.generate import draw, find_model
-from dreambooth.merge import RIDGE, Part, constrained, directions, merge, ordinary_captions, part_of
+from dreambooth.merge import RIDGE, Part, check_told_apart, constrained, directions, merge, ordinary_captions, part_of
 from dreambooth.methods.custom_diffusion import FILE, projections, read_weights, save_weights
 from dreambooth.methods.words import read_words, write_words
 from dreambooth.runs import Run
@@ -132,6 +132,15 @@ def test_captions_that_leave_out_directions_are_no_obstacle(problem):
     flat[:, 0] = 0
     for few in (flat, captions[:2]):
         assert torch.allclose(solved([base, words, values, few]) @ words.T, values, atol=1e-8)
+
+
+def test_two_subjects_whose_words_came_out_alike_are_named(problem):
+    _, _, _, captions = problem
+    ordinary = captions.T @ captions / len(captions)
+    a, b = random(1, WIDTH, seed=1), random(2, WIDTH, seed=2)
+    check_told_apart({"<a> dog": a, "<b> cat": b}, ordinary)
+    with pytest.raises(ConfigError, match=r"'<a> dog' and '<c> dog' can't be told apart.*word\.initializer"):
+        check_told_apart({"<a> dog": a, "<b> cat": b, "<c> dog": a + 1e-5}, ordinary)
 
 
 @pytest.mark.parametrize(

@@ -154,11 +154,12 @@ def test_several_subjects_in_one_run(name, configured, tmp_path, two_subjects):
 def test_a_drift_penalty_keeps_the_weights_near_the_base(name, configured, tmp_path):
     last = {}
     for weight in (1e-9, 100.0):
-        happened = run(configured(name, drift={"weight": weight}), tmp_path / str(weight))
+        config = configured(name, drift={"weight": weight})
+        happened = run(config, tmp_path / str(weight))
         steps = [e for e in happened if isinstance(e, events.Step)]
         assert steps[0].drift == 0, "it starts as the base model"
         assert steps[-1].loss == pytest.approx(
-            steps[-1].instance_loss + steps[-1].prior_loss + weight * steps[-1].drift, rel=1e-5
+            steps[-1].instance_loss + config.prior.weight * steps[-1].prior_loss + weight * steps[-1].drift, rel=1e-5
         )
         last[weight] = steps[-1].drift
     assert 0 < last[100.0] < 0.7 * last[1e-9]
@@ -268,7 +269,7 @@ REFUSED = {
     "lengths of a convolution": ({"method": "lora", "lora": {"targets": ["conv1"], "dora": True}}, "no linear layer"),
     "more embeddings than a prompt holds": (
         {"method": "textual_inversion", "word": {"vectors": 16}},
-        "Prompts can't hold",
+        "<sks> is cut off",
     ),
     "a word of the vocabulary": (
         {"method": "textual_inversion", "subject": {"identifier": "<known>"}},

@@ -110,8 +110,7 @@ class ByHand:
             if config.method == "custom_diffusion":
                 ends = ("attn2.to_k.weight", "attn2.to_v.weight")
                 yield from ((k, v) for k, v in self.base.items() if k.endswith(ends))
-            words = config.subject.fill(config.word.initializer)
-            ids = self.pipe.tokenizer(words, add_special_tokens=False).input_ids
+            ids = self.pipe.tokenizer(config.initializers[0], add_special_tokens=False).input_ids
             yield config.subject.identifier, self.base[EMBEDDINGS][ids].mean(0, keepdim=True)
 
     @property

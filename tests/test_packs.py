@@ -125,9 +125,19 @@ def test_the_licence_is_the_base_models(hub, make_config, tiny_model, base, lice
     config = make_config(base_model=base, prior={"num_images": 1})
     folder = prior.cache_folder(pack_key(config))
     prior.write_key(folder, pack_key(config))
-    (folder / "00000.png").write_bytes(noise())
+    (folder / "00000.png").write_bytes(noise(128 if base == "toybox" else 32))
     publish_pack(config, "anna/pack", sign_in(hub.add_user("anna")))
     assert hub.repos["dataset", "anna/pack"].card_data.get("license") == licence
+
+
+def test_damaged_class_images_are_not_published(hub, drawn):
+    folder = prior.cache_folder(pack_key(drawn))
+    whole = (folder / "00001.png").read_bytes()
+    (folder / "00001.png").write_bytes(whole[:200])
+    with pytest.raises(ConfigError, match=r"00001\.png is damaged, .* 1 of 4 class images are not drawn yet"):
+        publish_pack(drawn, "anna/dogs", sign_in(hub.add_user("anna")))
+    assert ("dataset", "anna/dogs") not in hub.repos
+    (folder / "00001.png").write_bytes(whole)
 
 
 def test_a_prompt_does_not_break_the_card(hub, make_config):

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, nullcontext
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ import torch
 from accelerate import Accelerator, init_empty_weights
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dreambooth import checkpoints, events, prior
 from dreambooth.checkpoints import list_checkpoints
@@ -57,6 +58,13 @@ def changed(before: dict, after: dict) -> set[str]:
 
 def of(kind, happened):
     return [e for e in happened if isinstance(e, kind)]
+
+
+def done_in(stage: str, happened) -> list[int]:
+    """What a stage said of its progress."""
+    at = next((i for i, e in enumerate(happened) if isinstance(e, events.Stage) and e.name == stage), len(happened))
+    own = takewhile(lambda e: not isinstance(e, events.Stage), happened[at + 1 :])
+    return [e.done for e in own if isinstance(e, events.Progress)]
 
 
 def test_a_run_leaves_all_it_should(make_config, tmp_path, tiny_model):
@@ -123,7 +131,7 @@ def test_class_images_of_a_pack_are_fetched_and_the_shortfall_drawn(hub, make_co
     happened = execute(make_config(prior={"pack": "anna/dogs"}), tmp_path / "fetched")
     stages = [e.name for e in of(events.Stage, happened)]
     assert stages.index("fetch class images") < stages.index("load model") < stages.index("class images")
-    assert [e.done for e in of(events.Progress, happened)] == [4], "one is drawn"
+    assert done_in("class images", happened) == [4], "one is drawn"
     assert_equal(weights(tmp_path / "drawn"), weights(tmp_path / "fetched"))
     hub.requests.clear()
     again = execute(make_config(prior={"pack": "anna/dogs"}, train={"steps": 1}), tmp_path / "again")
@@ -162,7 +170,7 @@ def test_losses_equal_an_independent_computation(make_config, tmp_path, tiny_mod
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
 
     def side(files, prompt, variants, stream):
-        encoded = encode(pipe, family, (variants(f) for f in files), [prompt] * len(files), None)
+        encoded = tiny.finish(encode(pipe, family, (variants(f) for f in files), [prompt] * len(files), None))
         batch = DreamBoothDataset(encoded, None, config.seed, 99) if stream == INSTANCE else None
         items = [encoded.example(n, config.seed, stream)[0] for n in range(2)]
         assert batch is None or torch.equal(batch[1]["instance_images"], items[1])
@@ -273,6 +281,7 @@ def test_every_preset_runs_with_another_base_model(preset, tiny_model, photo_fol
         "subject": {"photos": str(photo_folder), "class_noun": "dog"},
         "prior": {"num_images": 2, "steps": 2},
         "train": {"steps": 1, "sample_every": 0},
+        "word": {"vectors": 1, "templates": ["a photo of a {identifier}"]},  # it reads 14 tokens
     }
     assert isinstance(execute(Config.from_dict(settings), tmp_path / "run")[-1], events.Finished)
 
@@ -293,6 +302,87 @@ def test_accumulating_two_batches_equals_one_of_twice_the_size(make_config, tmp_
     )
     expected = sum(e.loss for e in of(events.Step, singles)) / 2
     assert of(events.Step, happened)[0].loss == pytest.approx(expected, rel=1e-5)
+
+
+# ---- Encoding, and what is kept of it
+
+
+def encoding(happened) -> tuple[int, list[int]]:
+    """How much there was to encode, and what was said of its progress."""
+    (stage,) = [e for e in of(events.Stage, happened) if e.name == "encode"]
+    return stage.total, done_in("encode", happened)
+
+
+def kept_latents(run: Path) -> list[Path]:
+    return sorted((run / "class_images").glob("latents-*.safetensors"))
+
+
+def test_runs_of_a_class_encode_its_images_once(make_config, tmp_path):
+    """The second run ends with the weights of one that encoded them itself; another flip is another file."""
+    assert encoding(execute(make_config(), tmp_path / "first")) == (7, [1, 2, 3, 4, 5, 6, 7])
+    assert encoding(execute(make_config(), tmp_path / "second")) == (3, [1, 2, 3])
+    assert_equal(weights(tmp_path / "first"), weights(tmp_path / "second"))
+    assert len(kept_latents(tmp_path / "first")) == 1
+    assert encoding(execute(make_config(train={"flip": True}), tmp_path / "flipped"))[0] == 7
+    assert len(kept_latents(tmp_path / "first")) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "nan"])
+def test_damaged_latents_are_made_again_and_that_is_said(make_config, tmp_path, damage):
+    execute(make_config(), tmp_path / "first")
+    (file,) = kept_latents(tmp_path / "first")
+    whole = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(whole[:300])
+    else:
+        state = load_file(file)
+        state = {k: v[:2] if damage == "other" else v / 0 for k, v in state.items()}
+        save_file(state, file)
+    happened = execute(make_config(), tmp_path / "second")
+    assert [e for e in of(events.Warning, happened) if file.name in e.message and "made again" in e.message]
+    assert encoding(happened)[0] == 7
+    assert_equal(weights(tmp_path / "first"), weights(tmp_path / "second"))
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("after", [2, 5])
+def test_encoding_can_be_stopped(make_config, tmp_path, after):
+    """Within the photos, and within the class images, of which nothing is kept then."""
+    happened = []
+    run = Run.create(make_config(), tmp_path / "run")
+    for event in run.execute(should_stop=lambda: len(done_in("encode", happened)) == after):
+        happened.append(event)
+    assert encoding(happened) == (7, list(range(1, after + 1)))
+    assert isinstance(happened[-1], events.Cancelled)
+    assert not kept_latents(tmp_path / "run")
+
+
+def test_damaged_class_images_are_drawn_again_and_that_is_said(make_config, tmp_path):
+    execute(make_config(), tmp_path / "first")
+    folder = (tmp_path / "first" / "class_images").resolve()
+    whole = {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+    (folder / "00000.png").write_bytes(whole["00000.png"][:200])
+    Image.open(folder / "00001.png").resize((64, 64)).save(folder / "00001.png")
+    Image.new("RGB", (32, 32), "black").save(folder / "00002.png")
+    happened = execute(make_config(), tmp_path / "second")
+    said = [e.message for e in of(events.Warning, happened) if "Class image" in e.message]
+    assert said == [
+        "Class image 00000.png is damaged, so it is made again.",
+        "Class image 00001.png has 64 × 64 pixels, so it is made again.",
+        "Class image 00002.png is blank, so it is made again.",
+    ]
+    assert {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))} == whole
+    assert_equal(weights(tmp_path / "first"), weights(tmp_path / "second"))
+
+
+def test_photos_of_a_run_that_are_damaged_are_named(make_config, tmp_path):
+    config = make_config(prior={"enabled": False})
+    run = Run.create(config, tmp_path / "run")
+    list(run.execute(should_stop=lambda: True))
+    photo = tmp_path / "run" / "photos" / "01.png"
+    photo.write_bytes(photo.read_bytes()[:200])
+    with pytest.raises(RunError, match=r"01\.png.*is damaged.*Remove .*photos"):
+        list(Run.open(tmp_path / "run").execute(resume=True))
 
 
 def test_v_prediction_trains_its_own_target(make_config, tmp_path):
@@ -323,8 +413,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(make_config, tmp_pa
     shutil.copytree(broken, poisoned)
     state = load_file(poisoned / "unet" / "diffusion_pytorch_model.safetensors")
     state["conv_in.weight"][0] = float("nan")
-    from safetensors.torch import save_file
-
     save_file(state, poisoned / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     config_path.write_text(make_config(base_model=str(poisoned), prior={"enabled": False}).to_yaml())
     with pytest.raises(RunError, match=r"not finite at step 1.*learning_rate"):
@@ -512,7 +600,7 @@ def test_class_images_are_shared_and_only_the_shortfall_is_drawn(make_config, tm
     more = execute(make_config(prior={"num_images": 6}), tmp_path / "c")
 
     def drawn(happened):
-        return [e.done for e in of(events.Progress, happened)]
+        return done_in("class images", happened)
 
     assert drawn(first) == [4]
     assert drawn(again) == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+T = TypeVar("T")
 WORDS = ("a", "photo", "of", "sks", "ohwx", "dog", "cat", "in", "the", "snow")
 
 
@@ -221,3 +224,12 @@ def yaml_bomb() -> str:
 def events(run: Path) -> list[dict]:
     """The lines of a run's `events.jsonl`."""
     return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def finish(work: Generator[object, None, T]) -> T:
+    """What a generator returns in the end."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value

@@ -39,14 +39,14 @@ class Words(nn.Module):
 def add_words(pipe: DiffusionPipeline, family: Family, config: Config) -> Words:
     """Give the frozen pipeline each subject's identifier as a new word of `word.vectors` embeddings, ready to train.
 
-    They start from the mean embedding of `word.initializer`. Raises `ConfigError` for a word that it knows already and
-    for families with several text encoders.
+    Each starts from the mean embedding of its `word.initializer`. Raises `ConfigError` for a word that it knows already
+    and for families with several text encoders.
     """
     encoder, tokenizer = _text_side(pipe, family, config.method)
     known, rows = encoder.get_input_embeddings(), []
-    for subject in config.subjects:
+    for subject, initializer in zip(config.subjects, config.initializers, strict=True):
         add_tokens(tokenizer, [(subject.identifier, config.word.vectors)])
-        ids = tokenizer(subject.fill(config.word.initializer), add_special_tokens=False).input_ids
+        ids = tokenizer(initializer, add_special_tokens=False).input_ids
         rows += [known.weight.detach()[ids].mean(0)] * config.word.vectors
         if not _fits(pipe, family, tokenizer, subject.identifier, config.word.vectors):
             raise ConfigError(f"Prompts can't hold {subject.identifier} with {config.word.vectors} embeddings.",

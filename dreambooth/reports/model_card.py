@@ -434,8 +434,10 @@ def _of_the_method(config: Config) -> dict[str, str]:
         rows["LoRA"] += (f", dropout {lora.dropout:g}" if lora.dropout else "") + (", DoRA" if lora.dora else "")
         rows["LoRA's layers"] = _listed(map(_prompt, lora.targets)) if lora.targets else ""
     if config.method in LEARNS_WORD:
-        begun = _listed(_prompt(subject.fill(word.initializer)) for subject in config.subjects)
+        begun = _listed(_prompt(words) for words in config.initializers)
         rows["New word"] = f"{_count(word.vectors, 'embedding')}, begun as {begun}"
+        if (taught := config.prompts_of(config.instance_prompt)) != (config.instance_prompt,):
+            rows["Captions"] = f"{len(taught)} in the instance prompt's place, such as {_prompt(taught[0])}"
     elif word.learned:
         rows["New word"] = "learned by Textual Inversion before, and left as it was (pivotal tuning)"
     return rows

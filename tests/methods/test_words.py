@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dreambooth.adapters import load_model
+from dreambooth.config import NEUTRAL_TEMPLATES
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.methods.words import Words, add_tokens, file_name, read_words
@@ -82,6 +83,38 @@ def test_a_word_starts_from_the_mean_of_its_initializer(initializer, known, make
     mean = base.text_encoder.get_input_embeddings().weight.detach().double().numpy()[ids].mean(0)
     for row in pipe.text_encoder.get_input_embeddings().learned.detach().numpy():
         np.testing.assert_allclose(row, mean, rtol=1e-6)
+
+
+def test_each_word_starts_from_its_own_initializer(make_config, photo_folder, tiny_model):
+    more = {"photos": str(photo_folder), "identifier": "<ohwx>", "class_noun": "cat"}
+    settings = method_settings("custom_diffusion", word={"initializer": ["a", "photo", "of"]}, more_subjects=[more])
+    pipe, _, _ = attached(make_config(**settings))
+    base, _ = load_pipeline(tiny_model)
+    ids = base.tokenizer.convert_tokens_to_ids(["a</w>", "photo</w>"])
+    known = base.text_encoder.get_input_embeddings().weight.detach()[ids]
+    assert torch.equal(pipe.text_encoder.get_input_embeddings().learned.detach(), known)
+
+
+def test_a_word_alone_is_taught_with_templates_and_not_with_its_class(make_config, photo_folder):
+    """Each photo with each template, also side by side; a caption of one's own stays."""
+    more = {"photos": str(photo_folder), "identifier": "<ohwx>", "class_noun": "cat"}
+    settings = method_settings("textual_inversion", word={"templates": list(NEUTRAL_TEMPLATES)}, more_subjects=[more])
+    config = make_config(**settings)
+    assert len(config.word.templates) == 27
+    dog = config.prompts_of("a photo of <sks> dog")
+    assert dog[0] == "a photo of a <sks>"
+    assert {p.count("<sks>") for p in dog} == {1}
+    assert not any("dog" in p for p in dog)
+    assert config.prompts_of("a photo of <ohwx> cat")[0] == "a photo of a <ohwx>"
+    both = config.prompts_of("a photo of <ohwx> cat and <sks> dog")
+    assert both[0] == "a photo of a <ohwx> and <sks>"
+    assert config.prompts_of("my <sks> at home") == ("my <sks> at home",)
+    off = make_config(**settings | {"word": {"templates": []}})
+    assert off.prompts_of("a photo of <sks> dog") == ("a photo of <sks> dog",)
+    for method in ("full", "lora", "custom_diffusion"):
+        other = make_config(**method_settings(method))
+        caption = other.instance_prompt
+        assert other.prompts_of(caption) == (caption,)
 
 
 def test_prompts_name_each_vector_of_each_word(make_config, photo_folder):
