@@ -101,6 +101,22 @@ class _PathType(click.ParamType):
         return path
 
 
+class _ModelType(click.ParamType):
+    """A run, toybox, a folder or a Hub id; what could be a folder and a repo of the Hub is refused."""
+
+    name = "model"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Raises `ConfigError`, which names the option."""
+        from dreambooth.config import which_model
+
+        name = param.opts[0] if isinstance(param, click.Option) else param.make_metavar(ctx)
+        if not value.strip():
+            raise ConfigError(f"{name} is empty.", "Give a run, toybox, a folder or a Hub id.")
+        return which_model(value, Path(), name)
+
+
+_MODEL = _ModelType()
 _PATH, _NEW_FOLDER, _NEW_FILE = _PathType(), _PathType("folder"), _PathType("file")
 
 
@@ -120,7 +136,10 @@ _PRECISION = click.option(
     help="Arithmetic; no is 32 bits (default: sampling.precision, which is the training's).",
 )  # fmt: skip
 _BASE = click.option(
-    "--base-model", metavar="FOLDER", help="The adapter's base model, where that is a folder of this machine."
+    "--base-model",
+    metavar="FOLDER",
+    type=_MODEL,
+    help="The adapter's base model, where that is a folder of this machine.",
 )
 
 
@@ -166,20 +185,21 @@ def _suggestion(config: Config, model: Path, *options: object) -> str:
     return f"Try: {shlex.join(map(str, words))}"
 
 
-def _weighted(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> list[tuple[str, float]]:
+def _weighted(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> list[tuple[str, float]]:
     """Each RUN or RUN:WEIGHT as a pair; a weight that is left out is 1."""
     pairs = []
     for text in given:
         source, _, weight = text.rpartition(":")
         try:
-            pairs.append((source, float(weight)) if source and not Path(text).exists() else (text, 1.0))
+            whole = not source or named_path(text, "--adapter").exists()
+            pairs.append((text, 1.0) if whole else (source, float(weight)))
         except ValueError:  # a colon of the name's own
             pairs.append((text, 1.0))
-    return pairs
+    return [(_MODEL.convert(source, option, context), weight) for source, weight in pairs]
 
 
 @cli.command()
-@click.argument("source", metavar="RUN_OR_MODEL")
+@click.argument("source", metavar="RUN_OR_MODEL", type=_MODEL)
 @click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw; may be given several times.")
 @click.option("--negative-prompt", default="", help="What to avoid.")
 @click.option("--num-images", default=4, show_default=True, type=click.IntRange(1, 10_000), help="Pictures per prompt.")
@@ -376,7 +396,7 @@ def list_methods() -> None:
 
 
 @cli.command()
-@click.argument("source", metavar="RUN")
+@click.argument("source", metavar="RUN", type=_MODEL)
 @click.option("--out", required=True, type=_NEW_FOLDER, callback=_not_taken, help="A new folder.")
 @_SCALE
 @_BASE
@@ -404,7 +424,7 @@ def fuse(source: str, out: Path, scale: float, base_model: str | None, which: st
 
 
 @cli.command()
-@click.argument("source", metavar="RUN")
+@click.argument("source", metavar="RUN", type=_MODEL)
 @click.option("--out", required=True, type=_NEW_FILE, callback=_not_taken, help="A new file, NAME.safetensors.")
 @_WHICH
 def export(source: str, out: Path, which: str) -> None:
@@ -422,7 +442,7 @@ def export(source: str, out: Path, which: str) -> None:
 
 
 @cli.command("merge")
-@click.argument("sources", metavar="RUN RUN …", nargs=-1, required=True)
+@click.argument("sources", metavar="RUN RUN …", nargs=-1, required=True, type=_MODEL)
 @click.option("--out", required=True, type=_NEW_FOLDER, callback=_not_taken, help="A new folder.")
 @click.option(
     "--captions", "captions_file", metavar="FILE", type=_PATH,
@@ -522,7 +542,9 @@ def _picture_file(_context: click.Context, _option: click.Parameter, path: Path 
 
 
 @cli.command()
-@click.option("--base-model", default="toybox", show_default=True, help="toybox, a Hub id or a pipeline folder.")
+@click.option(
+    "--base-model", default="toybox", show_default=True, type=_MODEL, help="toybox, a Hub id or a pipeline folder."
+)
 @click.option(
     "--check", "words", metavar="WORD", multiple=True, help="Judge this identifier; may be given several times."
 )

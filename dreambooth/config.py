@@ -6,6 +6,7 @@ A setting is taken from, in this order: `--set`, the YAML file, the file's `pres
 
 from __future__ import annotations
 
+import os
 import re
 import string
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,9 @@ from dreambooth.files import named_path, read_text
 
 TOYBOX = "toybox"
 """The base model that is built in; any other `base_model` is a Hub id or a local pipeline folder."""
+
+HUB = "hub:"
+"""What stands before OWNER/NAME that might also be a folder's name."""
 
 MAX_FOREIGN_YAML = 2**16
 """Bytes of a repo's settings or card that are read; a complete config has about 2,000."""
@@ -505,7 +509,12 @@ class Config(_Settings):
     preset: str | None = Field(
         None, description="Recipe that fills in what this file leaves out; see `dreambooth/presets`."
     )
-    base_model: str = Field(TOYBOX, min_length=1, description="toybox, a Hub id, or a local diffusers pipeline folder.")
+    base_model: str = Field(
+        TOYBOX,
+        min_length=1,
+        description="toybox, a Hub id, or a local diffusers pipeline folder; `hub:OWNER/NAME` or `./OWNER/NAME` where "
+        "it could be either.",
+    )
     revision: str | None = Field(None, description="Branch, tag or commit of the base model on the Hub.")
     method: MethodName = Field(
         "full",
@@ -695,13 +704,14 @@ class Config(_Settings):
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Config:
         """Read a YAML file; `overrides` are `key.subkey=value` strings. Raises `ConfigError`.
 
-        A relative folder in the file (`subject.photos`) is relative to the file's; in an override, to where you are.
+        A relative folder in the file is relative to the file's; in an override, to where you are.
         """
-        settings = read_yaml(path)
+        settings, given = read_yaml(path), override({}, overrides)
+        if "base_model" in given:  # then it does not matter what the file means by its own
+            settings.pop("base_model", None)
         make_folders_absolute(settings, path.parent)
-        settings = override(settings, overrides)
-        make_folders_absolute(settings, Path())
-        return cls.from_dict(settings, source=str(path))
+        make_folders_absolute(given, Path())
+        return cls.from_dict(merge(settings, given), source=str(path))
 
     def to_yaml(self) -> str:
         """The complete settings as YAML; loading it gives an equal config."""
@@ -828,8 +838,10 @@ for _first in "yYnNoO":
 
 
 def make_folders_absolute(settings: dict, folder: Path) -> None:
-    """Let settings name photos and learned words by absolute paths instead of ones relative to `folder`; raises
-    `ConfigError` where one is none."""
+    """Let settings name photos, learned words and models by absolute paths instead of ones relative to `folder`.
+
+    Raises `ConfigError` where one is none, and where it may be a folder or a repo of the Hub.
+    """
     more = settings.get("more_subjects")
     for subject in (settings.get("subject"), *(more if isinstance(more, list) else ())):
         if isinstance(subject, dict) and isinstance(photos := subject.get("photos"), str) and photos.strip():
@@ -837,6 +849,45 @@ def make_folders_absolute(settings: dict, folder: Path) -> None:
     word = settings.get("word")
     if isinstance(word, dict) and isinstance(learned := word.get("learned"), str) and learned.strip():
         word["learned"] = absolute(learned, folder, "word.learned")
+    evaluation = settings.get("evaluation")
+    for section, prefix, keys in ((settings, "", ("base_model",)), (evaluation, "evaluation.", ("dino", "clip"))):
+        for key in keys if isinstance(section, dict) else ():
+            if isinstance(name := section.get(key), str) and name.strip():
+                section[key] = which_model(name, folder, prefix + key)
+    prior = settings.get("prior")
+    if isinstance(prior, dict) and isinstance(pack := prior.get("pack"), str) and os.path.isdir(folder / pack):
+        raise ConfigError(
+            f"prior.pack = {pack!r} is a folder here, and would be asked from the Hub.",
+            "Name a dataset of the Hub that is none, or leave it out: class images of this machine are found.",
+        )
+
+
+def which_model(name: str, folder: Path, key: str) -> str:
+    """What somebody means by `name`, given under `key` and relative to `folder`: a model that is built in, the absolute
+    path of a folder, or OWNER/NAME of a repo of the Hub, before which `hub:` may stand.
+
+    Raises `ConfigError` where that can't be told: what was meant as a folder must never be asked from the Hub, where
+    the name may be anybody's.
+    """
+    if name in (TOYBOX, "auto"):
+        return name
+    repo_id = name.removeprefix(HUB)
+    if repo_id != name and (repo_id.count("/") != 1 or not all(repo_id.split("/"))):
+        raise ConfigError(f"{key} = {name!r} names no model.", "Write hub:OWNER/NAME.")
+    if repo_id != name:
+        return repo_id
+    path = absolute(name, folder, key)
+    if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")) or "\\" in name:
+        return path
+    owner, here = name.split("/")[0], Path()
+    for place in dict.fromkeys((folder.absolute(), here.absolute())):
+        if (place / name).exists() or (place / owner).is_dir():
+            lies = f"{place / name} is there" if (place / name).exists() else f"{place / owner} is there without it"
+            raise ConfigError(
+                f"{key} = {name!r} may be a folder, of which {lies}, or a repo of the Hub.",
+                f"Write ./{name} or a longer path for the folder, hub:{name} for the Hub's.",
+            )
+    return name
 
 
 def absolute(path: str, folder: Path, key: str) -> str:

@@ -24,7 +24,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dreambooth import events
 from dreambooth.captions import caption_photos
-from dreambooth.config import Config, SamplingConfig, absolute, merge, override, read_yaml, to_yaml, validated
+from dreambooth.config import (
+    Config,
+    SamplingConfig,
+    absolute,
+    make_folders_absolute,
+    merge,
+    override,
+    read_yaml,
+    to_yaml,
+    validated,
+)
 from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError, first_line
 from dreambooth.evaluate import (
@@ -141,8 +151,8 @@ class StudyConfig(BaseModel):
         Relative folders in the file are relative to its own, in an override to where you are.
         """
         settings = _with_absolute_folders(read_yaml(path), path.parent)
-        settings = _with_absolute_folders(override(settings, overrides), Path())
-        return validated(cls, settings, str(path))
+        given = _with_absolute_folders(override({}, overrides), Path())
+        return validated(cls, merge(settings, given), str(path))
 
 
 def comparison(config: Config) -> StudyConfig:
@@ -217,6 +227,10 @@ class Cell:
 
 
 def _with_absolute_folders(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    conditions = settings.get("conditions")
+    for one in (settings.get("config"), *(conditions.values() if isinstance(conditions, dict) else ())):
+        if isinstance(one, dict):
+            make_folders_absolute(one, folder)
     subjects = settings.get("subjects")
     if isinstance(subjects, str) and subjects.strip() and subjects != PAPER:
         return settings | {"subjects": absolute(subjects, folder, "subjects")}

@@ -181,6 +181,36 @@ def test_a_tilde_is_the_home_folder_whichever_option_it_is_in(option, tmp_path, 
             option.type.convert("", option, context)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "models/tb", "--prompt", "a dog"],
+        ["generate", "toybox", "--prompt", "a dog", "--adapter", "models/tb"],
+        ["generate", "toybox", "--prompt", "a dog", "--adapter", "models/tb:0.5"],
+        ["generate", "toybox", "--prompt", "a dog", "--base-model", "models/tb"],
+        ["fuse", "models/tb", "--out", "out"],
+        ["export", "models/tb", "--out", "a.safetensors"],
+        ["merge", "models/tb", "models/tc", "--out", "out"],
+        ["tokens", "--base-model", "models/tb"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_may_be_a_folder_is_never_asked_from_the_hub(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    code, _, err = here(*arguments)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "'models/tb' may be a folder" in err
+
+
+def test_a_repo_is_asked_from_the_hub_where_it_is_said_that_it_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    code, _, err = here("generate", "hub:models/tb", "--prompt", "a dog")
+    assert code == 1
+    assert err.startswith("error: models/tb is not downloaded and the Hub can't be reached.")
+
+
 def test_folders_in_the_environment_are_read_as_ours_are(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GRADIO_TEMP_DIR", "~/uploads")

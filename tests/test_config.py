@@ -169,6 +169,74 @@ def test_photos_in_the_home_folder_and_absolute_ones_stay_what_they_are(tmp_path
     assert Config.load(path, [f"subject.photos={tmp_path / 'a b'}"]).subject.photos == tmp_path / "a b"
 
 
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """Where one is, `here`, with a folder `models/tb`; and beside it `files/c.yaml`, with a folder `own/sd`."""
+    for folder in ("here/models/tb", "files/own/sd"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def model_in_file(models: Path, name: str, *overrides: str, key: str = "base_model") -> str:
+    file = models / "files" / "c.yaml"
+    section, _, last = key.rpartition(".")
+    settings = {"subject": {"photos": "p", "class_noun": "dog"}} | (
+        {section: {last: name}} if section else {last: name}
+    )
+    file.write_text(yaml.safe_dump(settings))
+    config = Config.load(file, overrides).model_dump()
+    return config[section][last] if section else config[last]
+
+
+@pytest.mark.parametrize("key", ["base_model", "evaluation.dino", "evaluation.clip"])
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("toybox", "toybox"), ("own/sd", "FILES/own/sd"), ("./own/sd", "FILES/own/sd"),
+        ("./own/none", "FILES/own/none"),
+        ("../here/models/tb", "HERE/models/tb"), ("./a/b", "FILES/a/b"), ("sd", "FILES/sd"), ("a/b/c", "FILES/a/b/c"),
+        ("~/x/y", "HOME/x/y"), ("/x/y", "/x/y"), ("anna/dog", "anna/dog"), ("hub:anna/dog", "anna/dog"),
+        ("hub:models/tb", "models/tb"), ("hub:own/sd", "own/sd"),
+    ],
+)  # fmt: skip
+def test_a_model_is_a_folder_relative_to_the_file_or_a_repo_of_the_hub(models, key, name, meant):
+    for word, folder in (("FILES", "files"), ("HERE", "here"), ("HOME", "")):
+        meant = meant.replace(word, str(models / folder).rstrip("/"))
+    assert model_in_file(models, name, key=key) == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "lies"),
+    [
+        ("models/tb", "here/models/tb is there"), ("models/typo", "here/models is there without it"),
+        ("own/typo", "files/own is there without it"),
+    ],
+)  # fmt: skip
+def test_what_may_be_a_folder_is_never_asked_from_the_hub_unless_it_is_said(models, name, lies):
+    with pytest.raises(
+        ConfigError, match=f"may be a folder, of which .*{lies}, or a repo.*Write ./{name} .*hub:{name}"
+    ):
+        model_in_file(models, name)
+    assert model_in_file(models, name, f"base_model=hub:{name}") == name
+
+
+def test_a_model_in_an_override_is_relative_to_where_you_are(models):
+    assert model_in_file(models, "x/y", "base_model=models/tb") == str(models / "here" / "models" / "tb")
+
+
+@pytest.mark.parametrize("name", ["hub:dog", "hub:a/b/c", "hub:/dog", "hub:"])
+def test_a_repo_has_an_owner_and_a_name(models, name):
+    with pytest.raises(ConfigError, match=r"names no model\. Write hub:OWNER/NAME"):
+        model_in_file(models, name)
+
+
+def test_a_folder_is_not_taken_for_a_pack_of_the_hub(models):
+    with pytest.raises(ConfigError, match=r"prior.pack = 'own/sd' is a folder here, and would be asked from the Hub"):
+        model_in_file(models, "own/sd", key="prior.pack")
+
+
 def test_a_saved_config_means_the_same_photos_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loaded = Config.load(written(tmp_path, "subject: {photos: dog, class_noun: dog}\n").relative_to(tmp_path))

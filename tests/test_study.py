@@ -104,6 +104,25 @@ def test_a_list_of_subjects_is_too_and_an_override_starts_where_you_are(tmp_path
     assert StudyConfig.load(Path("a/s.yaml"), ("subjects=paper",)).subjects == "paper"
 
 
+def test_models_and_learned_words_of_a_study_are_relative_to_its_file_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a" / "own" / "sd").mkdir(parents=True)
+    (tmp_path / "a" / "s.yaml").write_text(
+        "subjects: all\nconfig: {base_model: own/sd, evaluation: {dino: ./vit}}\n"
+        "conditions: {pivotal: {word: {learned: ../run}}, other: {base_model: ~/sd}}\n"
+    )
+    study = StudyConfig.load(Path("a/s.yaml"), ("config.evaluation.clip=./clip",))
+    here, home = tmp_path / "a", Path("~/sd").expanduser()
+    encoders = {"dino": str(here / "vit"), "clip": str(tmp_path / "clip")}
+    assert study.config == {"base_model": str(here / "own" / "sd"), "evaluation": encoders}
+    assert study.conditions == {
+        "pivotal": {"word": {"learned": str(tmp_path / "run")}},
+        "other": {"base_model": str(home)},
+    }
+    with pytest.raises(ConfigError, match="base_model = 'own/typo' may be a folder"):
+        StudyConfig.load(Path("a/s.yaml"), ("config.base_model=a/none", "config.base_model=own/typo"))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -24,7 +24,7 @@ import gradio as gr
 from PIL import Image
 
 from dreambooth import events
-from dreambooth.config import TOYBOX, Config, load_preset
+from dreambooth.config import TOYBOX, Config, load_preset, which_model
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.families import family_of
 from dreambooth.fetch import fetch_model
@@ -147,7 +147,8 @@ class Studio:
         check_writable(cache_home(), "DREAMBOOTH_CACHE")
         # Without a GPU only the toybox trains in minutes; a big model that is wanted all the same can be named.
         recipes = RECIPES if resolve_device("auto").type != "cpu" and not gpu_is_lent() else (TOYBOX,)
-        offered = [settings.base_model, *(load_preset(recipe)["base_model"] for recipe in recipes)]
+        own = which_model(settings.base_model, Path(), "DREAMBOOTH_BASE_MODEL")
+        offered = [own, *(load_preset(recipe)["base_model"] for recipe in recipes)]
         names = {Path(model).name if Path(model).is_dir() else model: model for model in offered}
         minutes = settings.max_minutes
         worker = Worker(root, settings.workers, max_seconds=60.0 * minutes if minutes else None)
