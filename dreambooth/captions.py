@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import unicodedata
@@ -14,7 +15,7 @@ from typing import NamedTuple
 from dreambooth.config import SubjectConfig, fields_of
 from dreambooth.errors import PhotoError, first_line
 from dreambooth.files import read_text
-from dreambooth.photos import TEXTS, join_names
+from dreambooth.photos import TEXTS, find_photos, join_names
 
 SUFFIXES = (".txt", ".caption")
 """Of text files: dog1.txt, dog1.caption or dog1.jpg.txt for dog1.jpg. Source: what kohya-ss/sd-scripts and the tools
@@ -77,6 +78,17 @@ def caption_photos(subject: SubjectConfig, photos: Sequence[Path]) -> tuple[list
         remarks.append(f"{join_names(left_over)}: taken for no photo's caption.")
     filled = {photo: _filled(subject, caption) for photo, caption in captions.items()}
     return [filled.get(photo, plain) for photo in photos], remarks
+
+
+def sources_of(subject: SubjectConfig) -> dict[str, str]:
+    """What training on a subject rests on: by the name of each photo a hash of its file and of its prompt.
+
+    Raises `PhotoError` where there are no photos, or their captions can't be used.
+    """
+    photos = find_photos(subject.photos)
+    prompts, _ = caption_photos(subject, photos)
+    pairs = zip(photos, prompts, strict=True)
+    return {path.name: hashlib.sha256(path.read_bytes() + prompt.encode()).hexdigest() for path, prompt in pairs}
 
 
 def find_captions(folder: Path, photos: Sequence[Path]) -> Found:

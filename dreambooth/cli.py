@@ -166,7 +166,7 @@ def train(config_source: str, overrides: tuple[str, ...], run_dir: Path | None, 
     quiet_third_parties()
     from dreambooth.runs import Run
 
-    run = _run_to_resume(config, run_dir) if resume else Run.create(config, run_dir)
+    run = _run_to_resume(config, run_dir, config_source) if resume else Run.create(config, run_dir)
     with _stopped_by_signal() as should_stop:
         click.echo(f"Run: {run.path}")
         console = _Console()
@@ -691,18 +691,31 @@ def _config_of(source: str, overrides: tuple[str, ...]) -> Config:
     return published_config(repo_id, revision or None, None, folder, overrides)
 
 
-def _run_to_resume(config, run_dir: Path | None) -> Run:
-    """The run to go on with; raises `ConfigError` where its settings are others than asked."""
+def _run_to_resume(config: Config, run_dir: Path | None, source: str) -> Run:
+    """The run to go on with; raises `ConfigError` where its settings, or its photos, are others than asked.
+
+    Its own config.yaml as the `source` asks to go on with what it has copied.
+    """
     from dreambooth.runs import Run, list_runs
 
     if run_dir is None:
+        others = ""
         for run in list_runs(runs_root()):
             with contextlib.suppress(ConfigError):  # another run's damaged file, or of another version
-                if run.config == config:
-                    return run
-        raise ConfigError(f"No run in {runs_root()} has these settings.", "Give its --run-dir, or leave --resume out.")
-    run = Run.open(run_dir)
-    run.require(config, f"Resume with {run_dir / 'config.yaml'}, or train anew in another --run-dir.")
+                if not (differing := run.differences(config)):
+                    break
+                others = others or f" The newest, {run.id}, has other {', '.join(differing)}."
+        else:
+            raise ConfigError(
+                f"No run in {runs_root()} has these settings.{others}", "Give its --run-dir, or leave --resume out."
+            )
+    else:
+        run = Run.open(run_dir)
+    own = run.path / "config.yaml"
+    same = own.exists() and Path(source).exists() and own.samefile(source)
+    remedy = f"To go on as it began, give {own} with its --run-dir; else train anew in another --run-dir."
+    run.require(config, remedy, same_photos=not same)
+    run.adopt(config)
     return run
 
 

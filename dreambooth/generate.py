@@ -29,7 +29,7 @@ from dreambooth.config import (
     read_yaml,
 )
 from dreambooth.cores import share_cores
-from dreambooth.errors import ConfigError, RunError
+from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.families import Family, shown_name, store_matrices_in, use_fastest_attention
 from dreambooth.fetch import fetch_model
 from dreambooth.files import atomic_file
@@ -206,6 +206,11 @@ def find_model(
         model = finished_model(folder, which)
         config = Config.from_dict(read_yaml(folder / "config.yaml"), source=str(folder / "config.yaml"))
         if is_adapter(model) and base is None:
+            if os.path.isabs(config.base_model) and not os.path.exists(config.base_model):
+                raise ModelError(
+                    f"The base model of {folder.resolve().name}, {config.base_model}, is not there any more.",
+                    "Put it back, or say where it is (--base-model).",
+                )
             base = fetch_model(config.base_model, config.revision)
     else:
         model = fetch_model(source, revision, token=token, adapters=True)

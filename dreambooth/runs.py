@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import os
 import re
@@ -24,12 +25,17 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from dreambooth import events
+from dreambooth.adapters import is_model
+from dreambooth.captions import sources_of
 from dreambooth.config import Config, read_yaml
-from dreambooth.errors import ConfigError, DreamBoothError, RunError
+from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.events import Event
+from dreambooth.fetch import fingerprint
 from dreambooth.files import PATIENCE, atomic_file, disk_trouble, is_held, runs_root
 from dreambooth.machine import memory_promised, resolve_device
-from dreambooth.train import train
+from dreambooth.methods.words import learned_word, read_words
+from dreambooth.photos import join_names
+from dreambooth.train import SOURCES, train
 
 _TAIL = 4096  # bytes: holds the last line of nearly every run's events
 _ABANDONED = 3600.0  # seconds without a change after which a half-made folder is nobody's
@@ -85,11 +91,86 @@ class Run:
         path = self.path / "config.yaml"
         return _read_config(path, path.stat().st_mtime_ns if path.exists() else 0)
 
-    def require(self, config: Config, remedy: str) -> None:
-        """Raise `ConfigError` where it was made with other settings than `config`, naming the sections that differ."""
-        ours, theirs = config.model_dump(), self.config.model_dump()
-        if differing := [key for key in ours if ours[key] != theirs[key]]:
-            raise ConfigError(f"{self.path} was made with other settings ({', '.join(differing)} differ).", remedy)
+    def require(self, config: Config, remedy: str, *, same_photos: bool = True) -> None:
+        """Raise `ConfigError` where it can't go on as `config` says, which names what differs; `remedy` is the hint.
+
+        Until it is finished a run takes more steps than it began with, at a constant learning rate; and its folders may
+        lie elsewhere. With `same_photos` what is in them must be what the run has copied.
+        """
+        theirs, ours = _flat(self.config.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+        before, after = self.config.train.steps, config.train.steps
+        differing = self.differences(config)
+        if differing == ["train.steps"] and before < after:
+            if self.status == "finished":
+                raise ConfigError(
+                    f"{self.path} is finished with train.steps {before}, and keeps no checkpoint to go on from.",
+                    f"For {after} steps train anew in another folder (--run-dir; of a study --out).",
+                )
+            if config.train.lr_schedule == "constant":
+                differing = []
+            else:
+                remedy = f"A {config.train.lr_schedule} learning rate is made for its number of steps. {remedy}"
+        if differing:
+            told = "; ".join(f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here" for key in differing)
+            raise ConfigError(f"{self.path} was made with other settings: {told}.", remedy)
+        if same_photos and (changed := self.changed(config)):
+            raise ConfigError(f"{self.path} keeps what it began with, and since then {changed}.", remedy)
+
+    def adopt(self, config: Config) -> None:
+        """Keep the settings of `config`, which `require` lets pass, as its own."""
+        if config != self.config:
+            with atomic_file(self.path / "config.yaml") as partial:
+                partial.write_text(config.to_yaml(), encoding="utf-8")
+
+    def differences(self, config: Config) -> list[str]:
+        """The keys whose settings are others than in `config`; a folder that lies elsewhere is the same if what is in
+        it is, as far as that can be told."""
+        theirs, ours = _flat(self.config.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+        differing = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
+        return [key for key in differing if not self._moved(key, theirs.get(key), ours.get(key))]
+
+    def _moved(self, key: str, theirs: object, ours: object) -> bool:
+        """Whether a setting names a folder that lies elsewhere now."""
+        if not (isinstance(theirs, str) and isinstance(ours, str) and os.path.isabs(theirs) and os.path.isabs(ours)):
+            return False
+        old, new = Path(theirs), Path(ours)
+        if key.endswith(".photos"):  # `changed` looks at what is in them
+            return (self.path / "photos" / SOURCES).is_file() or not (self.path / "photos").is_dir()
+        if key == "word.learned":
+            return True
+        if key not in ("base_model", "evaluation.dino", "evaluation.clip"):
+            return False
+        if old.exists():
+            return key == "base_model" and is_model(old) and is_model(new) and fingerprint(old) == fingerprint(new)
+        return old.name == new.name  # of a base model a checkpoint knows the fingerprint
+
+    def changed(self, config: Config) -> str:
+        """What of the photos, captions and learned words that `config` names is not what the run copied, in words.
+
+        Empty where all is the same, or not there any more, and of a run that has copied nothing yet.
+        """
+        said = []
+        with contextlib.suppress(OSError, ValueError):  # a run of an earlier version tells nothing of them
+            began = json.loads((self.path / "photos" / SOURCES).read_text(encoding="utf-8"))
+            for subject, kept in zip(config.subjects, began, strict=True):
+                if not subject.photos.is_dir():
+                    continue
+                try:
+                    now = sources_of(subject)
+                except PhotoError as error:
+                    said.append(f"its photos can't be used any more ({error.message.rstrip('.')})")
+                    continue
+                if sorted(now.values()) != sorted(kept.values()):  # a name alone changes nothing
+                    names = sorted(name for name in now | kept if now.get(name) != kept.get(name))
+                    said.append(f"photos or captions in {subject.photos} changed ({join_names(names)})")
+        word = learned_word(config) if config.word.learned else None
+        if word and word.is_dir() and (self.path / "word").is_dir():
+            now = read_words(word)
+            if any(
+                name not in now or not now[name].equal(kept) for name, kept in read_words(self.path / "word").items()
+            ):
+                said.append(f"the word in {config.word.learned} was learned again")
+        return " and ".join(said)
 
     def events(self) -> list[Event]:
         """Everything that happened so far, oldest first; a line still being written is left for the next look."""
@@ -179,6 +260,10 @@ class Run:
         promised = contextlib.ExitStack()
         try:
             self._drop_leftovers()
+            if resume and (changed := self.changed(self.config)):
+                said = events.Warning(f"This run goes on with the photos it began with; since then {changed}.")
+                self.append(said)
+                yield said
             for event in train(self.config, self.path, resume=resume, should_stop=should_stop):
                 self.append(event)
                 match event:
@@ -225,6 +310,16 @@ class Run:
     @property
     def _lock(self) -> Path:
         return self.path / ".lock"
+
+
+def _flat(settings: dict, prefix: str = "") -> dict[str, object]:
+    """Nested settings by their dotted keys."""
+    flat: dict[str, object] = {}
+    for name, value in settings.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):  # more_subjects
+            value = {str(number): one for number, one in enumerate(value)}
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
+    return flat
 
 
 @functools.lru_cache(maxsize=1000)

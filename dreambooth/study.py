@@ -390,7 +390,7 @@ def _check_comparable(base: Config, config: Config, source: str) -> None:
 
 def _check_folder(cell: Cell) -> None:
     if (cell.path / "config.yaml").is_file():
-        Run.open(cell.path).require(cell.config, "Give back the old settings, or choose another --out.")
+        Run.open(cell.path).require(cell.config, "Put back what it began with, or choose another --out.")
     elif cell.path.exists() and (not cell.path.is_dir() or any(cell.path.iterdir())):
         raise ConfigError(f"{cell.path} is there already, and is no run.", "Remove it, or choose another --out.")
 
@@ -486,6 +486,7 @@ def _work(cell: Cell, cells: list[Cell], should_stop: Callable[[], bool]) -> Ite
         _borrow(cell, cells)
     else:
         run = Run(cell.path) if (cell.path / "config.yaml").is_file() else Run.create(config, cell.path)
+        run.adopt(config)
         if run.status != "finished":
             for event in run.execute(resume=True, should_stop=should_stop):
                 yield event

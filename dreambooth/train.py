@@ -6,6 +6,7 @@ prepare, resume, loop (one step, report, sample, checkpoint, stop), save.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from dreambooth import events, packs, prior
 from dreambooth.adapters import is_adapter, is_model, load_model, read_step, save_trained
-from dreambooth.captions import caption_photos
+from dreambooth.captions import caption_photos, sources_of
 from dreambooth.checkpoints import Checkpoint, Writer, list_checkpoints
 from dreambooth.coach import coach
 from dreambooth.config import MAX_EXAMPLES, Config, together_prompt
@@ -69,6 +70,9 @@ for _state in (PartialState, AcceleratorState, GradientState):  # else runs in t
 
 TOGETHER = "together"
 """Of a run's photos, the folder with pictures of two subjects side by side."""
+
+SOURCES = "sources.json"
+"""Of a run's photos, the file that tells what they were made of: for each subject what `captions.sources_of` gives."""
 
 MOST_OVERFLOWS = 20
 """Times in a row that fp16 may overflow in one step, as it does at the start: each halves the loss' scale, from 65,536
@@ -424,6 +428,8 @@ def _prepare_photos(config: Config, run: Path, resolution: int, reader: Reader) 
             for image, prompt in zip(save_prepared(prepared, place), prompts, strict=True):
                 image.with_suffix(".txt").write_text(prompt, encoding="utf-8")
             by_subject.append([photo.image for photo in prepared])
+        sources = [sources_of(subject) for subject in config.subjects]
+        (folder / SOURCES).write_text(json.dumps(sources, indent=1), encoding="utf-8")
         for number, (picture, prompt) in enumerate(_combinations(config, by_subject)):
             image = folder / TOGETHER / f"{number:02d}.png"
             image.parent.mkdir(exist_ok=True)

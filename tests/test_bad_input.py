@@ -278,7 +278,7 @@ CASES = {
         lambda p: ["train", p.config(), "--run-dir", "/proc/run"], 1, "/proc/run can't be read or written",
     ),
     "nothing to resume": (lambda p: p.train("--resume"), 1, "run is not a run: no config.yaml in it"),
-    "resume with other settings": (resumed_with_other_settings, 2, "was made with other settings (seed differ"),
+    "resume with other settings": (resumed_with_other_settings, 2, "settings: seed is 1234 there and 99 here."),
     "pictures below a file": (
         lambda p: p.generate("--out", p.file() / "out"), 2, "file is a file. Give another folder (--out)",
     ),

@@ -339,9 +339,11 @@ def test_resume_with_other_settings_names_them_and_what_to_do_works(finished, mo
     run, _, config = finished
     code, _, err = here("train", config, "--resume", "--run-dir", run, "--set", "seed=5")
     assert code == 2
-    assert err.startswith(f"error: {run} was made with other settings (seed, train differ).")
+    assert err.startswith(
+        f"error: {run} was made with other settings: seed is 1234 there and 5 here; train.sample_every is 0 there and "
+    )
     saved = run / "config.yaml"
-    assert f"Resume with {saved}" in err
+    assert f"To go on as it began, give {saved} with its --run-dir" in err
     before = (run / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     monkeypatch.chdir(tmp_path)
     assert here("train", saved, "--resume", "--run-dir", run).code == 0, "from any folder"
@@ -356,6 +358,115 @@ def test_a_second_training_does_not_overwrite_the_first(finished):
     assert code == 2
     assert "is there already and not empty. Choose another --run-dir, or go on with --resume." in err
     assert (run / "events.jsonl").read_bytes() == before
+
+
+@pytest.fixture
+def stopped(make_config, photo_folder, tmp_path, monkeypatch):
+    """A project, `old`, with a config file, photos with a caption, and a run that was stopped after its second step."""
+    project = tmp_path / "old"
+    shutil.copytree(photo_folder, project / "photos")
+    (project / "photos" / "photo1.txt").write_text("a {identifier} {class_noun} indoors")
+    config = make_config(prior={"enabled": False}, train={"steps": 4, "checkpoint_every": 1})
+    settings = config.model_dump(mode="json")
+    settings["subject"] |= {"photos": "photos", "captions": True}
+    (project / "c.yaml").write_text(to_yaml(settings))
+    monkeypatch.chdir(project)
+    run = Run.create(Config.load(Path("c.yaml")), project / "run")
+    steps = iter(range(100))
+    list(run.execute(should_stop=lambda: next(steps) == 2))  # it is asked after each step
+    assert run.status == "cancelled"
+    return project
+
+
+def resume(*arguments: object) -> Result:
+    return here("train", "c.yaml", "--resume", "--run-dir", "run", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda photos: (photos / "photo0.jpg").write_bytes((photos / "photo2.jpg").read_bytes()), "photo0.jpg"),
+        (lambda photos: (photos / "photo2.jpg").unlink(), "photo2.jpg"),
+        (lambda photos: shutil.copy(photos / "photo2.jpg", photos / "more.jpg"), "more.jpg"),
+        (lambda photos: (photos / "photo1.txt").write_text("{identifier} {class_noun} outdoors"), "photo1.jpg"),
+        (lambda photos: (photos / "photo1.txt").write_text("a dog"), "does not hold"),
+    ],
+    ids=["another photo", "fewer photos", "more photos", "another caption", "a caption that can't be used"],
+)
+def test_photos_that_changed_since_are_not_passed_over(stopped, change, told):
+    change(stopped / "photos")
+    code, _, err = resume()
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert err.startswith("error: run keeps what it began with, and since then ")
+    assert told in err
+    code, _, err = here("train", "run/config.yaml", "--resume", "--run-dir", "run")
+    assert code == 0, "as the hint says"
+    assert "advice: This run goes on with the photos it began with; since then " in err
+
+
+def test_other_names_are_no_other_photos_and_photos_that_are_gone_are_not_needed(stopped):
+    (stopped / "photos" / "photo2.jpg").rename(stopped / "photos" / "zebra.jpg")
+    assert Run(stopped / "run").changed(Config.load(Path("c.yaml"))) == ""
+    shutil.rmtree(stopped / "photos")
+    code, _, err = resume()
+    assert code == 0
+    assert "began with" not in err
+
+
+def test_a_project_that_was_moved_goes_on_and_keeps_where_it_lies_now(stopped, monkeypatch, tmp_path, tiny_model):
+    shutil.copytree(tiny_model, stopped / "models" / "tb")
+    text = Path("c.yaml").read_text().replace(str(tiny_model), "models/tb")
+    Path("c.yaml").write_text(text)
+    assert Run(stopped / "run").differences(Config.load(Path("c.yaml"))) == [], "the same model elsewhere"
+    Run(stopped / "run").adopt(Config.load(Path("c.yaml")))
+    stopped.rename(tmp_path / "new")
+    monkeypatch.chdir(tmp_path / "new")
+    code, _, err = resume()
+    assert code == 0, err
+    assert Run(Path("run")).config.base_model == str(tmp_path / "new" / "models" / "tb")
+    assert Run(Path("run")).config.subject.photos == tmp_path / "new" / "photos"
+
+
+def test_a_moved_run_is_found_by_its_settings(stopped, monkeypatch, tmp_path):
+    stopped.rename(tmp_path / "new")
+    monkeypatch.chdir(tmp_path / "new")
+    monkeypatch.setenv("DREAMBOOTH_RUNS", str(tmp_path / "new"))
+    code, out, err = here("train", "c.yaml", "--resume")
+    assert (code, out.splitlines()[0]) == (0, f"Run: {tmp_path / 'new' / 'run'}"), err
+
+
+def test_another_model_in_another_place_is_another_setting(stopped, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "other")
+    weights = tmp_path / "other" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
+    code, _, err = resume("--set", f"base_model={tmp_path / 'other'}")
+    assert code == 2
+    assert f"base_model is '{tiny_model}' there and '{tmp_path / 'other'}' here" in err
+
+
+def test_a_stopped_run_takes_more_steps_and_a_finished_one_says_how(stopped):
+    code, _, err = resume("--set", "train.steps=6")
+    assert code == 0, err
+    run = Run(stopped / "run")
+    assert [e.step for e in run.events() if isinstance(e, events.Step)] == [1, 2, 3, 4, 5, 6]
+    assert run.config.train.steps == 6
+    code, _, err = resume("--set", "train.steps=8")
+    assert code == 2
+    assert err == (
+        "error: run is finished with train.steps 6, and keeps no checkpoint to go on from. "
+        "For 8 steps train anew in another folder (--run-dir; of a study --out).\n"
+    )
+    assert run.config.train.steps == 6
+    code, _, err = resume("--set", "train.steps=5")
+    assert code == 2
+    assert "train.steps is 6 there and 5 here" in err
+
+
+def test_a_schedule_made_for_its_steps_takes_no_more(stopped):
+    Run(stopped / "run").adopt(Config.load(Path("c.yaml"), ["train.lr_schedule=linear"]))
+    code, _, err = resume("--set", "train.lr_schedule=linear", "--set", "train.steps=8")
+    assert code == 2
+    assert "train.steps is 4 there and 8 here. A linear learning rate is made for its number of steps." in err
 
 
 # ---- generate

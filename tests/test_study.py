@@ -119,8 +119,9 @@ def test_models_and_learned_words_of_a_study_are_relative_to_its_file_too(tmp_pa
         "pivotal": {"word": {"learned": str(tmp_path / "run")}},
         "other": {"base_model": str(home)},
     }
+    (tmp_path / "a" / "s.yaml").write_text("subjects: all\nconditions: {other: {base_model: own/typo}}\n")
     with pytest.raises(ConfigError, match="base_model = 'own/typo' may be a folder"):
-        StudyConfig.load(Path("a/s.yaml"), ("config.base_model=a/none", "config.base_model=own/typo"))
+        StudyConfig.load(Path("a/s.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -462,9 +463,12 @@ def test_other_settings_for_a_run_that_is_there_are_refused(finished, make_study
     _, out, _ = finished
     before = files(out)
     with pytest.raises(ConfigError) as caught:
-        cells_of(make_study(config={"train": {"steps": 4}}), out)
-    assert f"{out / 'ida' / 'without-PPL-7'} was made with other settings (train differ)." in str(caught.value)
+        cells_of(make_study(config={"train": {"learning_rate": 5e-5}}), out)
+    assert f"{out / 'ida' / 'without-PPL-7'} was made with other settings: train.learning_rate is " in str(caught.value)
+    assert " there and 5e-05 here" in str(caught.value)
     assert "choose another --out" in caught.value.hint
+    with pytest.raises(ConfigError, match=r"is finished with train\.steps 3, and keeps no checkpoint .* --out"):
+        cells_of(make_study(config={"train": {"steps": 4}}), out)
     assert files(out) == before
 
 
@@ -557,7 +561,7 @@ def test_a_folder_that_can_not_be_written_is_told_like_any_failure(make_study, t
     happened = run_study(study, cells_of(study, tmp_path), tmp_path)
     cell, failed = next(happened)
     assert (cell.subject, failed.kind) == ("ida", "RunError")
-    assert "a-7 can't be written" in failed.message
+    assert "a-7 can't be read or written" in failed.message
     assert next(happened)[0].subject == "rex"
     happened.close()
 
