@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from dreambooth.config import LEARNS_WORD, TOYBOX, Config, MethodName
 from dreambooth.errors import ConfigError, ModelError, RunError
-from dreambooth.families import Family, load_pipeline, shown_name
+from dreambooth.families import Family, load_pipeline, shown_name, what_helps
 from dreambooth.fetch import ADAPTER, TOYBOX_FOLDER, fetch_from_hub, fingerprint
 from dreambooth.files import atomic_folder, refuse_taken
 from dreambooth.hub import Token, name_of
@@ -97,7 +97,7 @@ def read_adapter(folder: Path) -> Adapter:
     except (OSError, ValueError) as error:  # pydantic's are ValueErrors
         said = f"{error.error_count()} errors" if isinstance(error, ValidationError) else error
         raise ModelError(
-            f"{shown_name(folder)}: {ADAPTER} can't be used ({said}).", "Download or save it again."
+            f"{shown_name(folder)}: {ADAPTER} can't be used ({said}).", what_helps(folder, error)
         ) from None
     return adapter
 

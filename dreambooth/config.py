@@ -46,6 +46,8 @@ MOST_VECTORS = 16
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 Crop = tuple[int, int, int, int]
 
+_MOST_TOLD = 10  # wrong settings of one file
+
 
 MAX_EXAMPLES = 2**31
 """Examples of a run, whose numbers stay below those of the noises (`train._noise_and_timesteps`)."""
@@ -115,7 +117,7 @@ class SubjectConfig(_Settings):
     @field_validator("photos", mode="before")
     @classmethod
     def _not_blank(cls, path: Any) -> Any:
-        if isinstance(path, str) and not path.strip():
+        if path is None or (isinstance(path, str) and not path.strip()):
             raise ValueError("is empty; give the folder that holds the photos")
         return path
 
@@ -723,7 +725,9 @@ def validated(kind: type[_Model], settings: dict[str, Any], source: str) -> _Mod
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(_describe(e, kind) for e in error.errors())) from None
+        wrong = [_describe(e, kind) for e in error.errors()]
+        more = f"; and {len(wrong) - _MOST_TOLD} more" if len(wrong) > _MOST_TOLD else ""  # it may be no config at all
+        raise ConfigError(f"{source}: {'; '.join(wrong[:_MOST_TOLD])}{more}") from None
 
 
 # ------------------------------------------------------------------------------------------------------ YAML, presets

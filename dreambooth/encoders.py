@@ -37,9 +37,9 @@ from transformers import (
 
 from dreambooth.config import TOYBOX, EvaluationConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError, first_line
-from dreambooth.families import shown_name
+from dreambooth.families import shown_name, what_helps
 from dreambooth.fetch import download_told
-from dreambooth.files import atomic_file
+from dreambooth.files import atomic_file, disk_trouble
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.photos import open_photo
 
@@ -331,7 +331,7 @@ def _damage_told(folder: Path) -> Iterator[None]:
         yield
     except _DAMAGE as error:
         raise ModelError(
-            f"{shown_name(folder)} can't be loaded: {_reason(error, folder)}.", "Download or save it again."
+            f"{shown_name(folder)} can't be loaded: {_reason(error, folder)}.", what_helps(folder, error)
         ) from None
 
 
@@ -472,9 +472,7 @@ def _picture_digest(path: Path) -> str:
     try:
         return _digest(path)
     except OSError as error:
-        raise PhotoError(
-            f"{path.name} can't be read ({error.strerror}).", "Check the path and its permissions."
-        ) from None
+        raise PhotoError(f"{path.name} can't be read ({error.strerror}).", f"{disk_trouble(error)[1]}.") from None
 
 
 def _read_cache(path: Path, fingerprint: str) -> dict[str, np.ndarray]:

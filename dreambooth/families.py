@@ -5,6 +5,7 @@ Training and methods read a family's fields and never ask for its name.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -22,6 +23,7 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, first_line
+from dreambooth.files import disk_trouble
 from dreambooth.hub import visitors_cache
 from dreambooth.machine import available_memory, one_model_at_a_time
 from dreambooth.objectives import Diffusion
@@ -44,6 +46,8 @@ _SMALL = re.compile(r"[\w.+-]+\.(json|txt|model)")
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(\.fp16)?(-\d{5}-of-\d{5})?\.(safetensors|bin)")
 HALF = ".fp16"
 """In the name of what holds 16 bits a number; many pipelines are shared in that variant alone."""
+_LFS = b"version https://git-lfs"
+"""How the note begins that a clone without Git LFS holds in the place of a large file."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def _sd_resolution(folder: Path) -> int:
         return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ModelError(
-            f"{folder.name}: its configuration can't be read: {first_line(error)}.", "Download or save it again."
+            f"{folder.name}: its configuration can't be read: {first_line(error)}.", what_helps(folder, error)
         ) from None
 
 
@@ -176,7 +180,8 @@ def family_of(folder: Path) -> Family:
         name = json.loads((folder / "model_index.json").read_bytes())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{shown_name(folder)}: model_index.json can't be read ({_plain(error, folder)}).", "Download it again."
+            f"{shown_name(folder)}: model_index.json can't be read ({_plain(error, folder)}).",
+            what_helps(folder, error),
         ) from None
     for family in FAMILIES:
         if family.pipeline.__name__ == name:
@@ -190,6 +195,33 @@ def shown_name(folder: Path) -> str:
     """What messages call a model's folder: its name, or the repo's that it was downloaded from."""
     snapshot = folder.parent.name == "snapshots"
     return folder.parent.parent.name.removeprefix("models--").replace("--", "/") if snapshot else folder.name
+
+
+def what_helps(place: Path, error: Exception | None = None) -> str:
+    """What to do about a model's folder, or one of its files, that can't be loaded: a hint, by the `error` met and by
+    what is there."""
+    said = str(error or "")
+    if isinstance(error, MemoryError) or "can't allocate memory" in said or "out of memory" in said.lower():
+        return "Free some memory, or choose a smaller model."
+    if isinstance(error, ImportError):
+        return "Install what it names, or choose another model."
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+        return f"{disk_trouble(error)[1]}."
+    files = [place] if not place.is_dir() else [f for f in (*place.glob("*"), *place.glob("*/*")) if not f.is_dir()]
+    for file in sorted(files):
+        name = file.name if file == place else file.relative_to(place).as_posix()
+        if not file.is_file():
+            return f"{name} is a link to a file that is not there: download the model again."
+        try:
+            with file.open("rb") as opened:
+                head = opened.read(len(_LFS))
+        except OSError as trouble:
+            return f"{disk_trouble(trouble)[1]} ({name})."
+        if head == _LFS:
+            return f"{name} is a note of Git LFS in the place of the file: run `git lfs pull` where it was cloned."
+        if not head and WEIGHTS.fullmatch(file.name):
+            return f"{name} is empty: download or save it again."
+    return "Download or save it again."
 
 
 @one_model_at_a_time
@@ -214,11 +246,11 @@ def load_pipeline(folder: Path, *, safety_checker: bool = False) -> tuple[Diffus
         )  # fmt: skip
     except Exception as error:  # damaged files make the libraries raise whatever their code stumbles over
         raise ModelError(
-            f"{shown_name(folder)} can't be loaded: {_plain(error, folder)}.", "Download or save it again."
+            f"{shown_name(folder)} can't be loaded: {_plain(error, folder)}.", what_helps(folder, error)
         ) from None
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and (lacking := [key for key, p in part.named_parameters() if p.is_meta]):
-            raise ModelError(f"{shown_name(folder)}: the {name} lacks {lacking[0]}.", "Download or save it again.")
+            raise ModelError(f"{shown_name(folder)}: the {name} lacks {lacking[0]}.", what_helps(folder))
     pipe.set_progress_bar_config(disable=True)
     return pipe, family
 
@@ -243,27 +275,30 @@ def _brings_safety_checker(folder: Path) -> bool:
 def _check_parts(folder: Path, family: Family, more: tuple[str, ...] = ()) -> None:
     """Raise `ModelError` for a missing part (transformers, for one, would make up an empty tokenizer), for one that
     would be loaded from elsewhere, and for one that would take gigabytes whatever its weights are."""
-    name, again = shown_name(folder), "Download or save it again."
+    name = shown_name(folder)
     parts = (*family.parts, *more)
     weighty = [part for part in parts if not part.startswith(("tokenizer", "scheduler", "feature_extractor"))]
     for part in parts:
         if not (folder / part).is_dir():
-            raise ModelError(f"{name}: no {part} folder in it.", again)
+            raise ModelError(f"{name}: no {part} folder in it.", what_helps(folder))
         if (folder / part / "adapter_config.json").exists():  # transformers would load what it names, from anywhere
             raise ModelError(f"{name}: its {part} is an adapter of another model.", "Merge it into the model first.")
     for part in family.tokenizers:
         if not any((folder / part / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-            raise ModelError(f"{name}: no vocabulary in its {part} folder.", again)
+            raise ModelError(f"{name}: no vocabulary in its {part} folder.", what_helps(folder))
     for part in weighty:
         if not any(file.suffix in (".safetensors", ".bin") for file in (folder / part).iterdir()):
-            raise ModelError(f"{name}: no weights in its {part} folder.", again)
+            raise ModelError(f"{name}: no weights in its {part} folder.", what_helps(folder))
         if not (folder / part / "config.json").is_file():
-            raise ModelError(f"{name}: no config.json in its {part} folder.", again)
+            raise ModelError(f"{name}: no config.json in its {part} folder.", what_helps(folder))
     for part in parts:
         for file in (folder / part).glob("*.json"):
             _check_facts(f"{name}: {part}/{file.name}", file)
     paths = [f"{part}/{file.name}" for part in weighty for file in (folder / part).iterdir()]
-    held = sum((folder / path).stat().st_size for path in loaded_files(family, paths))
+    wanted = [folder / path for path in loaded_files(family, paths)]
+    if gone := [file for file in wanted if not file.is_file()]:
+        raise ModelError(f"{name}: {gone[0].relative_to(folder)} is not there.", what_helps(folder))
+    held = sum(file.stat().st_size for file in wanted)
     # The run that loads it may be the one that the memory was promised to.
     free = available_memory(torch.device("cpu"), when_others_ended=True) + psutil.swap_memory().free
     if held > free:
@@ -281,8 +316,8 @@ def _check_facts(source: str, file: Path) -> None:
     try:
         facts = json.loads(file.read_bytes())
         large = _too_large(facts)
-    except (OSError, ValueError, RecursionError):
-        raise ModelError(f"{source} is not a valid JSON file.", "Download or save it again.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{source} is not a valid JSON file.", what_helps(file, error)) from None
     if index:
         shards = facts.get("weight_map") if isinstance(facts, dict) else None
         if not (isinstance(shards, dict) and all(WEIGHTS.fullmatch(str(shard)) for shard in shards.values())):

@@ -33,7 +33,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from dreambooth.config import MAX_FOREIGN_YAML, MOST_SUBJECTS, MOST_VECTORS, TOYBOX
 from dreambooth.errors import DreamBoothError, HubError, ModelError, first_line
-from dreambooth.families import MAX_VOCABULARY, family_of, loaded_files, shown_name
+from dreambooth.families import MAX_VOCABULARY, family_of, loaded_files, shown_name, what_helps
 from dreambooth.hub import Token, redact, visitors_cache
 from dreambooth.methods import methods
 from dreambooth.methods.words import PATTERN
@@ -100,7 +100,12 @@ def _no_pipeline(name: str, path: Path) -> ModelError:
         return ModelError(f"{name} is a single file, and no pipeline.", f"{_A_PIPELINE} {_TO_CONVERT}")
     if files:
         return ModelError(f"{name}: no {INDEX} in it, but {files[0].name}, a single file.", _TO_CONVERT)
-    return ModelError(f"{name}: no {INDEX} in it.", "Give a diffusers pipeline folder or a Hub id.")
+    hint = "Give a diffusers pipeline folder or a Hub id."
+    if inside := sorted({found.parent.name for file in (INDEX, ADAPTER) for found in path.glob(f"*/{file}")}):
+        hint = f"Give the folder inside that has one: {', '.join(inside[:3])}."
+    elif (path.parent / INDEX).is_file():
+        hint = f"It is one part of a pipeline: give {path.parent}."
+    return ModelError(f"{name}: no {INDEX} in it.", hint)
 
 
 def _holds_lora(file: Path) -> bool:
@@ -244,8 +249,8 @@ def check_header(weights: Path, name: str) -> None:
         large = [side for shape in shapes for side in shape if side > MAX_VOCABULARY]
         word = fnmatch(weights.name, PATTERN)
         vectors = [shape[0] for shape in shapes if word and shape and shape[0] > MOST_VECTORS]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise ModelError(f"{name} is no safetensors file.", "Download or save it again.") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{name} is no safetensors file.", what_helps(weights, error)) from None
     if large:
         raise ModelError(f"{name} holds a side of {large[0]:,}, more than any such model has.", "Choose another one.")
     if vectors:

@@ -79,7 +79,6 @@ def setting_of(path: str | Path) -> str:
         "DREAMBOOTH_RUNS": runs_root(),
         hub: variable_path(hub, variable_path("XDG_CACHE_HOME", "~/.cache") / "huggingface"),
         "GRADIO_TEMP_DIR": os.environ.get("GRADIO_TEMP_DIR", "").strip(),
-        "TMPDIR": tempfile.gettempdir(),
     }
     wanted = Path(os.path.abspath(path))
     leading = {name: Path(os.path.abspath(root)) for name, root in roots.items() if str(root)}

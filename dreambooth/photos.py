@@ -17,7 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
 from dreambooth.errors import PhotoError, RunError
-from dreambooth.files import atomic_folder
+from dreambooth.files import atomic_folder, disk_trouble
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".apng", ".webp", ".heic", ".heif", ".hif"}
@@ -119,7 +119,7 @@ def find_photos(folder: str | Path) -> list[Path]:
             raise PhotoError(f"{shown} {what}.", f"Give the folder that holds your photos ({READABLE}).")
         photos = _photos_in(folder)
     except OSError as error:
-        raise PhotoError(f"{shown} can't be read ({error.strerror}).", "Check the folder's permissions.") from error
+        raise PhotoError(f"{shown} can't be read ({error.strerror}).", f"{disk_trouble(error)[1]}.") from error
     if not photos:
         raise _no_photos(folder, shown)
     return sorted(photos, key=lambda path: (_natural_key(path.name), path.name))

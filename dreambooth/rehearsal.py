@@ -32,7 +32,7 @@ from torch.utils.flop_counter import flop_registry
 
 from dreambooth.config import Config
 from dreambooth.errors import ConfigError, ModelError, first_line
-from dreambooth.families import Family, family_of, store_matrices_in
+from dreambooth.families import Family, family_of, store_matrices_in, what_helps
 from dreambooth.machine import PROGRAM, Speed, available_memory, one_model_at_a_time
 from dreambooth.methods import Trainable, freeze, get_method, store_frozen_in
 
@@ -414,7 +414,7 @@ def blank_pipeline(model: Path, family: Family, fake: FakeTensorMode) -> Diffusi
         return family.pipeline(**parts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ModelError(
-            f"{model.name}: its configuration can't be read: {first_line(error)}.", "Download or save it again."
+            f"{model.name}: its configuration can't be read: {first_line(error)}.", what_helps(model, error)
         ) from None
 
 

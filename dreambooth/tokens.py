@@ -26,6 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth.config import LARGE_WORDS, SMALL_WORDS, Config, identifier_in, together_prompt
 from dreambooth.errors import ConfigError, ModelError, PhotoError, first_line
+from dreambooth.families import what_helps
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.methods.words import add_tokens, new_words
 
@@ -164,7 +165,7 @@ def load_text_side(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
     tokenizer = load_tokenizer(folder)
     text_encoder, found = _load(folder, "text_encoder", CLIPTextModel, output_loading_info=True)
     if found["missing_keys"]:
-        raise ModelError(f"{folder.name}: the text encoder lacks {min(found['missing_keys'])}.", "Download it again.")
+        raise ModelError(f"{folder.name}: the text encoder lacks {min(found['missing_keys'])}.", what_helps(folder))
     return tokenizer, text_encoder.eval()
 
 
@@ -180,7 +181,9 @@ def _load(folder: Path, part: str, kind: type, **options: Any) -> Any:
         return kind.from_pretrained(folder / part, local_files_only=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         problem = first_line(error)
-        raise ModelError(f"{folder.name}: its text side can't be loaded: {problem}.", "Download it again.") from None
+        raise ModelError(
+            f"{folder.name}: its text side can't be loaded: {problem}.", what_helps(folder, error)
+        ) from None
 
 
 # ------------------------------------------------------------------------------------------------ how much is read

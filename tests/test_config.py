@@ -258,7 +258,7 @@ def test_a_config_written_and_read_again_is_equal(tmp_path, name):
 def test_unusual_texts_survive_the_round_trip(tmp_path):
     made = Config.from_dict(
         {
-            "base_model": "no",
+            "base_model": "/no",
             "revision": "7460e10",
             "subject": {
                 "photos": "/tmp/été: 'x' #1",
@@ -267,7 +267,7 @@ def test_unusual_texts_survive_the_round_trip(tmp_path):
                 "instance_prompt": 'a "photo": of {identifier} # {class_noun}, 写真\u2028here',
                 "crops": {"a: b.jpg": [0, 0, 64, 64], "integer.png": [1, 2, 70, 71]},
             },
-            "sampling": {"prompts": ["{identifier} - yes", "on", "5e-6"]},
+            "sampling": {"prompts": ["{identifier} - yes", "on", "no", "5e-6"]},
         }
     )
     assert Config.load(written(tmp_path, made.to_yaml())) == made
@@ -478,6 +478,13 @@ def test_all_mistakes_are_told_at_once():
     said = refusal({"subject": SUBJECT, "seed": -1, "train": {"steps": 0, "x": 1}, "prior": {"weight": "much"}})
     for key in ("seed = -1", "train.steps = 0", "'train.x'", "prior.weight = 'much'"):
         assert key in said
+
+
+def test_of_a_file_that_is_no_config_the_first_mistakes_are_enough():
+    said = refusal({"subject": SUBJECT} | {f"name{number}": number for number in range(99)})
+    assert "'name9'" in said
+    assert "'name10'" not in said
+    assert said.endswith("; and 89 more")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +22,7 @@ from dreambooth.families import (
     loaded_files,
     name_plainly,
     use_fastest_attention,
+    what_helps,
 )
 from dreambooth.fetch import fetch_from_hub, fingerprint
 from dreambooth.runs import Run
@@ -326,3 +329,52 @@ def test_models_are_loaded_whole_by_several_threads_at_once(tiny_model):
         for pipe, _ in pool.map(lambda _: load_pipeline(tiny_model), range(9)):
             assert not any(weight.is_meta for weight in (*pipe.unet.parameters(), *pipe.text_encoder.parameters()))
     assert not torch.nn.Linear(1, 1).weight.is_meta, "the swap is undone"
+
+
+# ---- What helps
+
+
+def a_note(folder):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3438354725\n"
+    )
+
+
+def a_dead_link(folder):
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").symlink_to("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "helps"),
+    [
+        (a_note, r"unet/diffusion_pytorch_model\.safetensors is a note of Git LFS .*run `git lfs pull`"),
+        (a_dead_link, r"vae/diffusion_pytorch_model\.safetensors is a link to a file that is not there"),
+        (lambda f: (f / "unet/diffusion_pytorch_model.safetensors").write_bytes(b""), "safetensors is empty: download"),
+        (
+            lambda f: (f / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"\1" * 999),
+            "Download or save it again",
+        ),
+    ],
+    ids=["Git LFS", "link", "empty", "damaged"],
+)
+def test_what_is_wrong_with_a_model_is_told_apart(tiny_model, tmp_path, spoil, helps):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    spoil(tmp_path / "model")
+    with pytest.raises(ModelError) as caught:
+        load_pipeline(tmp_path / "model")
+    assert re.search(helps, caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("error", "helps"),
+    [
+        (MemoryError(), "Free some memory"), (RuntimeError("CUDA out of memory."), "Free some memory"),
+        (ImportError("requires the protobuf library"), "Install what it names"),
+        (PermissionError(errno.EACCES, "Permission denied", "/models/sd/x"), "Get the right to it"),
+        (ValueError("what it holds"), "Download or save it again."),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)  # fmt: skip
+def test_a_failure_that_is_not_the_files_is_not_met_by_other_files(tiny_model, error, helps):
+    assert what_helps(tiny_model, error).startswith(helps)

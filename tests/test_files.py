@@ -237,8 +237,7 @@ def test_the_setting_that_leads_to_a_folder_is_known(tmp_path, monkeypatch):
         assert setting_of(tmp_path / variable / "a" / "b") == variable
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "models"))
     assert setting_of(tmp_path / "models" / "x") == "HF_HUB_CACHE"
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    assert (setting_of(tmp_path / "x"), setting_of("/elsewhere")) == ("TMPDIR", "")
+    assert setting_of(tmp_path / "elsewhere") == ""
 
 
 def test_a_folder_that_can_not_be_written_to_is_refused_with_its_setting_and_nothing_is_made(tmp_path, monkeypatch):
@@ -276,7 +275,6 @@ def test_a_folder_that_can_not_be_written_to_is_refused_with_its_setting_and_not
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_each_trouble_with_the_disk_is_told_with_what_helps(tmp_path, monkeypatch, error, told):
-    monkeypatch.setattr("tempfile.gettempdir", lambda: "/tmp-of-nobody")
     monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "file").write_text("x")
     for word, path in (("CACHE", tmp_path / "cache"), ("FILE", tmp_path / "file")):

@@ -71,7 +71,7 @@ def read_weights(folder: Path, layers: dict[str, nn.Linear]) -> dict[str, Tensor
         said = first_line(error)
         raise ModelError(f"{FILE} does not fit this base model ({said}).", "Use the one it was trained on.") from None
     if more := [key for key, value in state.items() if value.numel()]:
-        raise ModelError(f"{FILE} changes more than keys and values ({more[0]!r:.100}).", "Download or save it again.")
+        raise ModelError(f"{FILE} changes more than keys and values ({more[0]!r:.100}).", "Choose another one.")
     if any(value.shape != layers[name].weight.shape for name, value in found.items()):
         raise ModelError(f"{FILE} is of a larger or smaller base model.", "Use the one it was trained on.")
     if why := next(filter(None, map(why_unusable, found.values())), ""):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, first_line
-from dreambooth.families import Family
+from dreambooth.families import Family, what_helps
 from dreambooth.methods import why_unusable
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -52,7 +52,7 @@ def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
         if odd := [layer for layer, parts in layers.items() if not _belong_together(**parts)]:
             raise ValueError(f"the matrices of {odd[0]!r:.100} do not belong together")
     except (OSError, SafetensorError, ValueError) as error:
-        raise ModelError(f"{FILE} can't be used ({first_line(error)}).", "Download or save it again.") from None
+        raise ModelError(f"{FILE} can't be used ({first_line(error)}).", what_helps(folder / FILE, error)) from None
     return layers
 
 

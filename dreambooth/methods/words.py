@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dreambooth.config import LEARNS_WORD, MOST_SUBJECTS, MOST_VECTORS, Config, is_new_word
 from dreambooth.errors import ConfigError, ModelError, first_line
-from dreambooth.families import Family
+from dreambooth.families import Family, what_helps
 from dreambooth.files import atomic_folder
 from dreambooth.methods import why_unusable
 
@@ -88,13 +88,13 @@ def read_words(folder: Path) -> dict[str, Tensor]:
         try:
             state = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"{path.name} can't be read ({first_line(error)}).", "Download or save it again."
-            ) from None
+            raise ModelError(f"{path.name} can't be read ({first_line(error)}).", what_helps(path, error)) from None
         word, rows = next(iter(state.items()), ("", torch.empty(0)))
         new = is_new_word(word) and word not in words  # a known word's embedding would change every prompt
         if not new or len(state) > 1 or rows.ndim != 2 or len(rows) > MOST_VECTORS or len(words) == MOST_SUBJECTS:
-            raise ModelError(f"{path.name} holds no new word's embeddings.", "Download or save it again.")
+            raise ModelError(
+                f"{path.name} holds no new word's embeddings.", "Give a run that learned one, or its model folder."
+            )
         if why := why_unusable(rows):
             raise ModelError(f"{path.name} {why}.", "Train it again.")
         words[word] = rows
