@@ -51,13 +51,13 @@ DOWNLOADS = 8
 """Small files fetched at a time. Source: the Hub client's own default."""
 
 INDEX, ADAPTER = "model_index.json", "adapter.json"
+"""What tells of a pipeline, and of an adapter."""
 SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 """How single files of weights are called, in which model exchanges share what diffusers keeps in a folder."""
 _A_PIPELINE = "A pipeline is a folder of files, one for each part."
 _TO_CONVERT = (
     "Convert it: diffusers.StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), and give the folder."
 )
-"""What tells of a pipeline, and of an adapter."""
 
 TOYBOX_FOLDER = Path(__file__).parent / "toybox" / "model"
 

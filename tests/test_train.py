@@ -77,8 +77,8 @@ def test_a_run_leaves_all_it_should(make_config, tmp_path, tiny_model):
     assert Run.open(run).events() == happened
     assert Run.open(run).status == "finished"
     assert sorted(p.name for p in (run / "photos").iterdir()) == [
-        f"0{i}{s}" for i in range(3) for s in (".png", ".txt")
-    ]
+        *(f"0{i}{s}" for i in range(3) for s in (".png", ".txt")), "sources.json",
+    ]  # fmt: skip
     assert len(list((run / "samples").iterdir())) == 6, "instance and class prompt, at steps 0, 2 and 4"
     assert len(list((run / "class_images").glob("*.png"))) == 4
     with Image.open(next((run / "samples").iterdir())) as image:
