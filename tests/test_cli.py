@@ -927,7 +927,8 @@ def test_batch_goes_on_past_a_failure_and_tells_it_again_at_the_end(batch_file, 
     assert code == 1
     assert out.splitlines() == [f"Study: {tmp_path / 'out'}, 2 models", f"Report: {tmp_path / 'out' / 'report.html'}"]
     folder = tmp_path / "out" / "ida" / "plain-1234"
-    reason = f"ida, plain, seed 1234: {folder} can't be written (Not a directory). Choose a folder you may write to."
+    blocking = f"{tmp_path / 'out' / 'ida'} is a file. Move it away, or choose another folder"
+    reason = f"ida, plain, seed 1234: {folder} can't be read or written: {blocking}."
     lines = err.splitlines()
     assert lines.index(f"failed: {reason}") < lines.index("[2/2] rex, plain, seed 1234")
     assert lines[-2:] == ["1 of 2 failed; the same command tries them again:", reason]

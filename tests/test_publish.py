@@ -593,7 +593,7 @@ def test_a_model_file_that_has_gone_is_told_without_a_path(hub, anna, run, monke
     [
         (lambda photos: [photo.unlink() for photo in photos.iterdir()], "partner has no prepared photos"),
         (lambda photos: [photos.joinpath("00.png").unlink(), photos.joinpath("00.png").symlink_to("/no where/x")],
-         "No such file or directory: 00.png."),
+         "(No such file or directory: 00.png)."),
     ],
 )  # fmt: skip
 def test_no_folder_of_the_partner_is_told(hub, anna, run, tmp_path, spoil, said):
