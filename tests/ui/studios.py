@@ -70,7 +70,8 @@ def measured(run: Run, *pres: float, best: int, step: int = 50) -> None:
     found = tuple(Measure(step * i, 0.5, 0.6, 0.3, value, 0.4) for i, value in enumerate(pres))
     names = {"dino": "toybox ViT", "clip": "toybox CLIP", "perceptual": "toybox ViT patch distance"}
     (run.path / "measures.json").write_text(json.dumps(asdict(Measures(0.8, names, best, found))))
-    write_step(run.path / "model", found[-1].step)
+    if (run.path / "model").is_dir():  # not while it trains
+        write_step(run.path / "model", found[-1].step)
     if best != found[-1].step:
         shutil.copytree(run.path / "model", run.path / "best")
         write_step(run.path / "best", best)
