@@ -362,9 +362,10 @@ def test_the_settings_repeat_the_run_elsewhere(pair, make):
         subject={"crops": {"Anna.jpg": [0, 0, 64, 64]}},
     )  # fmt: skip
     bare(run)
-    config = Config.load(make(run) / "config.yaml")
-    assert config.subject.photos.name == "photos"
-    assert (config.base_model, config.evaluation.clip, config.subject.crops) == ("my-tiny-sd", "my-clip", {})
+    published = make(run) / "config.yaml"
+    written, config = read_yaml(published), Config.load(published)
+    assert (written["base_model"], written["evaluation"]["clip"]) == ("my-tiny-sd", "my-clip"), "names, no folders"
+    assert (config.subject.photos.name, config.subject.crops) == ("photos", {})
     ours, theirs = config.model_dump(), run.config.model_dump()
     assert config.prior.pack is None
     for section, key in (("subject", "photos"), ("subject", "crops"), ("prior", "pack"), ("evaluation", "clip")):
