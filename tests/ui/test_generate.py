@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
 
 from dreambooth.adapters import write_step
 from dreambooth.errors import PhotoError
 from dreambooth.generate import read_adapters, save_picture, shown_adapters
+from dreambooth.machine import resolve_precision
 from dreambooth.ui import drawing, models
 from dreambooth.ui.generate import Actions, read_settings
 from dreambooth.ui.studio import Studio
@@ -46,7 +48,7 @@ def test_pictures_come_batch_by_batch_and_carry_their_settings(actions: Actions,
     with Image.open(galleries[-1][1][0]) as image:
         assert image.text == {
             "prompt": "a photo of a dog", "negative_prompt": "a cat", "seed": "8", "steps": "2", "scheduler": "default",
-            "guidance_scale": "3.0", "model": "tiny-sd",
+            "guidance_scale": "3.0", "model": "tiny-sd", "precision": resolve_precision("auto", torch.device("cpu")),
         }  # fmt: skip
     status = [words for _, words in told]
     assert any("Getting" in words for words in status)
