@@ -239,8 +239,8 @@ def generate(
 
     from dreambooth.config import identifier_in
     from dreambooth.fetch import fetch_model
+    from dreambooth.generate import fewer_at_once, open_source, save_picture, shown_adapters
     from dreambooth.generate import generate as draw
-    from dreambooth.generate import open_source, save_picture, shown_adapters
     from dreambooth.machine import resolve_device
     from dreambooth.tokens import Reader
 
@@ -265,10 +265,7 @@ def generate(
         click.echo(f"warning: No prompt names {' or '.join(identifiers)}, which means the subject.", err=True)
     asked, setting = min(batch_size, num_images * len(prompts)), "--batch-size"
     if (batch_size := opened.batch_that_fits(asked, setting, sampling)) < asked:
-        told = (
-            f"advice: {batch_size} pictures are drawn at once, not {asked}, which the memory does not hold ({setting})."
-        )
-        click.echo(told, err=True)
+        click.echo(f"advice: {fewer_at_once(batch_size, asked, setting)}", err=True)
     number = 1 + max((int(path.name[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]-*.png")), default=-1)
     for pictures in draw(
         opened, list(prompts), num_images=num_images, seed=seed, sampling=sampling, negative_prompt=negative_prompt,

@@ -29,7 +29,15 @@ from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.events import Event
 from dreambooth.fetch import fetch_model, fingerprint
 from dreambooth.files import atomic_file
-from dreambooth.generate import Source, Which, draw_jobs, finished_model, open_source, save_picture
+from dreambooth.generate import (
+    Source,
+    Which,
+    draw_jobs,
+    fewer_at_once,
+    finished_model,
+    open_source,
+    save_picture,
+)
 from dreambooth.hub import name_of
 from dreambooth.machine import resolve_device, resolve_precision
 from dreambooth.metrics import Estimate
@@ -446,9 +454,7 @@ def _draw(
     asked, setting = min(config.evaluation.batch_size, len(missing)), "evaluation.batch_size"
     size = source.batch_that_fits(asked, setting, config.sampling)
     if size < asked:
-        yield events.Warning(
-            f"{size} pictures are drawn at once, not {asked}, which the memory does not hold ({setting})."
-        )
+        yield events.Warning(fewer_at_once(size, asked, setting))
     facts = {"model": candidate.name} | sampler.model_dump()
     for start in range(0, len(missing), size):
         if start and should_stop():

@@ -211,7 +211,8 @@ def what_helps(place: Path, error: Exception | None = None) -> str:
     for file in sorted(files):
         name = file.name if file == place else file.relative_to(place).as_posix()
         if not file.is_file():
-            return f"{name} is a link to a file that is not there: download the model again."
+            lost = "is a link to a file that is not there" if file.is_symlink() else "is not there"
+            return f"{name} {lost}: download the model again."
         try:
             with file.open("rb") as opened:
                 head = opened.read(len(_LFS))
@@ -370,9 +371,7 @@ def store_matrices_in(dtype: torch.dtype | None, modules: Iterable[nn.Module]) -
     the memory and are not cast each time; None: leave all in float32. What comes out is the same to the last bit."""
     layers = (named for module in modules for named in module.named_modules())
     for name, layer in layers if dtype is not None else ():
-        own = (
-            isinstance(layer, nn.Linear | nn.Conv2d) and ".lora_" not in name
-        )  # DoRA takes lengths from LoRA's in full
+        own = isinstance(layer, nn.Linear | nn.Conv2d) and ".lora_" not in name  # DoRA measures LoRA's in full
         if own and not layer.weight.requires_grad:
             layer.weight.data = layer.weight.data.to(dtype)
 

@@ -378,6 +378,11 @@ def draw_jobs(
         ]
 
 
+def fewer_at_once(fits: int, asked: int, setting: str) -> str:
+    """What to say where the memory holds fewer pictures at once than were asked for."""
+    return f"{fits} pictures are drawn at once, not {asked}, which the memory does not hold ({setting})."
+
+
 def check_request(prompts: list[str], num_images: int, seed: int) -> None:
     """Raise `ConfigError` for what `generate` would refuse, without a model at hand."""
     if not prompts or not all(prompt.strip() for prompt in prompts):

@@ -292,9 +292,7 @@ def plan(study: StudyConfig, out: Path) -> list[Cell]:
         config = cell.config
         if cell.seed is not None:
             preflight(config, fetch_model(config.base_model, config.revision), resolve_device(config.device))
-    for cell in todo[
-        :1
-    ]:  # all are drawn alike, on one base model; fewer at once than asked is told when it comes to it
+    for cell in todo[:1]:  # all are drawn alike, on one base model; a batch that shrinks is told of when it is drawn
         config, sampler = cell.measured, sampler_of(cell.measured)
         fitting_batch(
             fetch_model(config.base_model, config.revision), resolve_device(config.device), sampler.precision,

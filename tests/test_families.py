@@ -366,6 +366,10 @@ def test_what_is_wrong_with_a_model_is_told_apart(tiny_model, tmp_path, spoil, h
     assert re.search(helps, caught.value.hint)
 
 
+def test_a_file_that_is_not_there_is_no_link(tmp_path):
+    assert what_helps(tmp_path / "model_index.json") == "model_index.json is not there: download the model again."
+
+
 @pytest.mark.parametrize(
     ("error", "helps"),
     [
