@@ -18,6 +18,7 @@ from huggingface_hub.hf_api import DatasetInfo
 from PIL import Image
 
 from dreambooth import prior
+from dreambooth.bombs import check_structure
 from dreambooth.config import TOYBOX, Config
 from dreambooth.errors import ConfigError
 from dreambooth.families import family_of
@@ -188,7 +189,8 @@ def fetch_pack(repo_id: str, key: dict[str, object], count: int, *, token: Token
         if images:
             prior.write_key(folder, key)
         for name, path in images.items():
-            with Image.open(fetched / name) as image:  # written anew, without what else the file may hold
+            # Written anew, without what else the file may hold.
+            with Image.open(fetched / name, formats=["PNG"]) as image:
                 save_picture(path, image.convert("RGB"), prompt=key["class_prompt"], seed=seeds[name])
     if images and not prior.missing_images(folder, count):
         prior.save_contact_sheet(folder, count)
@@ -224,6 +226,7 @@ def _check_key(repo_id: str, theirs: Any, ours: dict[str, object]) -> None:
 def _check_picture(repo_id: str, folder: Path, name: str, side: int) -> str:
     """The seed that a fetched picture says it was drawn with, "" where it says none; `ConfigError` if it is damaged."""
     try:
+        check_structure(folder / name)
         with Image.open(folder / name, formats=["PNG"]) as image:
             if image.size != (side, side):
                 raise _damaged(repo_id, name, f"has {image.width} × {image.height} pixels")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
+from dreambooth.bombs import BombError, check_structure
 from dreambooth.errors import PhotoError, RunError
 from dreambooth.files import atomic_folder, disk_trouble
 
@@ -31,6 +32,9 @@ READABLE = "JPEG, PNG, WebP, HEIC, AVIF, GIF, BMP or TIFF"
 # Takes the 108-megapixel phone sensors whole; at Pillow's 4 bytes a pixel that is 432 MB, up to three times over while
 # a photo is converted and turned, and one photo is decoded at a time.
 MAX_PIXELS = 120_000_000
+# Long side to short side. Phones' panoramas are 5 : 1 at most; a crop of a longer photo shows little of it, and in a
+# smaller copy whose short side is given a long one takes any memory.
+MAX_ASPECT = 8
 # The smallest size a base model here is trained at (64 px is an 8 x 8 latent for Stable Diffusion).
 MIN_SIDE = 64
 # So deep are photos looked for in folders inside the one that is named, to tell where they are.
@@ -46,6 +50,7 @@ SHOWN = 640
 IDEAL_PHOTOS = "3 to 5"
 
 _BETTER_FILE = f"Use a {READABLE} photo, or export it again from your photo app."
+_SAVE_ANEW = "Save it anew from a photo app, or leave it out."
 _FETCH_AGAIN = "Copy it again from the camera or phone, or leave it out."
 _OF_SYSTEMS = frozenset({"thumbs.db", "desktop.ini"})
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -65,8 +70,8 @@ _DAMAGE += (RuntimeError, MemoryError, struct.error, zlib.error)
 # Of each of a PNG's texts and its colour profile, unpacked; Pillow's own 1 MB is less than photo editors leave of their
 # history, and a text may say which way is up. Larger ones are left out, unread.
 PngImagePlugin.MAX_TEXT_CHUNK = 2**23
-# `warnings.catch_warnings` is process-wide and decoding is the memory peak: one photo at a time, whoever asks.
-_ONE_AT_A_TIME = threading.Lock()
+# `warnings.catch_warnings` is process-wide, and a whole photo is the memory peak: one at a time, until it is a crop.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class Crop(NamedTuple):
@@ -196,33 +201,46 @@ def _other_files(folder: Path) -> list[str]:
     )  # fmt: skip
 
 
-def open_photo(path: str | Path, *, min_side: int = MIN_SIDE) -> Image.Image:
+def open_photo(
+    path: str | Path,
+    *,
+    min_side: int = MIN_SIDE,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] = FORMATS,
+) -> Image.Image:
     """Decode a photo to upright 8-bit sRGB without metadata: transparency on white, the first picture of several.
 
-    Raises PhotoError, with the file's name and the reason, for whatever can't be read as a photo or has a side shorter
-    than `min_side` pixels.
+    Raises PhotoError, with the file's name and the reason, for whatever can't be read as a photo of one of Pillow's
+    `formats`, has a side shorter than `min_side` pixels, is longer than `MAX_ASPECT` to 1, or would cost more to decode
+    than such photos do.
     """
-    return _decode(Path(path), min_side)[0]
+    return _decode(Path(path), min_side, max_pixels, formats)[0]
 
 
-def _decode(path: Path, min_side: int = MIN_SIDE) -> tuple[Image.Image, bool]:
+def _decode(
+    path: Path, min_side: int = MIN_SIDE, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS
+) -> tuple[Image.Image, bool]:
     """Return the photo, and whether its file holds further frames or pages."""
     name = _printable(path.name)
-    formats = [*FORMATS, "HEIF"] if _register_heif() else FORMATS
+    formats = [*FORMATS, "HEIF"] if formats is FORMATS and _register_heif() else formats
+    sides = min_side, max_pixels
     with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             _check_file(path, name)
+            check_structure(path)
             try:
-                return _read(path, name, formats, min_side)
+                return _read(path, name, formats, *sides)
             except _DAMAGE:  # of its texts alone, it may be
                 if (pixels := _without_texts(path)) is None:
                     raise
                 try:
-                    return _read(pixels, name, formats, min_side)
+                    return _read(pixels, name, formats, *sides)
                 except _DAMAGE:
                     pass
                 raise
+        except BombError as error:
+            raise PhotoError(f"{name} {error}, which no camera or editor writes.", _SAVE_ANEW) from error
         except Image.DecompressionBombError as error:
             raise _too_large(name) from error
         except UnidentifiedImageError as error:
@@ -234,9 +252,11 @@ def _decode(path: Path, min_side: int = MIN_SIDE) -> tuple[Image.Image, bool]:
             raise PhotoError(f"{name} is damaged or cut short ({reason}).", _FETCH_AGAIN) from error
 
 
-def _read(file: Path | BytesIO, name: str, formats: Sequence[str], min_side: int) -> tuple[Image.Image, bool]:
+def _read(
+    file: Path | BytesIO, name: str, formats: Sequence[str], min_side: int, max_pixels: int
+) -> tuple[Image.Image, bool]:
     with Image.open(file, formats=formats) as image:
-        _check_size(image.size, name, min_side)
+        _check_size(image.size, name, min_side, max_pixels)
         # A phone's JPEG or HEIC holds depth and gain maps beside the photo: not frames of an animation.
         several = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
         image.load()
@@ -271,20 +291,25 @@ def _check_file(path: Path, name: str) -> None:
         raise PhotoError(f"{name} is empty (0 bytes).", _FETCH_AGAIN)
 
 
-def _check_size(size: tuple[int, int], name: str, min_side: int) -> None:
+def _check_size(size: tuple[int, int], name: str, min_side: int, max_pixels: int) -> None:
     """Refuse by the header alone, before any pixel is decoded."""
     width, height = size
-    if width * height > MAX_PIXELS:
-        raise _too_large(name)
+    if width * height > max_pixels:
+        raise _too_large(name, max_pixels)
     if min(size) < min_side:
         raise PhotoError(
             f"{name} is too small: {width} x {height} pixels, and the short side needs at least {min_side}.",
             "Use the original photo, not its thumbnail.",
         )
+    if max(size) > MAX_ASPECT * min(size):
+        raise PhotoError(
+            f"{name} is too long: {width} x {height} pixels are more than {MAX_ASPECT} : 1.",
+            "Cut out the part that shows your subject.",
+        )
 
 
-def _too_large(name: str) -> PhotoError:
-    limit = MAX_PIXELS // 1_000_000
+def _too_large(name: str, max_pixels: int = MAX_PIXELS) -> PhotoError:
+    limit = max_pixels // 1_000_000
     return PhotoError(f"{name} has more than {limit} megapixels.", "Export it smaller: 4000 pixels a side is plenty.")
 
 
@@ -409,6 +434,11 @@ def prepare_photo(path: str | Path, resolution: int, crop: Sequence[float] | Non
     used or a box that does not fit it.
     """
     path = Path(path)
+    with _ONE_AT_A_TIME:
+        return _prepare(path, resolution, crop)
+
+
+def _prepare(path: Path, resolution: int, crop: Sequence[float] | None) -> Prepared:
     photo, several = _decode(path)
     name = _printable(path.name)
     box = subject_crop(photo) if crop is None else checked_crop(crop, photo.size, name)

@@ -10,7 +10,6 @@ import io
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -33,21 +32,21 @@ from dreambooth.config import (
     read_foreign_yaml,
     validated,
 )
-from dreambooth.errors import ConfigError, ModelError
+from dreambooth.errors import ConfigError, ModelError, PhotoError
 from dreambooth.fetch import check_header, check_words, fetch_files, list_files
 from dreambooth.files import atomic_folder, read_text
 from dreambooth.hub import TAG, Token, plain_failures
 from dreambooth.methods import get_method
 from dreambooth.methods.words import PATTERN
-from dreambooth.photos import IMAGE_SUFFIXES
+from dreambooth.photos import IMAGE_SUFFIXES, open_photo
 from dreambooth.reports.model_card import CONFIG, PHOTOS, WORDS, method_of, photos_of
 
 WANTED = "a model that was published with this product"
 
 MAX_PICTURE = 5 * 2**20
 """Bytes of a file that a thumbnail is made of; a sample of 1024 px has under 2 MB."""
-MAX_SIDE = 4096
-"""Pixels of a side that a thumbnail is made of, told before any is decoded: a small file may claim to be huge."""
+MAX_PIXELS = 4096**2
+"""Pixels that a thumbnail is made of, told before any is decoded: a small file may claim to be huge."""
 MAX_PHOTOS = 200
 """Photos that are fetched with a published config; the paper uses 3 to 5."""
 MAX_PHOTO = 50 * 2**20
@@ -115,8 +114,9 @@ def _text(value: Any) -> str:
 def thumbnail(repo_id: str, token: Token, side: int = 256) -> bytes | None:
     """The first picture of a model's card as a JPEG that fits in `side` × `side` pixels, without metadata.
 
-    None where the card shows none, or one that is too large or can't be read. It must be a file of the repo: nothing
-    else that a card names is fetched. Raises `ModelError` or `HubError` as `fetch_from_hub` does.
+    None where the card shows none, or one that is too large, can't be read or is no PNG, which is what publishing
+    writes: the picture is a stranger's. It must be a file of the repo: nothing else that a card names is fetched.
+    Raises `ModelError` or `HubError` as `fetch_from_hub` does.
     """
     info, files = list_files(repo_id, None, token, WANTED)
     path = _first_picture(info.card_data.to_dict() if info.card_data else {})
@@ -138,12 +138,8 @@ def _first_picture(card: dict[str, Any]) -> str:
 
 def _small_jpeg(path: Path, side: int) -> bytes | None:
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
-            warnings.simplefilter("ignore")
-            if max(image.size) > MAX_SIDE:
-                return None
-            small = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow says of damaged files
+        small = open_photo(path, min_side=1, max_pixels=MAX_PIXELS, formats=["PNG"])
+    except PhotoError:
         return None
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     jpeg = io.BytesIO()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "dreambooth"
 LAYERS = [
-    {"errors", "config", "events", "files"},
+    {"errors", "config", "events", "files", "bombs"},
     {"photos", "captions", "coach", "objectives", "machine", "cores", "metrics", "prompts"},
     {"hub", "families", "fetch", "adapters", "kohya", "methods", "tokens", "checkpoints", "encoders"},
     {"generate", "prior", "packs", "dataset", "rehearsal", "preflight", "monitor", "train", "evaluate", "reports"},

@@ -107,12 +107,12 @@ def test_a_hub_in_trouble_is_told(hub):
 
 
 def test_the_first_picture_of_the_card_is_shown_small_and_without_metadata(hub, tmp_path):
-    widget = [{"text": "a", "output": {"url": "images/1.jpg"}}, {"text": "b", "output": {"url": "images/2.jpg"}}]
+    widget = [{"text": "a", "output": {"url": "images/1.png"}}, {"text": "b", "output": {"url": "images/2.jpg"}}]
     exif = Image.Exif()
     exif[0x010E] = "taken at home"
     exif = exif.tobytes()
     hub.add_repo("anna/dog", {
-        "README.md": card(widget=widget), "images/1.jpg": picture((640, 480), "JPEG", exif=exif),
+        "README.md": card(widget=widget), "images/1.png": picture((640, 480), "PNG", exif=exif),
         "images/2.jpg": b"not looked at",
     })  # fmt: skip
     shown = thumbnail("anna/dog", False, side=100)
@@ -131,13 +131,15 @@ def test_the_first_picture_of_the_card_is_shown_small_and_without_metadata(hub, 
         [{"output": {"url": "/etc/passwd"}}], [{"output": {"url": "damaged.png"}}],
         [{"output": {"url": "too-large.png"}}], [{"output": {"url": "huge.png"}}],
         [{"output": {"url": "vector.svg"}}], [{"output": {"url": "README.md"}}],
+        [{"output": {"url": "photo.jpg"}}], [{"output": {"url": "photo.webp"}}], [{"output": {"url": "thread.png"}}],
     ],
 )  # fmt: skip
 def test_what_is_no_picture_of_the_repo_is_not_shown(hub, widget):
     """Nothing that a card names is fetched but a file of its own repo: no address of elsewhere, no path."""
     hub.add_repo("mona/odd", {
         "README.md": card(widget=widget), "damaged.png": picture()[:-40], "vector.svg": "<svg/>",
-        "too-large.png": bytes(MAX_PICTURE + 1), "huge.png": picture((5000, 5000)),
+        "too-large.png": bytes(MAX_PICTURE + 1), "huge.png": picture((5000, 5000)), "thread.png": picture((9, 900)),
+        "photo.jpg": picture(kind="JPEG"), "photo.webp": picture(kind="WEBP"),
     })  # fmt: skip
     assert thumbnail("mona/odd", False) is None
     assert not any("too-large" in request.path for request in hub.requests)

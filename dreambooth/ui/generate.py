@@ -6,11 +6,13 @@ import contextlib
 import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 import gradio as gr
 from PIL import Image, UnidentifiedImageError
 
+from dreambooth.bombs import check_structure
 from dreambooth.config import SamplingConfig, SubjectConfig
 from dreambooth.errors import DreamBoothError, PhotoError
 from dreambooth.generate import (
@@ -425,6 +427,7 @@ def _as_words(name: str, value: str) -> str:
 def read_settings(path: str | None) -> dict[str, str]:
     """What a PNG says that it was made with; raises `PhotoError` where it says nothing of the kind."""
     try:
+        check_structure(Path(path or ""))
         with Image.open(path or "", formats=["PNG"]) as image:
             found = {name: str(image.info[name]) for name in SETTINGS if name in image.info}
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
