@@ -12,6 +12,7 @@ from dreambooth.errors import ConfigError, first_line
 from dreambooth.files import check_writable
 from dreambooth.hub import sign_in
 from dreambooth.ui import compare, gallery, generate, login, publish, theme, train, upload
+from dreambooth.ui.guard import GuardedApp
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner, new_owner
 
 HEADER = """
@@ -90,15 +91,18 @@ def launch() -> None:
     """
     check_writable(Path(get_upload_folder()), "GRADIO_TEMP_DIR")
     studio = Studio.from_environment()
-    page = build(studio)
+    page, app = build(studio), GuardedApp(studio.settings)
     try:
-        _, url, _ = page.launch(
+        served, url, share = page.launch(
+            _app=app,
             theme=theme.THEME,
             css=theme.CSS,
             footer_links=["api"],
             run_history=False,  # it would keep people's photos in the browser
             max_file_size="50mb",
-            ssr_mode=False,
+            ssr_mode=False,  # neither a server of Node's in front of the guard,
+            num_workers=0,  # nor others beside it
+            enable_monitoring=False,
             quiet=True,
             prevent_thread_lock=True,
         )
@@ -107,6 +111,11 @@ def launch() -> None:
             f"The studio can't listen where it is told to ({first_line(error).partition('. ')[0]}).",
             "Set GRADIO_SERVER_NAME to an address of this machine, GRADIO_SERVER_PORT to a free port.",
         ) from None
+    if served is not app:  # `_app` is Gradio's own business, of which the next version may think otherwise
+        page.close(verbose=False)
+        raise RuntimeError("This version of Gradio does not serve what it is given, so nothing would guard the studio.")
+    if share:
+        app.hosts.declare(share)
     print(f"DreamBooth Studio is on {url}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Docker's, and a Space's at each restart
     try:

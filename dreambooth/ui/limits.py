@@ -6,8 +6,9 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from dreambooth.config import TOYBOX, Config
 from dreambooth.errors import ConfigError
@@ -40,6 +41,12 @@ PERSON_WORDS = frozenset(
 """In a class noun these mean that people are on the photos."""
 
 _PREFIX = "DREAMBOOTH_"
+_HostName = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[A-Za-z0-9_.-]+(:[0-9]{1,5})?$")]
+
+
+def _names(given: object) -> object:
+    """The names of a list with commas."""
+    return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
 
 
 def _on_a_public_space(limit: int, description: str) -> int | None:
@@ -57,6 +64,11 @@ class StudioSettings(BaseModel):
     workers: int = Field(1, ge=1, le=64, description="trainings at a time; one is as fast as a GPU gets")
     public: bool = Field(False, description="whether strangers use the studio: sets the limits below, asks for consent "
                          "to photos of people and keeps the safety checker on")  # fmt: skip
+    hosts: Annotated[tuple[_HostName, ...], BeforeValidator(_names)] = Field(
+        (),
+        description="host names, with commas between them, by which browsers reach the studio: a reverse proxy's, or "
+        "one in a network; by any other but this machine's own and a Space's nobody gets an answer",
+    )
     max_runs: int | None = _on_a_public_space(
         20, "runs kept of each visitor; a new one removes the oldest, unless it waits, trains or is published"
     )
@@ -115,7 +127,7 @@ def _variable(name: str) -> str:
 
 
 def _shown(value: object) -> str:
-    return "none" if value is None else f"`{value}`"
+    return "none" if value in (None, ()) else f"`{value}`"
 
 
 def refuse_too_much(config: Config, settings: StudioSettings) -> None:
