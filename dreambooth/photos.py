@@ -217,6 +217,19 @@ def open_photo(
     return _decode(Path(path), min_side, max_pixels, formats)[0]
 
 
+def shown_pixels(path: str | Path) -> tuple[int, int]:
+    """A photo's sides in pixels by its header alone, before it is turned upright; (0, 0) for what can't be read, which
+    `open_photo` tells of."""
+    formats = [*FORMATS, "HEIF"] if _register_heif() else FORMATS
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path, formats=formats) as image:
+                return image.size
+        except (Image.DecompressionBombError, *_DAMAGE):
+            return 0, 0
+
+
 def _decode(
     path: Path, min_side: int = MIN_SIDE, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS
 ) -> tuple[Image.Image, bool]:

@@ -23,7 +23,7 @@ from dreambooth.errors import ConfigError
 from dreambooth.generate import MAX_BATCH
 from dreambooth.machine import available_memory, check_optimizer, probe, resolve_precision
 from dreambooth.methods import get_method
-from dreambooth.rehearsal import LARGE_BLOCK, UTILISATION, Rehearsal, gib
+from dreambooth.rehearsal import LARGE_BLOCK, UTILISATION, Rehearsal, gib, untimed
 
 UPDATE_8BIT_ON_CPU = 2000
 """Bytes that could be moved while bitsandbytes 0.50 updates one number on a CPU (measured: 50 times plain AdamW)."""
@@ -40,6 +40,13 @@ LOOKED_AT = 128
 layer: both pictures as read, scaled and normalised, and what its first layer says of them)."""
 LOOKED_AT_SIDE = 224
 """Pixels to which DINO and CLIP scale every picture (their published processors)."""
+SD15 = {"unet": 859_520_964, "text_encoder": 123_060_480, "vae": 83_653_863}
+"""Numbers in the parts of Stable Diffusion 1.5 (counted), which stands for a base model that is not on this machine."""
+SD15_ADAPTER = 40_000_000
+"""Numbers in an adapter of it: twice what Custom Diffusion trains, the largest of the recipes."""
+SMALL_FILE, STEP_BYTES, RUN_BYTES = 4096, 400, 2**20
+"""Bytes at most of a text or of what a picture says of itself, of what is written of a step, and of all else in a run's
+directory (measured: a step takes 200)."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +181,42 @@ def _estimate(rehearsal: Rehearsal, config: Config, checkpointing: bool) -> Esti
         gradient_checkpointing=checkpointing,
         mixed_precision=train.mixed_precision,
     )
+
+
+# ----------------------------------------------------------------------------------------------------------- the disk
+
+
+def disk_bytes(config: Config, model: Path | None, photos: int) -> int:
+    """Bytes that the directory of a run on the base model in the folder `model` takes at most, beside what was
+    uploaded, with `photos` pictures to learn from; where `model` is None, those of Stable Diffusion 1.5.
+
+    Raises `ModelError` for a damaged folder.
+    """
+    train, is_adapter = config.train, bool(get_method(config.method).load)
+    if model is None:
+        full = (SD15["unet"], SD15["text_encoder"] * train.text_encoder)
+        resolution, whole, sizes = 512, 4 * sum(SD15.values()), (SD15_ADAPTER,) if is_adapter else full
+    else:
+        rehearsal = untimed(model, torch.device("cpu"))
+        resolution, whole, sizes = rehearsal.family.resolution(model), rehearsal.model_bytes, rehearsal.trained(config)
+    resolution = resolution if train.resolution == "auto" else train.resolution
+    trained = 4 * sum(sizes)
+    saved = trained if is_adapter else whole
+    checkpoint = trained * (2 if train.ema_decay else 1) + sum(_state_bytes(size, train.optimizer) for size in sizes)
+    weights = saved + (train.keep_checkpoints + 1) * checkpoint  # the oldest goes once the newest is whole
+    if _is_measured(config):
+        weights += saved + 2 * trained  # the best model, and before that its weights, which replace those before them
+    pictures = photos / (1 - train.side_by_side * bool(config.more_subjects))
+    if train.sample_every:
+        drawn = len(config.sample_prompts) * config.sampling.num_images
+        pictures += drawn * (2 + train.steps // train.sample_every)  # from step 0 to the last
+    each = png_bytes(resolution, resolution) + SMALL_FILE
+    return round(weights + pictures * each + train.steps * STEP_BYTES + RUN_BYTES)
+
+
+def png_bytes(width: int, height: int) -> int:
+    """Bytes of an RGB picture as PNG at most: its filters and zlib's blocks add less than a hundredth."""
+    return round(1.01 * 3 * width * height) + SMALL_FILE
 
 
 def _is_measured(config: Config) -> bool:

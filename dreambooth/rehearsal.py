@@ -178,6 +178,7 @@ class Rehearsal:
         self.pipe = blank_pipeline(model, self.family, self.fake)
         self._finished: dict[bool, DiffusionPipeline] = {}
         self._seen: dict[tuple, Trace] = {}
+        self._sizes: dict[tuple, tuple[int, ...]] = {}
         self._lock = threading.RLock()
 
     @property
@@ -185,6 +186,14 @@ class Rehearsal:
         """The whole pipeline's size in 32 bits, without a safety checker."""
         parts = (part for part in self.pipe.components.values() if isinstance(part, nn.Module))
         return sum(4 * p.numel() for part in parts for p in part.parameters())
+
+    def trained(self, config: Config) -> tuple[int, ...]:
+        """How many numbers each tensor holds that a run trains."""
+        key = _trained(config)
+        with self._lock:
+            if key not in self._sizes:
+                self._sizes[key] = tuple(p.numel() for p in self._attached(config)[1].parameters)
+            return self._sizes[key]
 
     def draw(self, config: Config, images: int, steps: int, guidance_scale: float, drawn_by: DrawnBy = "base") -> Trace:
         """Draw `images` at once, which the VAE decodes one after the other."""
@@ -339,7 +348,7 @@ def fitting_batch(
     Raises `ConfigError`, which calls the number of pictures at once `setting`, where not even one can be drawn, and
     `ModelError` for a damaged folder.
     """
-    rehearsal = _rehearsal_to_draw(model, device, _changed(model))
+    rehearsal = untimed(model, device)
     available = available_memory(device) if available is None else available
     resolution = resolution or rehearsal.family.resolution(model)
     asked = Config.from_dict({"subject": {"photos": ".", "class_noun": "thing"}})
@@ -366,6 +375,11 @@ def fitting_batch(
     )
 
 
+def untimed(model: Path, device: torch.device) -> Rehearsal:
+    """A rehearsal that is asked for sizes alone, and remembered: its seconds mean nothing."""
+    return _untimed(model, device, _changed(model))
+
+
 def _changed(model: Path) -> int:
     """When the pipeline's parts were last written down; 0 for a folder that is none."""
     index = model / "model_index.json"
@@ -373,8 +387,7 @@ def _changed(model: Path) -> int:
 
 
 @functools.lru_cache(maxsize=4)
-def _rehearsal_to_draw(model: Path, device: torch.device, _changed: int) -> Rehearsal:
-    """To ask what drawing takes of memory; its seconds mean nothing."""
+def _untimed(model: Path, device: torch.device, _changed: int) -> Rehearsal:
     return Rehearsal(model, device, Speed(1.0, 1.0, 1.0))
 
 

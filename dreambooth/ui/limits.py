@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from dreambooth.config import TOYBOX, Config
 from dreambooth.errors import ConfigError
+from dreambooth.files import shown_size
 from dreambooth.ui import login
 
 PUBLIC_CAPS = {
@@ -72,9 +73,14 @@ class StudioSettings(BaseModel):
     max_runs: int | None = _on_a_public_space(
         20, "runs kept of each visitor; a new one removes the oldest, unless it waits, trains or is published"
     )
+    visitor_gb: float | None = _on_a_public_space(
+        3, "gigabytes of each visitor's runs, with what those that wait or train may come to take; a new one removes "
+        "the oldest likewise (three of the toybox's take 1; one of Stable Diffusion 1.5 takes 40 in full)"
+    )  # fmt: skip
     disk_gb: float | None = _on_a_public_space(
-        20, "gigabytes of all runs; above it the oldest are removed likewise (a Space has 50 in all)"
-    )
+        20, "gigabytes of all runs and uploads; above it the oldest runs of whoever holds most make room, none younger "
+        "than a day for another visitor (a Space has 50 in all)"
+    )  # fmt: skip
     max_waiting: int | None = _on_a_public_space(
         3, "runs of each visitor that wait or train: three, since training all ways takes three"
     )
@@ -157,6 +163,17 @@ def refuse_too_much(config: Config, settings: StudioSettings) -> None:
         if settings.public and value not in PUBLIC_ENCODERS:  # a folder of the server, or a download
             raise ConfigError(f"evaluation.{name} can't be chosen on a public studio.", "Leave it out, or say "
                               f"{' or '.join(PUBLIC_ENCODERS)}.")  # fmt: skip
+
+
+def refuse_too_large(size: int, settings: StudioSettings) -> None:
+    """Raise `ConfigError` for runs that may come to take more bytes than this studio gives one visitor, or has."""
+    given = [most for most in (settings.visitor_gb, settings.disk_gb) if most is not None]
+    if given and size > min(given) * 1e9:
+        raise ConfigError(
+            f"This may take {shown_size(size)} of the disk, and a visitor is given {min(given):g} GB here.",
+            "Train an adapter (method lora), keep one checkpoint (train.keep_checkpoints: 1), train fewer ways, or "
+            "give fewer photos.",
+        )  # fmt: skip
 
 
 def is_person(class_noun: str) -> bool:

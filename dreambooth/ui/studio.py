@@ -15,6 +15,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +33,13 @@ from dreambooth.files import atomic_folder, cache_home, check_writable, named_pa
 from dreambooth.hub import Account
 from dreambooth.machine import resolve_device
 from dreambooth.methods.words import PATTERN, read_words
-from dreambooth.photos import MIN_SIDE, Crop, checked_crop, join_names, open_photo
+from dreambooth.photos import MIN_SIDE, Crop, checked_crop, join_names, open_photo, shown_pixels, subject_crop
+from dreambooth.preflight import disk_bytes, png_bytes
 from dreambooth.publish import Publication, read_state
 from dreambooth.runs import Run, Worker, list_runs
 from dreambooth.tokens import Reader
-from dreambooth.ui.limits import StudioSettings, is_person, refuse_too_much
+from dreambooth.ui import room
+from dreambooth.ui.limits import StudioSettings, is_person, refuse_too_large, refuse_too_much
 from dreambooth.ui.publishing import Publisher
 from dreambooth.ui.report import title_of
 
@@ -64,8 +67,14 @@ QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 MAX_PHOTOS = 50
 """More is a mistake or an attack: the coach finds more than six too many."""
+MAX_MEGAPIXELS = 600
+"""Of one request's photos together: five of the largest that are read, or fifty of a phone's usual twelve. Decoding
+takes a processor, and everybody's photos wait for it."""
 KEPT_SIDE = 2048
 """Short side at which photos are kept, in pixels: twice the largest resolution that a base model here is trained at."""
+KEPT_SHAPE = 2
+"""So many times their short side is kept of longer photos, around the crop box: training reads nothing else. As from
+`coach.EXTREME_ASPECT` on."""
 UNKNOWN_RESOLUTION = 512
 """Taken for a base model that would have to be downloaded to know better; Stable Diffusion 1.5's."""
 
@@ -247,7 +256,7 @@ class Studio:
             if upload.crops and len(upload.crops) != len(upload.photos):
                 raise PhotoError(f"There are {len(upload.crops)} crop boxes for {len(upload.photos)} photos.",
                                  "Give one, or none, each.")  # fmt: skip
-        refuse_too_many([photo for upload in uploads for photo in upload.photos])
+        refuse_too_many(*(upload.photos for upload in uploads))
         if learned:
             settings = settings | {"word": settings.get("word", {}) | {"learned": "."}}
         config = self._checked_config(settings, consent)
@@ -257,9 +266,10 @@ class Studio:
                               "Give each subject both.")  # fmt: skip
         configs = ways_of(config, ways)
         word = self._learned_word(owner, learned, config) if learned else None
-        if config.base_model == TOYBOX or Path(config.base_model).is_dir():  # else it is seen when the run begins
-            taught = _changed(config, word={"learned": word}) if word else config
-            Reader.of(taught, fetch_model(config.base_model, config.revision)).check_run(taught)
+        taught = [_changed(one, word={"learned": word}) if word else one for one in configs]
+        model = _folder_here(config)
+        if model:  # else it is seen when the run begins
+            Reader.of(taught[0], model).check_run(taught[0])
 
         def fill(folder: Path) -> list[dict[str, Crop]]:
             if word:
@@ -269,7 +279,9 @@ class Studio:
                 for upload, place in zip(uploads, _upload_folders(folder, len(uploads)), strict=True)
             ]
 
-        return self._queue(owner, configs, fill, seconds)
+        kept = [png_bytes(*_kept_size(shown_pixels(photo))) for upload in uploads for photo in upload.photos]
+        sizes = [sum(kept) + disk_bytes(one, model, len(kept)) for one in taught]
+        return self._queue(owner, configs, fill, sizes, seconds)
 
     def _learned_word(self, owner: str, run_id: str, config: Config) -> Path:
         """The folder with the word that a run of this visitor learned, which is to be the subject's in `config`."""
@@ -302,19 +314,30 @@ class Studio:
             _copy_uploads(run.path, folder)
             return [subject.crops for subject in config.subjects]
 
-        return self._queue(owner, [other], fill, pair_with=run)[0]
+        kept = [path.stat().st_size for path in (run.path / "uploads").rglob("*.png")]
+        size = sum(kept) + disk_bytes(other, _folder_here(other), len(kept))
+        return self._queue(owner, [other], fill, [size], pair_with=run)[0]
 
     def _queue(
         self, owner: str, configs: Sequence[Config], fill: Callable[[Path], list[dict[str, Crop]]],
-        seconds: float | None = None, pair_with: Run | None = None,
+        sizes: Sequence[int], seconds: float | None = None, pair_with: Run | None = None,
     ) -> list[Run]:  # fmt: skip
         """Queue a run for each config, several as each other's partners; `fill` puts uploads into a new run's folder
-        and gives each subject's crop boxes."""
+        and gives each subject's crop boxes. `sizes` are the bytes that each may come to take."""
+        needed = [pair_with] if pair_with else []
         for config in configs:
             refuse_too_much(config, self.settings)
-        with self._deciding:
-            self._refuse_too_many_runs(owner, len(configs))  # before photos are read, which takes a while
+        refuse_too_large(sum(sizes), self.settings)
 
+        def make_sure() -> list[Run]:
+            """Raise `RunError` where they may not be queued; else the runs that make room."""
+            self._refuse_too_many_runs(owner, len(configs))
+            if pair_with and self.partner(pair_with):
+                raise RunError("This run was trained both ways already.", "Its other one is in the list of runs.")
+            return self._room_for(owner, sum(sizes), len(sizes), needed)
+
+        with self._deciding:  # before photos are read, which takes a while, and the first byte is written
+            make_sure()
         ids = [f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}" for _ in configs]
         known = [*ids, *([pair_with.id] if pair_with else [])]
         runs = [Run(self.root / run_id) for run_id in ids]
@@ -323,17 +346,16 @@ class Studio:
             boxes = fill(folders[0])
             for folder in folders[1:]:
                 _copy_uploads(folders[0], folder)
-            for run, folder, config in zip(runs, folders, configs, strict=True):
+            for run, folder, config, size in zip(runs, folders, configs, sizes, strict=True):
                 (folder / "config.yaml").write_text(_placed(config, run.path, boxes).to_yaml(), encoding="utf-8")
                 (folder / "owner").write_text(_mark(owner))
+                room.promise(Run(folder), size)
                 if partners := [one for one in known if one != run.id]:
                     (folder / "partner").write_text("\n".join(partners))
                 Run(folder).append(events.RunQueued(seconds))  # so that it waits from the moment it is there
             with self._deciding:
-                self._refuse_too_many_runs(owner, len(runs))
-                if pair_with and self.partner(pair_with):
-                    raise RunError("This run was trained both ways already.", "Its other one is in the list of runs.")
-                self._make_room(owner, folders, [pair_with] if pair_with else [])
+                for doomed in make_sure():
+                    doomed.delete()
                 if pair_with:
                     (pair_with.path / "partner").write_text(ids[0])
                 hidden.close()  # now they are there
@@ -352,6 +374,8 @@ class Studio:
             if (status := run.status) not in ("interrupted", "failed", "cancelled"):
                 raise RunError(f"This run is {status}.", "Only one that ended early can be resumed.")
             self._refuse_too_many_runs(owner, 1)
+            for doomed in self._room_for(owner, max(0, room.promised(run) - run.size), 0, [run]):
+                doomed.delete()
             self.worker.submit(run, _seconds_to_go(run))
 
     def delete(self, owner: str, run_id: str) -> None:
@@ -421,60 +445,58 @@ class Studio:
         if all_ is not None and self.worker.waiting + coming > all_:
             raise RunError(f"The queue is full: {self.worker.waiting} trainings wait.", "Come back later.")
 
-    def _make_room(self, owner: str, coming: Sequence[Path], needed: Sequence[Run] = ()) -> None:
-        """Remove the oldest runs that `coming` would put over a limit, of this visitor, or for the disk of all, but
-        none that is `needed`.
+    def _room_for(self, owner: str, coming: int, new: int, needed: Sequence[Run] = ()) -> list[Run]:
+        """The runs that make room for `new` ones of this visitor and `coming` bytes, none of which is `needed`.
 
-        Raises `RunError`, and removes none, where what must be kept leaves no room.
+        Raises `RunError`, which says what helps, where what must be kept leaves no room.
         """
-        runs = list_runs(self.root)[::-1]
-        removable = [run for run in runs if self._is_removable(run) and run not in needed]
-        doomed: list[Run] = []
-        if self.settings.max_runs is not None:
-            own = [run for run in runs if self._is_owned(run.path, owner)]
-            excess = max(0, len(own) + len(coming) - self.settings.max_runs)
-            doomed = [run for run in removable if run in own][:excess]
-            if len(doomed) < excess:
-                raise RunError(f"You have {len(own)} runs, the most that are kept here, and each waits, trains or is "
-                               "published.", "Delete one first.")  # fmt: skip
-        over, more = self._too_big([run for run in runs if run not in doomed], [*map(Run, coming)], removable)
-        if over:
-            raise RunError("The studio's disk is full with runs that wait, train or are published.",
-                           "Delete runs of yours that you no longer need, or come back later.")  # fmt: skip
-        for run in (*doomed, *more):
-            run.delete()
+        found = self._plan(_mark(owner), coming, new, needed)
+        if found.problem:
+            raise found.problem
+        return [one.run for one in found.doomed]
 
-    def _too_big(self, runs: list[Run], kept: list[Run], removable: list[Run]) -> tuple[bool, list[Run]]:
-        """Whether `runs` and `kept` take too much of the disk even without the removable ones, and which of these are
-        too many."""
-        if self.settings.disk_gb is None:
-            return False, []
-        excess = sum(run.size for run in (*runs, *kept)) - self.settings.disk_gb * 1e9
-        doomed = []
-        for run in runs:
-            if excess > 0 and run in removable and run not in kept:
-                excess -= run.size
-                doomed.append(run)
-        return excess > 0, doomed
+    def _plan(self, mark: str, coming: int, new: int, needed: Sequence[Run]) -> room.Plan:
+        held = [
+            room.Held(
+                run, _mark_of(run.path), max(run.size, room.promised(run) * run.moving),
+                self._is_removable(run) and run not in needed,
+            ) for run in list_runs(self.root)[::-1]
+        ]  # fmt: skip
+        return room.plan(held, mark, coming, new, self.settings)
 
     def _tidy(self, ended: Run) -> None:
-        """Free what a run leaves that is of no more use, then the oldest runs where the disk's limit is passed."""
+        """Free what a run leaves that is of no more use, then the oldest runs where a limit is passed."""
         with self._deciding:
             if ended.status == "finished":
                 shutil.rmtree(ended.path / "checkpoints", ignore_errors=True)  # three times its model, never resumed
-            runs = [run for run in list_runs(self.root)[::-1] if run != ended]
-            for run in self._too_big(runs, [ended], [run for run in runs if self._is_removable(run)])[1]:
-                run.delete()
+            for one in self._plan(_mark_of(ended.path), 0, 0, [ended]).doomed:
+                one.run.delete()
 
     def _is_removable(self, run: Run) -> bool:
         """Whether clean-up may take it: made here, not published or on its way there, neither waiting nor training."""
         return bool(_mark_of(run.path)) and not (run.published or run.moving or self._is_uploaded(run))
 
 
-def refuse_too_many(photos: Sequence[str]) -> None:
-    """Raise `PhotoError` for more than `MAX_PHOTOS`, before one of them is read."""
+def _folder_here(config: Config) -> Path | None:
+    """The base model's folder, where none has to be downloaded for it."""
+    here = config.base_model == TOYBOX or Path(config.base_model).is_dir()
+    return fetch_model(config.base_model, config.revision) if here else None
+
+
+def refuse_too_many(*uploads: Sequence[str]) -> None:
+    """Raise `PhotoError` for more than `MAX_PHOTOS`, for one that is there twice in an upload, and for more than
+    `MAX_MEGAPIXELS` together, before a pixel is decoded."""
+    photos = [photo for upload in uploads for photo in upload]
     if len(photos) > MAX_PHOTOS:
         raise PhotoError(f"{len(photos)} photos are too many.", "Keep the best 3 to 5.")
+    for upload in uploads:
+        if twice := [photo for photo, count in Counter(upload).items() if count > 1]:
+            raise PhotoError(f"{join_names([Path(twice[0]).name])} is there {upload.count(twice[0])} times.",
+                             "Leave it once: a copy teaches nothing.")  # fmt: skip
+    megapixels = sum(math.prod(shown_pixels(photo)) for photo in photos) / 1e6
+    if megapixels > MAX_MEGAPIXELS:
+        raise PhotoError(f"These photos have {megapixels:,.0f} megapixels together, more than {MAX_MEGAPIXELS}.",
+                         "Keep the best 3 to 5, or export them smaller: 4000 pixels a side is plenty.")  # fmt: skip
 
 
 def gpu_is_lent() -> bool:
@@ -574,10 +596,21 @@ def _copy_word(learned: Path, folder: Path) -> None:
 
 
 def _copy_uploads(run: Path, folder: Path) -> None:
-    """Copy what a visitor gave to `run`: photos, and the word that another run had learned."""
-    shutil.copytree(run / "uploads", folder / "uploads")
-    if (run / "word").is_dir():
-        shutil.copytree(run / "word", folder / "word")
+    """Give another run what a visitor gave to `run`: photos, and the word that another run had learned.
+
+    They are never written again, so that they are the same files under a second name; copies where the system has none.
+    """
+    for name in ("uploads", "word"):
+        if (run / name).is_dir():
+            shutil.copytree(run / name, folder / name, copy_function=_link)
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        return shutil.copyfile(source, target)
+    return target
 
 
 def _keep_photos(photos: Sequence[str], crops: Sequence[Crop | None], folder: Path) -> dict[str, Crop]:
@@ -586,12 +619,36 @@ def _keep_photos(photos: Sequence[str], crops: Sequence[Crop | None], folder: Pa
     boxes = {}
     for number, (photo, crop) in enumerate(zip(photos, crops, strict=True)):
         image, name = open_photo(photo), f"{number:02d}.png"
-        kept = _at_most(image, KEPT_SIDE)
+        shown = join_names([Path(photo).name])
+        crop = None if crop is None else checked_crop(crop, image.size, shown)
+        image, crop = _around(image, crop)
+        size = _kept_size(image.size)
+        kept = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0) if size != image.size else image
         if crop is not None:
-            shown = join_names([Path(photo).name])
-            boxes[name] = _scaled(checked_crop(crop, image.size, shown), kept.width / image.width, kept.size, shown)
+            boxes[name] = _scaled(crop, kept.width / image.width, kept.size, shown)
         kept.save(folder / name, compress_level=1)
     return boxes
+
+
+def _around(image: Image.Image, crop: Crop | None) -> tuple[Image.Image, Crop | None]:
+    """Of a long photo the part around its crop box, which is found where none is given, and the box in it."""
+    long = KEPT_SHAPE * min(image.size)
+    if max(image.size) <= long:
+        return image, crop
+    crop, along = crop or subject_crop(image), int(image.height > image.width)
+    begin = round((crop[along] + crop[along + 2] - long) / 2)
+    begin = min(max(begin, 0), max(image.size) - long)
+    left, top = (0, begin) if along else (begin, 0)
+    part = image.crop((left, top, left + (image.width if along else long), top + (long if along else image.height)))
+    return part, Crop(crop.left - left, crop.top - top, crop.right - left, crop.bottom - top)
+
+
+def _kept_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The sides at which a photo of these is kept, in pixels."""
+    short, long = min(size), min(max(size), KEPT_SHAPE * min(size))
+    scale = min(1.0, KEPT_SIDE / max(1, short))
+    short, long = round(short * scale), round(long * scale)
+    return (long, short) if size[0] > size[1] else (short, long)
 
 
 def _scaled(crop: Crop, scale: float, size: tuple[int, int], name: str) -> Crop:
@@ -602,13 +659,6 @@ def _scaled(crop: Crop, scale: float, size: tuple[int, int], name: str) -> Crop:
                          f"{math.ceil(MIN_SIDE / scale)} pixels a side.")  # fmt: skip
     left, top = (min(round(edge * scale), whole - side) for edge, whole in zip(crop[:2], size, strict=True))
     return Crop(left, top, left + side, top + side)
-
-
-def _at_most(image: Image.Image, short_side: int) -> Image.Image:
-    if min(image.size) > short_side:
-        scale = short_side / min(image.size)
-        return image.resize([round(side * scale) for side in image.size], Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return image
 
 
 # ----------------------------------------------------------------------------------------------------------- errors

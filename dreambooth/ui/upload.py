@@ -253,7 +253,7 @@ class Several:
         most = MAX_SUBJECTS if self.studio.public else MOST_SUBJECTS
         if len(kept) + 2 > most:
             raise ConfigError(f"A run takes {most} subjects at most here.", "Train the others in a run of their own.")
-        refuse_too_many([photo for one in (*kept, subject) for photo in one.photos])
+        refuse_too_many(*(one.photos for one in (*kept, subject)))
         for path in subject.photos:
             prepared(path, self.studio.resolution, crops.get(path))
         return subject

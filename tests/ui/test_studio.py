@@ -1,8 +1,10 @@
 """Settings, whose run is whose, what is kept of uploads, what may start, what is removed, and errors as sentences."""
 
 import json
+import os
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,10 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageStat
 
 from dreambooth import events
-from dreambooth.config import Config
+from dreambooth.config import Config, merge
 from dreambooth.errors import ConfigError, PhotoError, RunError
-from dreambooth.photos import MIN_SIDE, Crop, checked_crop, find_photos, prepare_photo, prepare_photos
+from dreambooth.photos import MIN_SIDE, Crop, checked_crop, find_photos, prepare_photo, prepare_photos, shown_pixels
 from dreambooth.runs import Run, Worker, list_runs
+from dreambooth.ui import room
 from dreambooth.ui import studio as studio_module
 from dreambooth.ui.limits import StudioSettings
 from dreambooth.ui.studio import RECIPES, Studio, Upload, in_plain_words, new_owner, title
@@ -25,6 +28,8 @@ from tests.ui import studios
 
 ANNA, BERT = new_owner(), new_owner()
 CAT = {"identifier": "ohwx", "class_noun": "cat"}
+ROOMY = {"visitor_gb": 100, "disk_gb": 100}
+"""Room for a base model that is not here, so that no more is known of it."""
 
 
 @pytest.fixture
@@ -193,7 +198,7 @@ def test_a_box_that_is_too_small_once_the_photo_is_scaled_is_refused_in_the_uplo
     ({"owner": "x"}, RunError, "no id yet"),
 ])  # fmt: skip
 def test_what_is_refused_leaves_nothing_behind(make_studio, photos: list[str], asked: dict, error: type, said: str):
-    studio = make_studio(public=True)
+    studio = make_studio(public=True, **ROOMY)
     asked = {"owner": ANNA, "settings": settings(), "photos": photos} | asked
     with pytest.raises(error, match=said):
         studio.start(asked.pop("owner"), asked.pop("settings"), asked.pop("photos"), **asked)
@@ -219,7 +224,7 @@ def test_a_photo_that_can_not_be_read_leaves_nothing_behind(studio: Studio, phot
 
 
 def test_people_consent_only_where_strangers_come(make_studio, photos: list[str]):
-    public = make_studio(public=True)
+    public = make_studio(public=True, **ROOMY)
     assert public.public
     assert public.start(ANNA, settings({"class_noun": "man"}), photos, consent=True)
     assert make_studio().start(ANNA, settings({"class_noun": "man"}), photos)
@@ -487,25 +492,182 @@ def test_a_run_is_kept_while_the_card_that_shows_it_is_published(make_studio, ph
     assert studio.own_runs(ANNA) == [one]
 
 
-def test_the_oldest_runs_of_all_make_room_on_the_disk(make_studio, photos: list[str]):
-    studio = make_studio(disk_gb=0.001)  # a million bytes
-    runs = [studio.start(owner, settings(), photos[:1])[0] for owner in (ANNA, BERT, ANNA, BERT)]
-    by_hand = Run.create(Config.from_dict(settings({"photos": "."})), studio.root / "made-elsewhere")
-    for run in (runs[0], runs[1], runs[2], by_hand):
-        (run.path / "model").write_bytes(bytes(200_000))
-        ended(run)
-    (runs[3].path / "model").write_bytes(bytes(250_000))  # it trains, and grows
-    [new] = studio.start(ANNA, settings(), photos[:1])
-    assert set(list_runs(studio.root)) == {runs[1], runs[2], runs[3], by_hand, new}
+def held(studio: Studio, owner: str, photos: list[str], size: int = 0, hours: float = 0.0) -> Run:
+    """A finished run of so many bytes more, which ended so many hours ago."""
+    [run] = studio.start(owner, settings(base_model=studio.model("tiny-sd")), photos)
+    (run.path / "model").write_bytes(bytes(size))
+    ended(run)
+    ago = time.time() - 3600 * hours
+    os.utime(run.path / "events.jsonl", (ago, ago))
+    return run
 
-    for run in (runs[3], new):
-        (run.path / "model").write_bytes(bytes(700_000))
-    before = list_runs(studio.root)
-    with pytest.raises(RunError, match="The studio's disk is full with runs that wait"):
-        studio.start(ANNA, settings(), photos[:1])
-    assert list_runs(studio.root) == before
-    studio.worker.after_run(ended(runs[3]))
-    assert set(list_runs(studio.root)) == {runs[3], by_hand, new}, "never the one that has just ended"
+
+def bytes_of(studio: Studio, photos: list[str], **changes: object) -> int:
+    """What a run may come to take."""
+    [run] = studio.start(new_owner(), settings(base_model=studio.model("tiny-sd"), **changes), photos)
+    run.append(events.Cancelled(0))
+    size = room.promised(run)
+    run.delete()
+    return size
+
+
+@pytest.fixture
+def roomy(root: Path, tiny_model: Path):
+    """A function that makes a studio, with a base model that is there, whose worker trains nothing."""
+    return lambda **settings: studios.studio(root, tiny_model, **settings)
+
+
+def test_a_newcomer_costs_nobody_a_run_of_this_day(roomy, photos: list[str]):
+    coming, large = bytes_of(roomy(), photos), 50_000_000
+    studio = roomy(disk_gb=(large + coming) / 1e9)
+    annas = held(studio, ANNA, photos, large, hours=20)
+    with pytest.raises(RunError, match=r"full with others' runs of this day.*Come back in 4 hours"):
+        studio.start(BERT, settings(base_model=studio.model("tiny-sd")), photos)
+    assert list_runs(studio.root) == [annas]
+    assert not list(studio.root.glob(".*")), "no photo was written"
+    os.utime(annas.path / "events.jsonl", (0, 0))
+    [berts] = studio.start(BERT, settings(base_model=studio.model("tiny-sd")), photos)
+    assert list_runs(studio.root) == [berts], "the next day it makes room"
+
+
+def test_ones_own_runs_make_room_first_then_the_oldest_of_whoever_holds_most(roomy, photos: list[str]):
+    coming, piece = bytes_of(roomy(), photos), 30_000_000
+    big, small = new_owner(), new_owner()
+    everything = roomy()
+    oldest = held(everything, small, photos, piece, hours=90)
+    first, second = (held(everything, big, photos, piece, hours=hours) for hours in (60, 30))
+    own = held(everything, ANNA, photos, piece, hours=1)
+    by_hand = Run.create(Config.from_dict(settings({"photos": "."})), everything.root / "made-elsewhere")
+    (ended(by_hand).path / "model").write_bytes(bytes(piece))
+
+    def start_within(*kept: Run) -> set[Run]:
+        room_left = sum(run.size for run in kept) + coming + piece // 2
+        studio = roomy(disk_gb=room_left / 1e9)
+        [new] = studio.start(ANNA, settings(base_model=studio.model("tiny-sd")), photos)
+        left = set(list_runs(studio.root)) - {new}
+        studio.stop(ANNA, new.id)
+        studio.delete(ANNA, new.id)
+        return left
+
+    assert start_within(oldest, first, second, own, by_hand) == {oldest, first, second, own, by_hand}
+    assert start_within(oldest, first, second, by_hand) == {oldest, first, second, by_hand}
+    assert start_within(oldest, second, by_hand) == {oldest, second, by_hand}
+    with pytest.raises(RunError, match="full with runs that wait, train or are published"):
+        start_within()
+    assert {oldest, second, by_hand} == set(list_runs(everything.root)), "nothing goes for what is refused"
+
+
+def test_what_waits_trains_or_is_published_is_never_removed_and_counts_as_what_it_may_come_to_take(
+    roomy, photos: list[str]
+):
+    coming = bytes_of(roomy(), photos)
+    studio = roomy(disk_gb=2.5 * coming / 1e9)
+    asked = settings(base_model=studio.model("tiny-sd"))
+    [waits] = studio.start(ANNA, asked, photos)
+    published = held(studio, ANNA, photos, coming, hours=99)
+    (published.path / "published.json").write_text("{}")
+    with pytest.raises(RunError, match="full with runs that wait, train or are published"):
+        studio.start(BERT, asked, photos)
+    assert set(list_runs(studio.root)) == {waits, published}
+    studio.stop(ANNA, waits.id)
+    assert studio.start(BERT, asked, photos), "it took no more than its photos"
+    with pytest.raises(RunError, match="full"):
+        studio.resume(ANNA, waits.id)
+
+
+def test_a_visitor_has_so_much_of_the_disk(roomy, photos: list[str]):
+    coming = bytes_of(roomy(), photos)
+    studio = roomy(visitor_gb=2.5 * coming / 1e9)
+    asked = settings(base_model=studio.model("tiny-sd"))
+    old, new = (held(studio, ANNA, photos, coming) for _ in range(2))
+    [third] = studio.start(ANNA, asked, photos)
+    assert studio.own_runs(ANNA) == [third, new], "one's own make room, however new"
+    studio.start(BERT, asked, photos)
+    with pytest.raises(RunError, match=r"Your runs take .* and this may take .* more, of the .* that a visitor has"):
+        studio.start(ANNA, asked, photos, ways="two")
+    with pytest.raises(ConfigError, match=r"This may take .* of the disk, and a visitor is given"):
+        studio.start(new_owner(), asked | {"train": {"keep_checkpoints": 99}}, photos)
+    assert not old.path.exists()
+
+
+def test_what_a_run_may_take_is_known_from_headers_and_settings(roomy, photos: list[str], tmp_path: Path):
+    studio = roomy()
+    large = tmp_path / "large.png"
+    Image.effect_noise((1500, 1200), 90).convert("RGB").save(large)
+    few, more = bytes_of(studio, photos), bytes_of(studio, [*photos, str(large)])
+    assert 3 * 1500 * 1200 < more - few < 3.1 * 1500 * 1200 + 1_000_000
+    assert bytes_of(studio, photos, train={"keep_checkpoints": 5}) > few + 1_000_000
+    run = Run(studio.start(ANNA, settings(base_model=studio.model("tiny-sd")), [*photos, str(large)])[0].path)
+    assert sum(path.stat().st_size for path in (run.path / "uploads").iterdir()) < more
+
+
+def test_a_run_takes_no_more_than_was_reckoned(tiny_model: Path, root: Path, photos: list[str], make_config):
+    studio = Studio(root, {"tiny": str(tiny_model)}, Worker(root))
+    over, most, tidy = threading.Event(), [0], studio.worker.after_run
+    studio.worker.after_run = lambda run: (tidy(run), over.set())
+    more = {"train": {"steps": 6, "checkpoint_every": 1, "sample_every": 2}, "sampling": {"num_images": 2}}
+    asked = merge(make_config().model_dump(mode="json", exclude={"preset"}), more)
+    [run] = studio.start(ANNA, asked, photos)
+    while not over.wait(0.01):
+        most.append(run.size)
+    assert run.status == "finished"
+    assert room.promised(run) > max(most) > room.promised(run) / 4, "near enough to be of use"
+
+
+def test_of_long_photos_the_part_around_the_crop_is_kept(studio: Studio, tmp_path: Path):
+    long = str(tmp_path / "long.png")
+    with Image.linear_gradient("L") as grey:
+        grey.rotate(90).resize((700, 100)).convert("RGB").save(long)
+    box = Crop(440, 0, 540, 100)
+    [run] = studio.start(ANNA, settings(), [long], crops=[box])
+    [kept] = find_photos(run.path / "uploads")
+    with Image.open(kept) as image:
+        assert image.size == (200, 100)
+    crops = run.config.subject.crops
+    difference = ImageChops.difference(
+        prepare_photo(kept, 64, crops["00.png"]).image, prepare_photo(long, 64, box).image
+    )
+    assert max(ImageStat.Stat(difference).mean) < 1
+    [found] = studio.start(ANNA, settings(), [long])
+    left, top, right, bottom = found.config.subject.crops["00.png"]
+    assert (right - left, bottom - top) == (100, 100), "found before it is cut, as the page has shown it"
+
+
+def test_both_sides_of_a_kept_photo_are_bounded(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(studio_module, "KEPT_SIDE", 100)
+    for number, size in enumerate([(90, 600), (600, 90), (300, 900), (400, 200), (150, 150), (90, 80)]):
+        path = tmp_path / f"{number}.png"
+        Image.effect_noise(size, 50).save(path)
+        [run] = studio.start(ANNA, settings(), [str(path)])
+        with Image.open(run.path / "uploads" / "00.png") as image:
+            assert image.size == studio_module._kept_size(size)
+            assert min(image.size) == min(100, *size)
+            assert max(image.size) <= 2 * min(image.size)
+
+
+def test_runs_of_several_ways_hold_the_same_files(studio: Studio, photos: list[str]):
+    one, other = studio.start(ANNA, settings(), photos, ways="two")
+    third = studio.train_other_way(ANNA, _alone(studio, one))
+    files = [run.path / "uploads" / "00.png" for run in (one, other, third)]
+    assert len({path.stat().st_ino for path in files}) == 1
+    studio.delete(ANNA, one.id)
+    assert prepare_photo(files[1], 64)
+
+
+def test_a_photo_is_not_named_twice_and_a_request_has_a_budget_of_pixels(
+    studio: Studio, photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(PhotoError, match=r"photo0\.jpg is there 10 times"):
+        studio.start(ANNA, settings(), photos[:1] * 10)
+    assert studio.start(ANNA, settings(more_subjects=[CAT]), photos, others=[Upload(photos)]), "one of two subjects may"
+    pixels = sum(width * height for width, height in map(shown_pixels, photos))
+    monkeypatch.setattr(studio_module, "MAX_MEGAPIXELS", pixels / 1e6)
+    assert studio.start(ANNA, settings(), photos)
+    monkeypatch.setattr(studio_module, "MAX_MEGAPIXELS", pixels / 1e6 - 0.001)
+    with pytest.raises(PhotoError, match="megapixels together, more than"):
+        studio.start(ANNA, settings(), photos)
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    assert shown_pixels(tmp_path / "broken.jpg") == (0, 0)
 
 
 # ---- Errors
