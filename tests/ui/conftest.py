@@ -64,7 +64,7 @@ def serve(
     finally:
         giving_up.cancel()
         server.terminate()
-        server.wait(10)
+        server.wait(SECONDS)
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,7 @@ def with_stock_diffusers(
 ) -> list[Image.Image]:
     """The same pictures by a process that knows nothing of this product but the repo's name."""
     said = pictures[0].text
+    assert said["precision"] == "no"
     made = {"prompt": said["prompt"], "steps": int(said["steps"]), "guidance_scale": float(said["guidance_scale"])}
     made["seeds"] = [int(picture.text["seed"]) for picture in pictures]
     folder.mkdir()
@@ -87,6 +88,10 @@ def test_a_visitor_logs_in_trains_and_publishes_what_anybody_draws_with(
     page.get_by_label("Class noun").fill("bear")
     page.get_by_label("Class noun").press("Enter")
     page.get_by_label("Identifier").fill("ohwx")
+    open_tab(page, "Train")
+    page.get_by_role("button", name="All other settings").click()
+    page.get_by_label("Precision", exact=True).fill("no")  # `auto` draws in bf16 on some CPUs; a script does not
+    page.get_by_role("option", name="no", exact=True).click()
     start_training(page, 6)
     expect(page.locator("#headline")).to_contain_text("ohwx bear finished", timeout=4000 * SECONDS)
     page.get_by_role("button", name="Next: make pictures").click()
@@ -129,7 +134,8 @@ def test_a_visitor_logs_in_trains_and_publishes_what_anybody_draws_with(
 
     there = with_stock_diffusers(hub, "anna/ohwx-bear", here, tmp_path / "elsewhere")
     for ours, theirs in zip(here, there, strict=True):
-        assert np.array_equal(ours, theirs)
+        # Fused attention and pictures decoded one by one add up in another order: single pixels round the other way.
+        np.testing.assert_allclose(np.asarray(ours, int), np.asarray(theirs, int), rtol=0, atol=1)
 
     assert "host" not in {request.user for request in hub.requests}, "the host's token did something for a visitor"
     assert space.errors.read_text().count("Traceback") <= 1, "more than Gradio's own, about reloading on a Space"
