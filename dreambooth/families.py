@@ -15,13 +15,23 @@ from typing import Any
 
 import psutil
 import torch
-import transformers
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from huggingface_hub import constants
 from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from dreambooth.architectures import (
+    MAX_NUMBER,
+    MAX_VOCABULARY,
+    UnknownArchitectureError,
+    check_classes,
+    check_tokenizer,
+    check_weights,
+    facts,
+    text_config,
+)
 from dreambooth.errors import ModelError, first_line
 from dreambooth.files import disk_trouble
 from dreambooth.hub import visitors_cache
@@ -32,16 +42,10 @@ PLAIN_ATTENTION_TOKENS = 256
 """Up to so many latent positions a CPU multiplies attention's matrices faster than it runs the fused kernel: a toybox
 training step in bf16 takes 78 ms so, 190 ms else (2 cores, `benchmarks/step_speed.py`)."""
 
-MAX_NUMBER = 10_000
-"""The largest number, and the longest list, in a part's configuration: channels, layers, and the scheduler's steps, of
-which there are 1,000 in every published Stable Diffusion. A larger one takes gigabytes before any weight is read."""
-
-MAX_VOCABULARY = 100_000
-"""The largest vocabulary and token id there; CLIP has 49,408 words."""
-
 SAFETY_CHECKER = ["stable_diffusion", "StableDiffusionSafetyChecker"]
 """What `model_index.json` says of a safety checker; there is no other for these families."""
 
+_KNOWN = "Models are loaded that are built as Stable Diffusion 1.x or 2.x, or as the toybox."
 _SMALL = re.compile(r"[\w.+-]+\.(json|txt|model)")
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(\.fp16)?(-\d{5}-of-\d{5})?\.(safetensors|bin)")
 HALF = ".fp16"
@@ -229,8 +233,9 @@ def what_helps(place: Path, error: Exception | None = None) -> str:
 def load_pipeline(folder: Path, *, safety_checker: bool = False) -> tuple[DiffusionPipeline, Family]:
     """Load the pipeline in `folder` on the CPU in float32; with its safety checker, where it has one, only if asked.
 
-    It may be anybody's: nothing outside the folder is read, and no more memory taken than its weights need. Raises
-    `ModelError` where files are missing or damaged, and where the memory is too small.
+    It may be anybody's: nothing outside the folder is read, no class is made that `architectures` does not know, and no
+    more memory taken than its weights need. Raises `ModelError` where files are missing or damaged, for other
+    architectures, and where the memory is too small.
     """
     family = family_of(folder)
     dropped: dict[str, Any] = {"image_encoder": None}  # of IP-Adapters alone
@@ -239,21 +244,46 @@ def load_pipeline(folder: Path, *, safety_checker: bool = False) -> tuple[Diffus
     _check_parts(folder, family, () if "safety_checker" in dropped else ("safety_checker", "feature_extractor"))
     try:
         if "safety_checker" not in dropped:
-            _check_described(folder / "safety_checker", StableDiffusionSafetyChecker)
-        encoders = {name: _load_text_encoder(folder, name) for name in family.text_encoders}
+            checker, extractor = load_safety_checker(folder / "safety_checker")
+            dropped |= {"safety_checker": checker, "feature_extractor": extractor}
+        own = {name: _load_text_encoder(folder, name) for name in family.text_encoders}
+        for name, encoder in zip(family.tokenizers, family.text_encoders, strict=True):
+            own[name] = _load_tokenizer(folder, name, own[encoder].config)
         variant = next(filter(None, map(_variant, folder.iterdir())), None)
         pipe = family.pipeline.from_pretrained(
-            folder, dtype=torch.float32, variant=variant, local_files_only=True, **encoders, **dropped
+            folder, dtype=torch.float32, variant=variant, local_files_only=True, **own, **dropped
         )  # fmt: skip
     except Exception as error:  # damaged files make the libraries raise whatever their code stumbles over
-        raise ModelError(
-            f"{shown_name(folder)} can't be loaded: {_plain(error, folder)}.", what_helps(folder, error)
-        ) from None
+        raise _not_loaded(folder, error) from None
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and (lacking := [key for key, p in part.named_parameters() if p.is_meta]):
             raise ModelError(f"{shown_name(folder)}: the {name} lacks {lacking[0]}.", what_helps(folder))
     pipe.set_progress_bar_config(disable=True)
     return pipe, family
+
+
+def check_architecture(folder: Path, family: Family) -> None:
+    """Raise `ModelError` for a pipeline of other classes, or of other sizes, than the known ones have, before any class
+    of it is made; for one that can't be read, too."""
+    try:
+        check_classes(json.loads((folder / "model_index.json").read_bytes()))
+        for part in (family.denoiser, *family.text_encoders, "vae"):
+            facts(folder, part)
+        for part in family.tokenizers:
+            check_tokenizer(folder, part)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise _not_loaded(folder, error) from None
+
+
+def _not_loaded(folder: Path, error: Exception) -> ModelError:
+    hint = (
+        f"{_KNOWN} Choose another model." if isinstance(error, UnknownArchitectureError) else what_helps(folder, error)
+    )
+    return ModelError(f"{shown_name(folder)} can't be loaded: {_plain(error, folder)}.", hint)
+
+
+def _is_weights(file: Path) -> bool:
+    return file.suffix in (".safetensors", ".bin")
 
 
 def _plain(error: Exception, folder: Path) -> str:
@@ -295,10 +325,16 @@ def _check_parts(folder: Path, family: Family, more: tuple[str, ...] = ()) -> No
     for part in parts:
         for file in (folder / part).glob("*.json"):
             _check_facts(f"{name}: {part}/{file.name}", file)
+    check_architecture(folder, family)
     paths = [f"{part}/{file.name}" for part in weighty for file in (folder / part).iterdir()]
     wanted = [folder / path for path in loaded_files(family, paths)]
     if gone := [file for file in wanted if not file.is_file()]:
         raise ModelError(f"{name}: {gone[0].relative_to(folder)} is not there.", what_helps(folder))
+    try:
+        for part in (family.denoiser, *family.text_encoders, "vae"):
+            check_weights(folder, part, [file for file in wanted if file.parent.name == part and _is_weights(file)])
+    except (UnknownArchitectureError, OSError, ValueError, TypeError) as error:
+        raise _not_loaded(folder, error) from None
     held = sum(file.stat().st_size for file in wanted)
     # The run that loads it may be the one that the memory was promised to.
     free = available_memory(torch.device("cpu"), when_others_ended=True) + psutil.swap_memory().free
@@ -340,30 +376,57 @@ def _too_large(facts: Any, key: str = "") -> str:
     return next((found for name, fact in inner if (found := _too_large(fact, name))), "")
 
 
-def _check_described(folder: Path, kind: type[nn.Module]) -> None:
-    """Raise `ValueError` where a part's configuration describes more weights than its files hold, 16 bits each.
-
-    transformers makes up what a file lacks, however large.
-    """
+def load_safety_checker(folder: Path) -> tuple[StableDiffusionSafetyChecker, CLIPImageProcessor]:
+    """A safety checker and what prepares pictures for it, as Stable Diffusion's is built whatever its size; raises
+    `ValueError` for other ones."""
+    config = CLIPConfig.from_pretrained(folder, local_files_only=True)
+    seen = config.vision_config
+    sides = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+             "image_size": 336, "patch_size": 32}  # fmt: skip
+    if large := [name for name, most in sides.items() if not 1 <= getattr(seen, name) <= most]:
+        raise ValueError(f"the {large[0]} of its safety checker is {getattr(seen, large[0])!r:.60}")
+    if config.projection_dim > 1280:
+        raise ValueError(f"the projection_dim of its safety checker is {config.projection_dim!r:.60}")
+    known = {name: getattr(seen, name) for name in (*sides, "hidden_act", "layer_norm_eps", "num_channels")}
+    config = CLIPConfig(vision_config=known, projection_dim=config.projection_dim)
     with torch.device("meta"):
-        part = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
-    described = sum(weight.numel() for weight in part.parameters())
+        described = sum(weight.numel() for weight in StableDiffusionSafetyChecker(config).parameters())
     held = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
     if 2 * described > held:
-        raise ValueError(f"the {folder.name} has {described:,} weights by its config.json and {held:,} bytes of them")
+        raise ValueError(f"the safety checker has {described:,} weights by its config.json and {held:,} bytes of them")
+    checker, found = StableDiffusionSafetyChecker.from_pretrained(
+        folder, config=config, dtype=torch.float32, variant=_variant(folder), local_files_only=True,
+        output_loading_info=True,
+    )  # fmt: skip
+    if found["missing_keys"]:
+        raise ValueError(f"the safety checker lacks {min(found['missing_keys'])}")
+    return checker.eval(), CLIPImageProcessor(size=seen.image_size, crop_size=seen.image_size)
 
 
 def _load_text_encoder(folder: Path, name: str) -> nn.Module:
     """Load it by itself, since a pipeline does not say which weights it made up because the file lacks them."""
-    kind = getattr(transformers, json.loads((folder / "model_index.json").read_bytes())[name][1])
-    _check_described(folder / name, kind)
-    encoder, found = kind.from_pretrained(
-        folder / name, dtype=torch.float32, variant=_variant(folder / name), local_files_only=True,
-        output_loading_info=True,
+    encoder, found = CLIPTextModel.from_pretrained(
+        folder / name, config=text_config(folder, name), dtype=torch.float32, variant=_variant(folder / name),
+        local_files_only=True, output_loading_info=True,
     )  # fmt: skip
     if found["missing_keys"]:
         raise ValueError(f"the {name} lacks {min(found['missing_keys'])}")
     return encoder
+
+
+def _load_tokenizer(folder: Path, name: str, config: CLIPTextConfig) -> CLIPTokenizer:
+    """Load it as CLIP's, whatever its files say that it does to texts, where its encoder has a row for each token."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
+    if (highest := max(tokenizer.get_vocab().values())) >= config.vocab_size:
+        raise UnknownArchitectureError(
+            f"its {name} has a token {highest:,}, its text encoder {config.vocab_size:,} of them"
+        )
+    if tokenizer.model_max_length > config.max_position_embeddings:
+        raise UnknownArchitectureError(
+            f"its {name} gives {tokenizer.model_max_length:,} tokens, of which its text encoder reads "
+            f"{config.max_position_embeddings:,}"
+        )
+    return tokenizer
 
 
 def store_matrices_in(dtype: torch.dtype | None, modules: Iterable[nn.Module]) -> None:

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import flop_registry
 
 from dreambooth.config import Config
 from dreambooth.errors import ConfigError, ModelError, first_line
-from dreambooth.families import Family, family_of, store_matrices_in, what_helps
+from dreambooth.families import Family, check_architecture, family_of, store_matrices_in, what_helps
 from dreambooth.machine import PROGRAM, Speed, available_memory, one_model_at_a_time
 from dreambooth.methods import Trainable, freeze, get_method, store_frozen_in
 
@@ -416,15 +416,13 @@ def _trained(config: Config) -> tuple:
 
 @one_model_at_a_time
 def blank_pipeline(model: Path, family: Family, fake: FakeTensorMode) -> DiffusionPipeline:
-    """The pipeline in the folder `model` with modules on fake tensors; raises `ModelError` for a damaged folder."""
+    """The pipeline in the folder `model` with modules on fake tensors; raises `ModelError` for a damaged folder, and
+    for classes or sizes that are not known."""
+    check_architecture(model, family)
     try:
         index = json.loads((model / "model_index.json").read_bytes())
-        parts: dict[str, Any] = {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
-        for name, entry in index.items():
-            if isinstance(entry, list):
-                left_out = name in ("safety_checker", "feature_extractor") or entry[0] is None
-                parts[name] = None if left_out else _blank_component(model / name, *entry, fake)
-        return family.pipeline(**parts)
+        parts = {name: _blank_component(model / name, *index[name], fake) for name in family.parts}
+        return family.pipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ModelError(
             f"{model.name}: its configuration can't be read: {first_line(error)}.", what_helps(model, error)
@@ -432,8 +430,6 @@ def blank_pipeline(model: Path, family: Family, fake: FakeTensorMode) -> Diffusi
 
 
 def _blank_component(folder: Path, library: str, name: str, fake: FakeTensorMode) -> Any:
-    if library not in ("diffusers", "transformers"):  # any module could be named there
-        raise ValueError(f"{folder.name} is of {library}, which is not supported")
     if not folder.is_dir():  # else it would be looked for on the Hub
         raise FileNotFoundError(f"{folder.name} is missing")
     kind = getattr(importlib.import_module(library), name)

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent / "dreambooth"
 LAYERS = [
     {"errors", "config", "events", "files", "bombs"},
     {"photos", "captions", "coach", "objectives", "machine", "cores", "metrics", "prompts"},
-    {"hub", "families", "fetch", "adapters", "kohya", "methods", "tokens", "checkpoints", "encoders"},
+    {"hub", "architectures", "families", "fetch", "adapters", "kohya", "methods", "tokens", "checkpoints", "encoders"},
     {"generate", "prior", "packs", "dataset", "rehearsal", "preflight", "monitor", "train", "evaluate", "reports"},
     {"runs", "subjects", "merge"},
     {"study", "publish", "card", "published"},
@@ -18,7 +18,8 @@ SAME_ROW = {
     ("events", "errors"), ("config", "errors"), ("config", "files"), ("files", "errors"), ("coach", "photos"),
     ("cores", "machine"), ("methods", "families"), ("tokens", "families"),
     ("tokens", "methods"), ("captions", "photos"),
-    ("encoders", "families"), ("families", "hub"), ("fetch", "families"), ("fetch", "hub"), ("fetch", "methods"),
+    ("encoders", "families"), ("families", "hub"),
+    ("families", "architectures"), ("fetch", "families"), ("fetch", "hub"), ("fetch", "methods"),
     ("encoders", "fetch"), ("adapters", "families"), ("adapters", "fetch"), ("adapters", "hub"),
     ("adapters", "methods"), ("kohya", "adapters"), ("kohya", "families"), ("kohya", "methods"),
     ("prior", "generate"), ("preflight", "generate"), ("preflight", "dataset"), ("preflight", "rehearsal"),

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from dreambooth import generate
 from dreambooth.adapters import fetch_base, is_adapter, is_model, read_adapter, read_step
+from dreambooth.architectures import facts
 from dreambooth.config import LEARNS_WORD, TOYBOX, Config, SamplingConfig, load_preset
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.families import SAFETY_CHECKER
@@ -50,12 +51,6 @@ MAX_SCALE = 1.5
 
 UNSCALED = ("full", "textual_inversion")
 """Methods whose models are whole or not at all: a whole pipeline, a word that is there or not."""
-
-BUILD = (
-    "sample_size", "in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block",
-    "cross_attention_dim", "hidden_size", "num_hidden_layers", "vocab_size",
-)  # fmt: skip
-"""What a part's configuration says of how large it is, and its pictures."""
 
 _FETCHING = threading.Semaphore()
 
@@ -206,15 +201,10 @@ def brings_safety_checker(folder: Path) -> bool:
 
 def is_built_as_toybox(folder: Path) -> bool:
     """Whether a pipeline is the toybox with other weights: such small pictures are drawn unchecked with runs, too."""
-    return all(_build(folder / part) == _build(TOYBOX_FOLDER / part) for part in ("unet", "vae", "text_encoder"))
-
-
-def _build(part: Path) -> list[object]:
     try:
-        facts = json.loads((part / "config.json").read_bytes())
-        return [facts.get(name) for name in BUILD]
-    except (OSError, ValueError, AttributeError):
-        return []
+        return all(facts(folder, part) == facts(TOYBOX_FOLDER, part) for part in ("unet", "vae", "text_encoder"))
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def finished_model(run: Run, which: Which = "last") -> str:
