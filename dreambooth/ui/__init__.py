@@ -13,6 +13,7 @@ from dreambooth.files import check_writable
 from dreambooth.hub import sign_in
 from dreambooth.ui import compare, gallery, generate, login, publish, theme, train, upload
 from dreambooth.ui.guard import GuardedApp
+from dreambooth.ui.lines import Lines
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner, new_owner
 
 HEADER = """
@@ -21,8 +22,6 @@ HEADER = """
   <p>Teach an image model your subject from three to five photos, then put it anywhere.</p>
 </header>
 """
-MAX_WAITING = 64
-"""Requests that may wait; the next visitor is told to come back instead of waiting without end."""
 DAY = 24 * 60 * 60
 GRACE = 8.0
 """Seconds for checkpoints when the studio is stopped. Docker kills ten after SIGTERM (`docker stop`), the Hub 30."""
@@ -79,7 +78,9 @@ def build(studio: Studio | None = None) -> gr.Blocks:
             selected = tab.select(**listing)
         selected.then(**publishing.sign_in)  # the Hub is asked when a tab that is about it is opened, not before
         gallery_tab.select(**list_published)
-    return page.queue(max_size=MAX_WAITING)
+    page.queue()
+    page._queue = Lines(page, studio.settings.max_drawings)
+    return page
 
 
 def launch() -> None:

@@ -326,8 +326,9 @@ class Actions:
             photos = [open_photo(path, min_side=1) for path in sorted((run.path / "photos").glob("*.png"))]
             if not photos:
                 raise RunError("This run's photos are gone, with which pictures would be compared.", "Train again.")
-            for news in figures.measure(shown, run.config, photos, encoders, notes):
-                tell(news)
+            with drawing.PENCIL:
+                for news in figures.measure(shown, run.config, photos, encoders, notes):
+                    tell(news)
 
         return drawing.as_it_happens(work)
 

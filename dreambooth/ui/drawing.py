@@ -23,8 +23,9 @@ import torch
 from dreambooth.config import SamplingConfig
 from dreambooth.generate import Picture, Source, generate, open_source
 from dreambooth.machine import available_memory, resolve_device
+from dreambooth.ui.lines import DRAWING
 from dreambooth.ui.report import duration
-from dreambooth.ui.studio import QUIET, in_plain_words
+from dreambooth.ui.studio import QUIET, gpu_is_lent, in_plain_words
 
 BATCH = 4
 """Pictures drawn at once: few, so that the first are soon there and a small GPU holds them."""
@@ -36,7 +37,11 @@ LOADING_SECONDS, STEP_SECONDS = 20, 0.1
 """What ZeroGPU is asked for: per model, and per step of a picture. Guesses on the safe side: Stable Diffusion 1.5 loads
 in a few seconds and draws tens of steps a second on such a GPU, and only the time that is used counts."""
 
-_ONE_AT_A_TIME = threading.Lock()  # a drawing that was stopped has its memory until its step is over
+PENCIL = threading.Lock()
+"""Held by who draws, or measures what was drawn; a drawing that was stopped has its memory until its step is over."""
+AT_ONCE = 3
+"""Drawings that are served at once: one has the pencil while the models of the next ones are got, one of which may have
+to be fetched. On ZeroGPU, which has a line of its own for its GPUs, one."""
 _END = object()
 
 T = TypeVar("T")
@@ -157,7 +162,7 @@ def paint(
     """Draw the orders one after the other; of each come its steps, then its pictures."""
 
     def work(tell: Callable[[News], None]) -> None:
-        with _ONE_AT_A_TIME:
+        with PENCIL:
             device = resolve_device("auto")
             keep = _fit({order.weights for order in orders}, device)  # beside a training, in what that leaves
             opened: dict[Weights, Source] = {}
@@ -281,8 +286,9 @@ def stoppable(button: gr.Button, stop: gr.Button, status: gr.HTML, **event: Any)
     stopped = gr.Checkbox(False, label="Stopped", visible="hidden")
     button.click(lambda: (*busy(True), False), None, [button, stop, stopped], js=show, **QUIET)
     drawing = button.click(
-        **event, concurrency_id="draw", concurrency_limit=1, show_progress="minimal", show_progress_on=status
-    )
+        **event, concurrency_id=DRAWING, concurrency_limit=1 if gpu_is_lent() else AT_ONCE, show_progress="minimal",
+        show_progress_on=status,
+    )  # fmt: skip
     for ended in (drawing.then, drawing.failure):  # Gradio 6.31: `then` follows an end and a stop, but no failure
         ended(settle, [status, stopped], [button, stop, status], **QUIET)
     stop.click(None, None, stopped, js="() => true", **QUIET)

@@ -84,6 +84,10 @@ class StudioSettings(BaseModel):
     max_waiting: int | None = _on_a_public_space(
         3, "runs of each visitor that wait or train: three, since training all ways takes three"
     )
+    max_drawings: int | None = _on_a_public_space(
+        3, "drawings of each visitor that wait or are drawn, pictures and comparisons; eight times as many of one "
+        "address, and four times as many of other calls"
+    )  # fmt: skip
     max_queue: int | None = _on_a_public_space(50, "runs of all visitors that wait: more would wait for days")
     max_minutes: int | None = _on_a_public_space(
         60, "minutes that a run trains at a time; it is stopped then, and can be resumed behind the others"

@@ -77,8 +77,8 @@ def test_painting_tells_steps_and_pictures_and_stops_between_steps(tiny_model: P
     while next(painting) != Step(1, 900):
         pass
     painting.close()
-    assert drawing._ONE_AT_A_TIME.acquire(timeout=60), "the drawing went on"
-    drawing._ONE_AT_A_TIME.release()
+    assert drawing.PENCIL.acquire(timeout=60), "the drawing went on"
+    drawing.PENCIL.release()
 
 
 def test_models_that_do_not_fit_together_are_opened_one_after_the_other(tiny_model: Path, tmp_path: Path, monkeypatch):
