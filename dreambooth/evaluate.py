@@ -28,7 +28,7 @@ from dreambooth.encoders import Encoders, PerceptualDistance, embed_files, load_
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.events import Event
 from dreambooth.fetch import fetch_model, fingerprint
-from dreambooth.files import atomic_file
+from dreambooth.files import atomic_file, clear_leftovers
 from dreambooth.generate import (
     Source,
     Which,
@@ -429,8 +429,8 @@ def _keep_only(out: Path, drawing: dict[str, object], jobs: list[_Job]) -> None:
     for path in (out / "images").glob("*.png"):
         if _PICTURE.fullmatch(path.name) and path.name not in wanted:
             path.unlink()
-    for path in (*out.glob(".*.partial.*"), *(out / "images").glob(".*.partial.*")):  # of a process that was killed
-        path.unlink()
+    for place in (out, out / "images"):
+        clear_leftovers(place)
     if same:
         return
     for name in (FILE, PHOTOS, *_CACHES.values()):

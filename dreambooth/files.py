@@ -1,7 +1,7 @@
 """Files and folders: where people's settings say that they are, and what is wrong with one in plain words.
 
-What is written here is whole or not there: it is made under a temporary name, then renamed. Locks of theirs, and
-texts as people save them.
+What is written here is whole or not there, after a kill and a power cut too: it is made under a hidden name, synced,
+then renamed. Locks of theirs, and texts as people save them.
 """
 
 from __future__ import annotations
@@ -9,17 +9,25 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import functools
 import os
+import re
+import secrets
 import shutil
-import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from dreambooth.errors import ConfigError, first_line
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 PATIENCE = 1.0
 """Seconds to wait for a file lock that is free: a look at it (`is_held`) is over by then."""
@@ -34,6 +42,11 @@ _PROBING = threading.Lock()  # two looks at once would take each other for a hol
 
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What systems say that have no fsync for such a file or folder (fsync(2))."""
+_HIDDEN = re.compile(r"\.dreambooth-(?P<kind>partial|old|deleted)-[0-9a-f]{8}-(?P<final>.+)", re.DOTALL)
+_ABANDONED = 86400.0  # seconds without a change after which what can't be locked is nobody's
 
 
 # -------------------------------------------------------------------------------------------------- named by people
@@ -146,39 +159,185 @@ def _file_above(path: str) -> str:
 
 @contextmanager
 def atomic_folder(final: Path) -> Iterator[Path]:
-    """A new empty folder to fill, which becomes `final` (replacing it) if the block ends well and vanishes if not."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
-    partial.chmod(0o755)
-    try:
+    """A new empty folder to fill, which becomes `final` (replacing it) if the block ends well and vanishes if not.
+
+    Whoever sees it under its name sees it whole, and so does who looks after a power cut.
+    """
+    with _temporary(final, Path.mkdir, 0o755) as partial:
         yield partial
+        sync_all(partial)
         if final.exists():  # a folder can't be renamed over a full one
-            old = partial.with_suffix(".old")
-            os.replace(final, old)
-            os.replace(partial, final)
+            old = hidden_name(final, "old")
+            with contextlib.ExitStack() as held:
+                with contextlib.suppress(BlockingIOError):  # another thread has just put it there
+                    held.enter_context(_locked(final))
+                os.replace(final, old)
+                os.replace(partial, final)
+            sync(final.parent)
             shutil.rmtree(old)
         else:
             os.replace(partial, final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            sync(final.parent)
 
 
 @contextmanager
 def atomic_file(final: Path) -> Iterator[Path]:
     """A path to write to, which becomes `final` (replacing it) if the block ends well and vanishes if not.
 
-    It keeps `final`'s suffix, since Pillow and others choose the format by it.
+    It keeps `final`'s suffix, since Pillow and others choose the format by it. As lasting as a folder is.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{final.stem}.partial.", suffix=final.suffix, dir=final.parent)
-    os.close(handle)
-    partial = Path(name)
-    partial.chmod(0o644)
-    try:
+    with _temporary(final, Path.touch, 0o644) as partial:
         yield partial
+        sync(partial)
         os.replace(partial, final)
+        sync(final.parent)
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A new empty folder in `parent` that vanishes at the end of the block, or when the next process finds it."""
+    with _temporary(parent / "scratch", Path.mkdir, 0o700) as folder:
+        yield folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, as lasting as what will be written into it."""
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        sync(made.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a file's bytes, or a folder's names: before that a power cut may take them back.
+
+    Where the system can't do that (folders on Windows, some network mounts) it is left to it. Raises `OSError` where
+    the disk fails or is full.
+    """
+    if os.name == "nt" and path.is_dir():
+        return
+    try:
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    except PermissionError:  # a folder that may be written to and not listed
+        return
+    try:
+        sync_open(descriptor)
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def sync_open(descriptor: int) -> None:
+    """`sync` of an open file."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
+def sync_all(folder: Path) -> None:
+    """`sync` of all that is in a folder, and of itself; what it links to is another's."""
+    for place, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            if not os.path.islink(path := Path(place, name)):
+                sync(path)
+        sync(Path(place))
+
+
+# ------------------------------------------------------------------------------------- what a killed process leaves
+
+
+def hidden_name(final: Path, kind: str) -> Path:
+    """A name beside `final` for what is not whole yet (`partial`), to be replaced (`old`), or to be removed
+    (`deleted`)."""
+    return final.with_name(f".dreambooth-{kind}-{secrets.token_hex(4)}-{final.name}")
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what processes that are gone had half written into `folder`, or half removed from it.
+
+    What a live one writes is locked by it, and the lock ends with the process. Where nothing can be locked (Windows,
+    some network mounts) a leftover is what has not changed for a day. Files and folders of other names are let be.
+    """
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        known, path = _HIDDEN.fullmatch(name), folder / name
+        if known and not path.is_symlink():
+            with contextlib.suppress(OSError):  # somebody else's, or removed at this moment
+                _clear(path, known["kind"], folder / known["final"])
+
+
+def _clear(path: Path, kind: str, final: Path) -> None:
+    with _locked(path) as lock:
+        if lock is None and kind != "deleted" and time.time() - _last_change(path) < _ABANDONED:
+            return
+        if kind == "old" and not final.exists():  # killed between the two renames of `atomic_folder`
+            os.replace(path, final)
+            sync(final.parent)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+def _last_change(path: Path) -> float:
+    return max(os.lstat(one).st_mtime for one in (path, *path.rglob("*")))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _clear_once(folder: str) -> None:
+    """`clear_leftovers`, once a process: a folder may hold thousands of pictures, each written by itself."""
+    clear_leftovers(Path(folder))
+
+
+@contextmanager
+def _temporary(final: Path, make: Callable[[Path], None], mode: int) -> Iterator[Path]:
+    """A hidden file or folder beside `final`, which vanishes at the end of the block if it still has its name then."""
+    make_folder(final.parent)
+    _clear_once(os.path.abspath(final.parent))
+    with contextlib.ExitStack() as held:
+        while True:
+            partial = hidden_name(final, "partial")
+            make(partial)
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):  # cleared before it was locked
+                held.enter_context(_locked(partial))
+                if partial.exists():
+                    break
+        partial.chmod(mode)
+        try:
+            yield partial
+        finally:
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int | None]:
+    """Tell other processes that this one is at work on `path`; gives None where that can't be told.
+
+    Raises `BlockingIOError` where another is, and `FileNotFoundError`.
+    """
+    descriptor = None
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(PermissionError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        if descriptor is not None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:  # a network mount without locks of folders, say
+                os.close(descriptor)
+                descriptor = None
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------------------- texts, names, locks
 
 
 def read_text(path: Path) -> str:

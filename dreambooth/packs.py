@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from dreambooth.config import TOYBOX, Config
 from dreambooth.errors import ConfigError
 from dreambooth.families import family_of
 from dreambooth.fetch import fetch_files, fetch_model, list_files
+from dreambooth.files import scratch_folder
 from dreambooth.generate import save_picture
 from dreambooth.hub import TAG, Account, Token, name_of, plain_failures
 from dreambooth.machine import resolve_device, resolve_precision
@@ -171,9 +171,7 @@ def fetch_pack(repo_id: str, key: dict[str, object], count: int, *, token: Token
     """
     info, files = list_files(repo_id, None, token, WANTED, "dataset")
     root, folder = prior.cache_root(), prior.cache_folder(key)
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".pack.") as partial:
-        fetched = Path(partial)
+    with scratch_folder(root) as fetched:
         _check_key(repo_id, _fetch_key(repo_id, info.sha, files, fetched, token), key)
         images = {
             f"images/{path.name}": path

@@ -542,20 +542,25 @@ def save_prepared(photos: Sequence[Prepared], folder: str | Path) -> list[Path]:
     The folder appears whole or not at all. Raises RunError if it holds anything yet or can't be written.
     """
     folder = Path(folder)
-    digits = max(2, len(str(len(photos) - 1)))  # so that sorting by name keeps the order
-    names = [f"{number:0{digits}d}.png" for number in range(len(photos))]
     try:
         if folder.exists() and any(folder.iterdir()):
             raise RunError(f"{_printable(str(folder))} is not empty.", "Prepared photos go into a folder of their own.")
         with atomic_folder(folder) as partial:
-            for name, photo in zip(names, photos):
-                photo.image.save(partial / name)
+            return [folder / path.name for path in write_prepared(photos, partial)]
     except OSError as error:
         reason = error.strerror or error
         raise RunError(
             f"{_printable(str(folder))} can't be written ({reason}).", "Free some space or choose another folder."
         ) from error
-    return [folder / name for name in names]
+
+
+def write_prepared(photos: Sequence[Prepared], folder: Path) -> list[Path]:
+    """`save_prepared` into a folder that is being made; raises `OSError`."""
+    digits = max(2, len(str(len(photos) - 1)))  # so that sorting by name keeps the order
+    paths = [folder / f"{number:0{digits}d}.png" for number in range(len(photos))]
+    for path, photo in zip(paths, photos, strict=True):
+        photo.image.save(path)
+    return paths
 
 
 # ---- Showing

@@ -169,7 +169,6 @@ def draw_class_images(
 
 def write_key(folder: Path, key: dict[str, object]) -> None:
     """Make the folder of a key, with the key in words in it."""
-    folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / "key.json") as partial:
         partial.write_text(json.dumps(key, indent=2))
 

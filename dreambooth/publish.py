@@ -10,8 +10,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -33,7 +31,7 @@ from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError
 from dreambooth.events import Event
 from dreambooth.families import FAMILIES, loaded_files
 from dreambooth.fetch import INDEX
-from dreambooth.files import PATIENCE, atomic_file, is_held
+from dreambooth.files import PATIENCE, atomic_file, clear_leftovers, is_held, scratch_folder
 from dreambooth.generate import Which, finished_model
 from dreambooth.hub import TAG, Account, check_repo_id, plain_failures, redact
 from dreambooth.reports.model_card import PHOTOS
@@ -140,8 +138,7 @@ def _publish(
     repo_id, token = wanted.repo_id, account.token
     api = HfApi(token=token)
     yield events.Stage("prepare")
-    for leftover in run.path.glob(".publish-*.partial"):  # of a killed process
-        shutil.rmtree(leftover, ignore_errors=True)
+    clear_leftovers(run.path)
     existing = _existing(api, repo_id, token)
     shown = existing is not None and existing.private and not wanted.private
     if shown and not wanted.photos and any(name.startswith(f"{PHOTOS}/") for name in _names(existing)):
@@ -150,8 +147,8 @@ def _publish(
             "Publish under another name, or delete the repo on the Hub first.",
         )
     licence = card.base_licence(run.config, token)
-    with tempfile.TemporaryDirectory(prefix=".publish-", suffix=".partial", dir=run.path) as folder:
-        beside, made = Path(folder, "beside"), Path(folder, "made")
+    with scratch_folder(run.path) as folder:
+        beside, made = folder / "beside", folder / "made"
         beside.mkdir()
         card.assemble(
             run, beside, repo_id=repo_id, licence=licence, which=wanted.which, photos=wanted.photos, half=wanted.half,

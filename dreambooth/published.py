@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -34,7 +33,7 @@ from dreambooth.config import (
 )
 from dreambooth.errors import ConfigError, ModelError, PhotoError
 from dreambooth.fetch import check_header, check_words, fetch_files, list_files
-from dreambooth.files import atomic_folder, read_text
+from dreambooth.files import atomic_folder, cache_home, read_text, scratch_folder
 from dreambooth.hub import TAG, Token, plain_failures
 from dreambooth.methods import get_method
 from dreambooth.methods.words import PATTERN
@@ -122,9 +121,9 @@ def thumbnail(repo_id: str, token: Token, side: int = 256) -> bytes | None:
     path = _first_picture(info.card_data.to_dict() if info.card_data else {})
     if files.get(path, MAX_PICTURE + 1) > MAX_PICTURE:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        fetch_files(repo_id, info.sha, [path], Path(folder), token, WANTED)
-        return _small_jpeg(Path(folder) / path, side)
+    with scratch_folder(cache_home()) as folder:
+        fetch_files(repo_id, info.sha, [path], folder, token, WANTED)
+        return _small_jpeg(folder / path, side)
 
 
 def _first_picture(card: dict[str, Any]) -> str:
@@ -192,9 +191,9 @@ def _read_settings(repo_id: str, revision: str | None, token: Token) -> tuple[An
         raise ModelError(f"{repo_id} has no {CONFIG}.", f"Give {WANTED}, or train from a config file of your own.")
     if files[CONFIG] > MAX_FOREIGN_YAML:
         raise ConfigError(f"{source}: has {files[CONFIG]:,} bytes, too many for settings.")
-    with tempfile.TemporaryDirectory() as partial:
-        fetch_files(repo_id, info.sha, [CONFIG], Path(partial), token, WANTED)
-        return info, files, read_foreign_yaml(Path(partial) / CONFIG, source)
+    with scratch_folder(cache_home()) as partial:
+        fetch_files(repo_id, info.sha, [CONFIG], partial, token, WANTED)
+        return info, files, read_foreign_yaml(partial / CONFIG, source)
 
 
 def _value(settings: dict[str, Any], key: str) -> Any:
@@ -265,15 +264,15 @@ def _fetch_photos(repo_id: str, commit: str, files: dict[str, int], subjects: in
         what = f"{large[0]} is too large" if large else f"{len(photos)} photos are too many"
         raise ConfigError(f"{repo_id}: {what}.", _OWN_PHOTOS)
     target = folder / commit[:12] / PHOTOS
-    with tempfile.TemporaryDirectory() as partial, atomic_folder(target) as filled:
-        fetch_files(repo_id, commit, {*photos, *captions.values()}, Path(partial), token, WANTED)
+    with scratch_folder(folder) as partial, atomic_folder(target) as filled:
+        fetch_files(repo_id, commit, {*photos, *captions.values()}, partial, token, WANTED)
         for place, paths in found.items():
             (inside := filled / Path(place).relative_to(PHOTOS)).mkdir(exist_ok=True)
             for number, path in enumerate(paths):
                 name = inside / f"{number:02d}{Path(path).suffix.lower()}"
-                shutil.move(Path(partial) / path, name)
+                shutil.move(partial / path, name)
                 if path in captions:
-                    name.with_suffix(".txt").write_text(_as_it_stands(Path(partial) / captions[path]), encoding="utf-8")
+                    name.with_suffix(".txt").write_text(_as_it_stands(partial / captions[path]), encoding="utf-8")
     return target
 
 
@@ -286,11 +285,11 @@ def _fetch_words(repo_id: str, commit: str, files: dict[str, int], folder: Path,
                           "word.learned=RUN")  # fmt: skip
     check_words(repo_id, wanted)
     target = folder / commit[:12] / "word"
-    with tempfile.TemporaryDirectory() as partial, atomic_folder(target) as filled:
-        fetch_files(repo_id, commit, wanted, Path(partial), token, WANTED)
+    with scratch_folder(folder) as partial, atomic_folder(target) as filled:
+        fetch_files(repo_id, commit, wanted, partial, token, WANTED)
         for name in wanted:
-            check_header(Path(partial) / name, f"{repo_id}: {name}")
-            shutil.move(Path(partial) / name, filled / name)
+            check_header(partial / name, f"{repo_id}: {name}")
+            shutil.move(partial / name, filled / name)
     return target
 
 

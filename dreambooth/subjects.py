@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 
 from dreambooth.errors import ConfigError, HubError, PhotoError, first_line
-from dreambooth.files import read_text
+from dreambooth.files import read_text, sync, sync_all
 from dreambooth.photos import find_photos
 from dreambooth.prior import cache_root
 
@@ -106,6 +106,8 @@ def fetch_paper_subjects() -> Path:
             "are missing.",
             _BY_HAND,
         )
+    sync_all(partial / "dataset")
     os.replace(partial / "dataset", folder)
+    sync(folder.parent)
     shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -60,7 +60,7 @@ from dreambooth.methods import Trainable, get_method, store_frozen_in
 from dreambooth.methods.words import keep_learned_word
 from dreambooth.monitor import Monitor, exhausted, read_measures
 from dreambooth.objectives import dreambooth_loss
-from dreambooth.photos import find_photos, passed_over, prepare_photos, save_prepared, side_by_side
+from dreambooth.photos import find_photos, passed_over, prepare_photos, side_by_side, write_prepared
 from dreambooth.preflight import check as preflight
 from dreambooth.rehearsal import enable_gradient_checkpointing
 from dreambooth.tokens import Reader
@@ -425,7 +425,8 @@ def _prepare_photos(config: Config, run: Path, resolution: int, reader: Reader) 
             for remark in (*passed_over(subject.photos, others), *remarks, *(f.message for f in coach(prepared))):
                 yield events.Warning(remark)
             place = folder if number == 1 else folder / f"subject-{number}"
-            for image, prompt in zip(save_prepared(prepared, place), prompts, strict=True):
+            place.mkdir(exist_ok=True)
+            for image, prompt in zip(write_prepared(prepared, place), prompts, strict=True):
                 image.with_suffix(".txt").write_text(prompt, encoding="utf-8")
             by_subject.append([photo.image for photo in prepared])
         sources = [sources_of(subject) for subject in config.subjects]

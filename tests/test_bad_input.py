@@ -344,7 +344,7 @@ def assert_clear(ended: Result, code: int, words: str, *, progress: bool) -> Non
 
 def assert_nothing_half_written(folder: Path) -> None:
     left = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    assert not {name for name in left if ".partial" in name or name.endswith((".tmp", ".incomplete"))}
+    assert not {name for name in left if ".dreambooth-" in name or name.endswith((".tmp", ".incomplete"))}
     assert "run/model" not in left
     assert not (folder / "out").exists() or not any((folder / "out").iterdir())
     assert not list(folder.glob("sheet*"))

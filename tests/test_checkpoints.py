@@ -105,7 +105,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
     """As a killed process leaves it: under its temporary name, or a folder without its file."""
     checkpoint = training()
     whole = checkpoint.save(tmp_path, keep=9)
-    shutil.copytree(whole, tmp_path / ".step-000004.abc.partial")
+    shutil.copytree(whole, tmp_path / ".dreambooth-partial-0123abcd-step-000004")
     (tmp_path / "step-000006").mkdir()
     (tmp_path / "step-000008").write_text("a file")
     assert list_checkpoints(tmp_path) == [whole]

@@ -201,7 +201,7 @@ def test_killed_while_drawing_it_draws_nothing_twice_and_ends_alike(config, phot
     work.close()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut" / "images").iterdir()}
     assert len(kept) == 3
-    (tmp_path / "cut" / "images" / ".prompt-01-1.partial.x.png").write_bytes(b"half")
+    (tmp_path / "cut" / "images" / ".dreambooth-partial-0123abcd-prompt-01-1.png").write_bytes(b"half")
     assert not (tmp_path / "cut" / "metrics.json").exists()
     assert drawn(run(config, photos, tmp_path / "cut"), found=3) == TOTAL - 3
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items()), "not even written again"

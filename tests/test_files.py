@@ -2,8 +2,11 @@
 
 import errno
 import os
+import re
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -11,14 +14,17 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from dreambooth import files
 from dreambooth.errors import ConfigError
 from dreambooth.files import (
     atomic_file,
     atomic_folder,
     cache_home,
     check_writable,
+    clear_leftovers,
     copy_or_link,
     disk_trouble,
+    hidden_name,
     is_held,
     named_path,
     read_text,
@@ -161,13 +167,149 @@ def test_a_folder_is_replaced_with_no_old_file_left_in_it(tmp_path):
     assert names(tmp_path / "model") == ["second"]
 
 
-def test_what_another_process_left_half_written_is_in_nobodys_way(tmp_path):
-    (tmp_path / ".model.x1.partial").mkdir()
-    (tmp_path / ".model.x1.partial" / "a").write_text("ha")
+def test_what_another_process_left_half_written_goes_when_something_is_written_there(tmp_path):
+    hidden_name(tmp_path / "model", "partial").mkdir()
+    hidden_name(tmp_path / "a.png", "partial").write_text("ha")
     with atomic_folder(tmp_path / "model") as partial:
         (partial / "a").write_text("whole")
+        assert names(tmp_path) == [partial.name]
     assert (tmp_path / "model" / "a").read_text() == "whole"
-    assert [name for name in names(tmp_path) if not name.startswith(".")] == ["model"]
+    assert names(tmp_path) == ["model"]
+
+
+# ---- A power cut
+
+
+class Disk:
+    """In which order names are given and the disk is waited for; paths are those below `root`."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch):
+        self.root, self.happened, self._waits, self._renames = root, [], os.fsync, os.replace
+        monkeypatch.setattr(os, "fsync", self.fsync)
+        monkeypatch.setattr(os, "replace", self.replace)
+
+    def _known(self, path: str | Path) -> str:
+        name = str(Path(path).relative_to(self.root))
+        return re.sub(r"\.dreambooth-(\w+)-[0-9a-f]{8}-", r"\1 ", name)
+
+    def fsync(self, descriptor: int) -> None:
+        self.happened.append(f"wait {self._known(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+        self._waits(descriptor)
+
+    def replace(self, source: Path, target: Path) -> None:
+        self.happened.append(f"{self._known(source)} -> {self._known(target)}")
+        self._renames(source, target)
+
+
+def test_a_file_gets_its_name_when_the_disk_has_it_and_the_disk_has_the_name_at_the_end(tmp_path, monkeypatch):
+    disk = Disk(tmp_path, monkeypatch)
+    with atomic_file(tmp_path / "new" / "a.txt") as partial:
+        partial.write_text("all")
+    assert disk.happened == ["wait .", "wait new/partial a.txt", "new/partial a.txt -> new/a.txt", "wait new"]
+
+
+def test_so_does_a_folder_with_all_that_is_in_it(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    disk = Disk(tmp_path, monkeypatch)
+    with atomic_folder(tmp_path / "model") as partial:
+        (partial / "sub").mkdir()
+        (partial / "sub" / "a").write_text("1")
+        (partial / "gone").symlink_to(tmp_path / "nowhere")
+    assert disk.happened == [
+        "wait partial model/sub/a", "wait partial model/sub", "wait partial model",
+        "model -> old model", "partial model -> model", "wait .",
+    ]  # fmt: skip
+    assert names(tmp_path) == ["model"], "the old one goes last"
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_where_nothing_can_be_synced_all_goes_on(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(code, os.strerror(code))))
+    with atomic_folder(tmp_path / "deep" / "model") as partial:
+        (partial / "a").write_text("1")
+    assert (tmp_path / "deep" / "model" / "a").read_text() == "1"
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_disk_that_fails_at_last_is_told_and_the_old_file_stays(tmp_path, monkeypatch, code):
+    (tmp_path / "a.txt").write_text("old")
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(code, os.strerror(code))))
+    with pytest.raises(OSError, match=re.escape(os.strerror(code))), atomic_file(tmp_path / "a.txt") as partial:
+        partial.write_text("new")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+# ---- What a killed process leaves
+
+WRITER = """
+import sys
+from pathlib import Path
+from dreambooth.files import atomic_file, atomic_folder, scratch_folder
+
+root = Path(sys.argv[1])
+with atomic_folder(root / "model") as folder, atomic_file(root / "a.txt") as file, scratch_folder(root) as scratch:
+    for path in (folder / "a", file, scratch / "a"):
+        path.write_text("half")
+    print("writes", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_leftovers_are_removed_when_their_process_is_gone_and_not_before(tmp_path):
+    writer = [sys.executable, "-c", WRITER, str(tmp_path)]
+    with subprocess.Popen(writer, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "writes\n"
+            before = names(tmp_path)
+            for path in tmp_path.iterdir():
+                os.utime(path, (1000, 1000))
+            clear_leftovers(tmp_path)
+            assert names(tmp_path) == before
+            assert len(before) == 3
+        finally:
+            process.kill()
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_what_was_to_be_replaced_comes_back_where_the_new_one_did_not_come(tmp_path):
+    for final in ("model", "photos"):
+        old = hidden_name(tmp_path / final, "old")
+        old.mkdir()
+        (old / "a").write_text("old")
+    (tmp_path / "photos").mkdir()
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == ["model", "photos"]
+    assert (names(tmp_path / "model"), names(tmp_path / "photos")) == (["a"], [])
+
+
+def test_hidden_files_of_others_are_let_be(tmp_path):
+    theirs = [".x.deleted", ".model.abc.partial", ".dreambooth-partial-notes", ".dreambooth-other-0123abcd-x"]
+    for name in theirs:
+        (tmp_path / name).mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    hidden_name(tmp_path / "x", "deleted").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    before = names(tmp_path)
+    clear_leftovers(tmp_path)
+    clear_leftovers(tmp_path / "nowhere")
+    assert names(tmp_path) == before
+
+
+def test_where_nothing_can_be_locked_a_leftover_is_what_has_not_changed_for_a_day(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "fcntl", None)  # as on Windows
+    fresh, stale, removed = (hidden_name(tmp_path / "x", kind) for kind in ("partial", "partial", "deleted"))
+    for path in (fresh, stale, removed):
+        path.mkdir()
+        (path / "a").write_text("half")
+    os.utime(stale / "a", (1000, 1000))
+    for path in (stale, fresh):
+        os.utime(path, (1000, 1000))
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == [fresh.name]
+    with atomic_folder(tmp_path / "y") as folder:
+        (folder / "a").write_text("whole")
+    assert (tmp_path / "y" / "a").read_text() == "whole"
 
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path):

@@ -671,7 +671,7 @@ def test_an_attempt_that_was_given_up_is_interrupted_and_goes_on(hub, anna, run)
 
 
 def test_what_a_killed_process_left_is_cleared(hub, anna, run):
-    (run.path / ".publish-abc.partial").mkdir()
+    (run.path / ".dreambooth-partial-0123abcd-scratch").mkdir()
     carry_out(run, anna)
     assert not list(run.path.glob(".publish-*"))
 
