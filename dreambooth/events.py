@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dreambooth.errors import RunError
@@ -144,14 +145,37 @@ _KINDS: dict[str, type[Event]] = {
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
+_TYPES = {"str": (str,), "int": (int,), "float": (int, float), "float | None": (int, float, type(None))}
+
+
 def from_json(line: str | bytes) -> Event:
     """The event in one line of `events.jsonl`; raises `RunError` if it is none."""
     try:
-        values = json.loads(line)
+        values = json.loads(line.decode() if isinstance(line, bytes) else line)
         kind = _KINDS[values.pop("event")]
         for field_ in dataclasses.fields(kind):
             if field_.type in ("float", "float | None") and isinstance(values.get(field_.name), str):
                 values[field_.name] = float(values[field_.name])  # nan, inf or -inf, see `to_json`
+            if field_.name in values and not isinstance(values[field_.name], _TYPES[field_.type]):
+                raise TypeError(f"{field_.name} is no {field_.type}")
         return kind(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"events.jsonl: not an event: {line[:200]!r} ({error}).") from None
+
+
+def from_lines(lines: Iterable[bytes]) -> tuple[list[Event], int]:
+    """The events in lines of `events.jsonl`, and how many lines are left out: what a power cut damaged, or a newer
+    version wrote."""
+    found, lost = [], 0
+    for line in lines:
+        try:
+            found.append(from_json(line))
+        except RunError:
+            lost += 1
+    return found, lost
+
+
+def lost(lines: int) -> str:
+    """What to say of so many lines that were left out; nothing of none."""
+    what = "1 line of events.jsonl is" if lines == 1 else f"{lines} lines of events.jsonl are"
+    return f"{what} damaged, or of a newer version, and left out." if lines else ""

@@ -31,14 +31,24 @@ from dreambooth.config import Config, read_yaml
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.events import Event
 from dreambooth.fetch import fingerprint
-from dreambooth.files import PATIENCE, atomic_file, disk_trouble, is_held, runs_root
+from dreambooth.files import (
+    PATIENCE,
+    atomic_file,
+    clear_leftovers,
+    disk_trouble,
+    hidden_name,
+    is_held,
+    make_folder,
+    runs_root,
+    sync,
+    sync_open,
+)
 from dreambooth.machine import memory_promised, resolve_device
 from dreambooth.methods.words import learned_word, read_words
 from dreambooth.photos import join_names
 from dreambooth.train import SOURCES, train
 
 _TAIL = 4096  # bytes: holds the last line of nearly every run's events
-_ABANDONED = 3600.0  # seconds without a change after which a half-made folder is nobody's
 
 Status = Literal["queued", "running", "interrupted", "finished", "failed", "cancelled"]
 
@@ -65,7 +75,8 @@ class Run:
                 raise ConfigError(
                     f"{path} is there already and not empty.", "Choose another --run-dir, or go on with --resume."
                 )
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
+            clear_leftovers(path.parent)
             with atomic_file(path / "config.yaml") as partial:
                 partial.write_text(config.to_yaml(), encoding="utf-8")
         except OSError as error:
@@ -173,55 +184,88 @@ class Run:
         return " and ".join(said)
 
     def events(self) -> list[Event]:
-        """Everything that happened so far, oldest first; a line still being written is left for the next look."""
+        """Everything that happened so far, oldest first; a line still being written is left for the next look, and
+        damaged ones are left out."""
+        return self._read_events()[0]
+
+    def _read_events(self) -> tuple[list[Event], int]:
+        """`events`, and how many lines are damaged."""
         try:
             written = (self.path / "events.jsonl").read_bytes()
         except FileNotFoundError:
-            return []
+            return [], 0
         # Bytes: a half-written line may end inside a letter, and a text's lines would also end at U+2028 in a prompt.
-        return [events.from_json(line) for line in written.split(b"\n")[:-1]]
+        return events.from_lines(written.split(b"\n")[:-1])
 
     def last_event(self) -> Event | None:
-        """The newest event, at the cost of the file's last lines alone."""
-        tail = b""
+        """The newest event whose line is whole, at the cost of the file's last lines alone."""
         try:
             with (self.path / "events.jsonl").open("rb") as file:
-                begin = file.seek(0, os.SEEK_END)
-                while begin and tail.count(b"\n") < 2:
-                    end, begin = begin, max(0, begin - _TAIL)
+                begin = end = file.seek(0, os.SEEK_END)
+                size = _TAIL
+                while begin:
+                    begin, size = max(0, end - size), 4 * size
                     file.seek(begin)
-                    tail = file.read(end - begin) + tail
+                    lines = file.read(end - begin).split(b"\n")[:-1]
+                    for line in reversed(lines[1:] if begin else lines):
+                        with contextlib.suppress(RunError):
+                            return events.from_json(line)
         except FileNotFoundError:
-            return None
-        whole = tail.split(b"\n")[:-1]
-        return events.from_json(whole[-1]) if whole else None
+            pass
+        return None
 
     def append(self, event: Event) -> None:
-        """Add one event and flush it, in the place of the half line that a killed process may have left."""
+        """Add one event, in the place of the half line that a killed process may have left.
+
+        All but the next step or piece of progress waits until the disk has it, and what stands before it.
+        """
         with (self.path / "events.jsonl").open("ab+") as file:
-            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+            if begun := file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.seek(0)
+                    begun = file.truncate(file.read().rfind(b"\n") + 1)
             file.write(event.to_json().encode() + b"\n")
+            if not isinstance(event, events.Step | events.Progress):
+                file.flush()
+                sync_open(file.fileno())
+        if not begun:
+            sync(self.path)
+
+    @property
+    def began(self) -> float:
+        """When it was asked for, in seconds since the epoch: the time of its first event, else of its settings."""
+        with contextlib.suppress(FileNotFoundError), (self.path / "events.jsonl").open("rb") as file:
+            for line in file:
+                with contextlib.suppress(RunError):
+                    return events.from_json(line).time
+        return (self.path / "config.yaml").stat().st_mtime
 
     @property
     def status(self) -> Status:
         """Where the run stands; `interrupted` is one that began, did not end, and whose process is gone."""
-        last = self.last_event()
-        if last is None or isinstance(last, events.RunQueued):
-            return "queued"
         ended = {events.Finished: "finished", events.Failed: "failed", events.Cancelled: "cancelled"}
-        if type(last) in ended:
-            return ended[type(last)]
-        return "running" if is_held(self._lock) else "interrupted"
+        while True:
+            last = self.last_event()
+            if isinstance(last, events.RunQueued):
+                return "queued"
+            if type(last) in ended:
+                return ended[type(last)]
+            if is_held(self._lock):
+                return "running"
+            if last == self.last_event():  # else it ended between the two looks
+                return "interrupted" if last or self._has_happened else "queued"
+
+    @property
+    def _has_happened(self) -> bool:
+        """Whether there is a line, be it damaged."""
+        file = self.path / "events.jsonl"
+        return file.exists() and b"\n" in file.read_bytes()
 
     @property
     def moving(self) -> bool:
-        """Whether it waits or trains; tells even where its events are damaged."""
-        try:
-            return self.status in ("queued", "running")
-        except RunError:
-            return is_held(self._lock)
+        """Whether it waits or trains."""
+        return self.status in ("queued", "running")
 
     @property
     def published(self) -> bool:
@@ -242,9 +286,10 @@ class Run:
         """Remove the directory, at once for whoever looks; raises `RunError` while it waits or trains."""
         if self.path.exists() and self.moving:
             raise RunError("This run waits or trains.", "Stop it before you delete it.")
-        aside = self.path.with_name(f".{self.id}.{secrets.token_hex(4)}.deleted")
+        aside = hidden_name(self.path, "deleted")
         with contextlib.suppress(FileNotFoundError):  # somebody else was faster
             os.replace(self.path, aside)
+            sync(self.path.parent)
         shutil.rmtree(aside, ignore_errors=True)
 
     def execute(self, *, resume: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
@@ -260,6 +305,8 @@ class Run:
         promised = contextlib.ExitStack()
         try:
             self._drop_leftovers()
+            if said := events.lost(self._read_events()[1]):
+                yield events.Warning(said)
             if resume and (changed := self.changed(self.config)):
                 said = events.Warning(f"This run goes on with the photos it began with; since then {changed}.")
                 self.append(said)
@@ -288,9 +335,8 @@ class Run:
 
     def _drop_leftovers(self) -> None:
         """Remove what a killed process had half written: a checkpoint may be gigabytes."""
-        for folder in (self.path, self.path / "checkpoints"):
-            for path in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
-                shutil.rmtree(path, ignore_errors=True)
+        for folder, _, _ in os.walk(self.path):
+            clear_leftovers(Path(folder))
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
@@ -411,7 +457,7 @@ class Worker:
         self._running: list[_Job] = []
         self._closed = False
         self._parallel = parallel
-        _clear_leftovers(root)
+        clear_leftovers(root)
         for run, queued in _queued_runs(root):
             self._waiting[run.path] = _Job(run, queued.seconds)
         for number in range(parallel):
@@ -440,7 +486,7 @@ class Worker:
             job = next((job for job in self._running if job.run.path == run.path), None)
             if job and run.path not in self._waiting:
                 job.stop.set()
-            elif isinstance(run.last_event(), events.RunQueued):  # here, or in another process, which looks again
+            elif run.status == "queued":  # here, or in another process, which looks again
                 run.append(events.Cancelled(0))
                 self._waiting.pop(run.path, None)
             elif run.status == "running":
@@ -527,16 +573,6 @@ def _queued_runs(root: Path) -> list[tuple[Run, events.RunQueued]]:
     """The runs that wait, first come first; one without any event was made by the command line and does not."""
     found = []
     for run in list_runs(root):
-        with contextlib.suppress(RunError):  # damaged events
-            if isinstance(last := run.last_event(), events.RunQueued):
-                found.append((run, last))
+        if isinstance(last := run.last_event(), events.RunQueued):
+            found.append((run, last))
     return sorted(found, key=lambda pair: (pair[1].time, pair[0].id))
-
-
-def _clear_leftovers(root: Path) -> None:
-    """Remove what a killed process was deleting, or making."""
-    for path in root.glob(".*"):
-        with contextlib.suppress(OSError):
-            old = time.time() - path.stat().st_mtime > _ABANDONED
-            if path.name.endswith(".deleted") or (path.name.endswith(".partial") and old):
-                shutil.rmtree(path, ignore_errors=True)

@@ -10,14 +10,16 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
+from unittest import mock
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from dreambooth import events, machine
+from dreambooth import events, machine, runs
 from dreambooth.checkpoints import list_checkpoints
 from dreambooth.errors import ConfigError, ModelError, PhotoError, RunError
+from dreambooth.files import atomic_folder
 from dreambooth.runs import Run, Worker, list_runs, runs_root
 
 
@@ -31,7 +33,7 @@ def quick(make_config):
 
 def leftovers(folder: Path) -> list[str]:
     """Whatever was written half."""
-    return [str(p.relative_to(folder)) for p in folder.rglob("*") if ".partial" in p.name or p.name.endswith(".tmp")]
+    return [str(p.relative_to(folder)) for p in folder.rglob("*") if ".dreambooth-" in p.name or p.suffix == ".tmp"]
 
 
 def failed(run: Run) -> events.Failed:
@@ -102,7 +104,7 @@ def test_the_runs_are_listed_newest_first(make_config, tmp_path):
         os.utime(run.path / "config.yaml", (1000 + age, 1000 + age))
     (tmp_path / "all" / "no run").mkdir()
     (tmp_path / "all" / "file").write_text("x")
-    shutil.copytree(made[0].path, tmp_path / "all" / ".d.x.partial")
+    shutil.copytree(made[0].path, tmp_path / "all" / ".dreambooth-partial-0123abcd-d")
     assert [run.id for run in list_runs(tmp_path / "all")] == ["c", "a", "b"]
     assert list_runs(tmp_path / "none") == []
 
@@ -172,10 +174,93 @@ def test_the_newest_event_is_found_from_the_end(tmp_path, lines, words, torn):
 def test_the_status_of_a_long_run_is_told_by_its_last_line_alone(make_config, tmp_path):
     run = Run.create(make_config(), tmp_path / "run")
     (run.path / "events.jsonl").write_bytes(b"no event\n" * 1_000_000)
-    with pytest.raises(RunError, match="not an event"):
-        run.status  # noqa: B018
     run.append(events.Finished("model", 1.0))
+    with mock.patch.object(events, "from_json", wraps=events.from_json) as read:
+        assert run.status == "finished"
+    assert read.call_count == 1
+
+
+LOST = {
+    "zeros": bytes(40),
+    "half a line": b'{"event": "step", "time": 1.0, "st',
+    "no text": b"\xff\xfe\x00{}",
+    "another file's": b"PK\x03\x04",
+    "a newer version's": b'{"event": "wish", "time": 1.0}',
+    "more than is known": b'{"event": "stage", "time": 1.0, "name": "train", "total": 4, "colour": "red"}',
+    "of another type": b'{"event": "stage", "time": 1.0, "name": ["train"], "total": "4"}',
+    "deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("line", LOST.values(), ids=LOST)
+def test_a_damaged_line_is_lost_and_not_the_run(quick, tmp_path, line):
+    run = Run.create(quick(), tmp_path / "run")
+    first, last = events.Stage("prepare"), events.Cancelled(0)
+    run.append(first)
+    with (run.path / "events.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    assert (run.last_event(), run.status, run.events()) == (first, "interrupted", [first])
+    run.append(last)
+    with (run.path / "events.jsonl").open("ab") as file:
+        file.write(line + b"\n" + line + b"\n")
+    assert (run.last_event(), run.status, run.events()) == (last, "cancelled", [first, last])
+    told = [event.message for event in run.execute(resume=True) if isinstance(event, events.Warning)]
+    assert [message for message in told if "events.jsonl" in message] == [
+        "3 lines of events.jsonl are damaged, or of a newer version, and left out."
+    ]
     assert run.status == "finished"
+
+
+def test_where_a_power_cut_left_zeros_the_next_event_takes_their_place(tmp_path):
+    run = Run(tmp_path)
+    run.append(events.Stage("prepare"))
+    with (run.path / "events.jsonl").open("ab") as file:
+        file.write(bytes(4096))
+    run.append(events.Cancelled(0))
+    assert [type(event) for event in run.events()] == [events.Stage, events.Cancelled]
+
+
+def test_a_run_of_which_no_line_is_whole_is_interrupted(quick, tmp_path):
+    run = Run.create(quick(), tmp_path / "run")
+    (run.path / "events.jsonl").write_bytes(bytes(9000) + b"\n")
+    assert (run.events(), run.last_event(), run.status, run.moving) == ([], None, "interrupted", False)
+    assert isinstance(list(run.execute(resume=True))[-1], events.Finished)
+
+
+def test_a_run_that_ends_between_two_looks_is_never_interrupted(make_config, tmp_path, monkeypatch):
+    run = Run.create(make_config(), tmp_path / "run")
+    run.append(events.Stage("save"))
+
+    def end(lock: Path) -> bool:
+        run.append(events.Finished("model", 1.0))
+        return False
+
+    monkeypatch.setattr(runs, "is_held", end)
+    assert run.status == "finished"
+
+
+def test_what_changes_where_a_run_stands_is_on_the_disk_when_it_is_told_and_steps_are_not_waited_for(tmp_path):
+    run = Run(tmp_path)
+    step = events.Step(1, 0.1, 0.1, None, 1e-3, 0.1)
+    with mock.patch.object(os, "fsync", wraps=os.fsync) as waited:
+        run.append(events.RunQueued())
+        assert waited.call_count == 2, "the file and its name"
+        for event in (step, events.Progress(1), step):
+            run.append(event)
+        assert waited.call_count == 2
+        for number, event in enumerate((events.Checkpoint("a", 1), events.Cancelled(1), events.Finished("model", 1.0))):
+            run.append(event)
+            assert waited.call_count == 3 + number
+
+
+def test_a_run_began_when_it_was_asked_for_whatever_its_folder_is_called(make_config, tmp_path):
+    run = Run.create(make_config(), tmp_path / "my best")
+    os.utime(run.path / "config.yaml", (5, 5))
+    assert run.began == 5
+    (run.path / "events.jsonl").write_bytes(bytes(10) + b"\n")
+    run.append(events.RunQueued(time=7.5))
+    run.append(events.Stage("prepare", time=9.0))
+    assert run.began == 7.5
 
 
 def test_many_looks_at_once_do_not_pass_for_a_training(make_config, tmp_path):
@@ -280,7 +365,7 @@ def no_space_for_copies(*_arguments, **_options):
     ("writer", "fail", "said"),
     [
         ("torch.save", no_space, "The disk is full. Free some space, then go on with --resume."),
-        ("PIL.Image.Image.save", no_space, "can't be written (No space left on device). Free some space"),
+        ("PIL.Image.Image.save", no_space, "The disk is full. Free some space, then go on with --resume."),
         ("shutil.copytree", no_space_for_copies, "The disk is full."),
         ("dreambooth.methods.full.save_file", no_space_for_safetensors, "The disk is full."),
     ],
@@ -363,7 +448,9 @@ def test_half_a_line_of_a_killed_process_does_not_spoil_the_next_events(quick, t
 
 def test_what_a_killed_process_had_half_written_is_removed(quick, tmp_path):
     run = Run.create(quick(), tmp_path / "run")
-    for name in (".photos.abc.partial", ".model.abc.old", "checkpoints/.step-000001.abc.partial"):
+    for name in ("partial-0123abcd-photos", "partial-0123abcd-model"):
+        (run.path / f".dreambooth-{name}").mkdir()
+    for name in ("checkpoints/.dreambooth-partial-0123abcd-step-000001", "samples/.dreambooth-old-0123abcd-old"):
         (run.path / name).mkdir(parents=True)
         (run.path / name / "state.pt").write_bytes(b"half")
     assert isinstance(list(run.execute(resume=True))[-1], events.Finished)
@@ -614,16 +701,17 @@ def test_a_new_worker_goes_on_with_what_waits_in_the_order_of_asking(made, root)
     by_hand, stopped, damaged = made("by-hand"), made("stopped"), made("damaged")
     stopped.append(events.Cancelled(0))
     (damaged.path / "events.jsonl").write_bytes(bytes(10) + b"\n")
-    for leftover in (".x.abc.deleted", ".new.abc.partial", ".old.abc.partial"):
+    for leftover in (".dreambooth-deleted-0123abcd-x", ".dreambooth-partial-0123abcd-old", ".of somebody.deleted"):
         (root / leftover).mkdir()
-    os.utime(root / ".old.abc.partial", (1000, 1000))
     after = Ended()
-    Worker(root, after_run=after)
+    with atomic_folder(root / "new") as new:
+        Worker(root, after_run=after)
+        assert new.is_dir(), "another process may be making it"
     wait_for(lambda: len(after.ids) == 3, "they have not ended")
     assert after.ids == ["b", "a", "c"]
     assert {run.status for run in asked.values()} == {"finished"}
     assert (by_hand.events(), stopped.status) == ([], "cancelled")
-    assert [path.name for path in root.glob(".*")] == [".new.abc.partial"], "another process may be making it"
+    assert [path.name for path in root.glob(".*")] == [".of somebody.deleted"], "not of ours"
 
 
 def test_two_workers_do_not_train_a_run_twice(made, root):

@@ -169,6 +169,7 @@ class Digest:
         self._measures: Measures | None = None
         self._measured = False  # something since the last look
         self._damage = ""
+        self._lost = 0  # lines
         self._enter(events.Stage("prepare"))
 
     def report(self) -> Report:
@@ -182,8 +183,10 @@ class Digest:
                 with path.open("rb") as file:
                     file.seek(self._read)
                     whole = file.read().rpartition(b"\n")[0]  # a line still being written is left for the next look
-                for line in whole.split(b"\n") if whole else ():
-                    self._take(events.from_json(line.decode()))
+                new, lost = events.from_lines(whole.split(b"\n") if whole else ())
+                for event in new:
+                    self._take(event)
+                self._lost += lost
                 self._read += len(whole) + 1 if whole else 0
             self._report = self._sum_up()
             return self._report
@@ -254,7 +257,7 @@ class Digest:
             losses=self._losses[:, : self._step].copy(),
             pictures=tuple(self._pictures.values()),
             measures=self._measures,
-            warnings=(*self._warnings, *filter(None, [self._damage])),
+            warnings=(*self._warnings, *filter(None, [events.lost(self._lost), self._damage])),
             failure=f"{last.message} {last.hint}".strip() if isinstance(last, events.Failed) else "",
             peak_bytes=self._metrics.get("peak_memory_bytes"),
             seconds=last.seconds if isinstance(last, events.Finished) else None,

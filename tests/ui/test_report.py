@@ -62,6 +62,19 @@ def test_each_look_reads_only_what_is_new_and_leaves_a_line_that_is_still_writte
     assert first.losses.shape == (3, 1), "a report does not change"
 
 
+def test_damaged_lines_are_left_out_and_told_in_one_sentence(run: Run):
+    digest, path = Digest(run), run.path / "events.jsonl"
+    run.append(events.Stage("train", 3))
+    for number in (1, 2):
+        run.append(step(number, 2.0, 0.5))
+        with path.open("ab") as file:
+            file.write(b"\xff\xfe" + bytes(40) + b"\n")
+        lines = "1 line of events.jsonl is" if number == 1 else "2 lines of events.jsonl are"
+        assert digest.report().warnings == (f"{lines} damaged, or of a newer version, and left out.",)
+    assert digest.report().done == 2
+    assert Digest(run).report().warnings == digest.report().warnings
+
+
 def test_the_speed_of_class_images_is_counted_from_the_first_to_the_last(run: Run):
     run.append(events.Stage("class images", 100))
     for done, time in ((10, 5.0), (20, 7.0), (40, 10.0)):
