@@ -693,16 +693,21 @@ def _run_to_resume(config: Config, run_dir: Path | None, source: str) -> Run:
 
     Its own config.yaml as the `source` asks to go on with what it has copied.
     """
+    from dreambooth.photos import join_names
     from dreambooth.runs import Run, list_runs
 
     if run_dir is None:
-        others = ""
+        others, damaged = "", []
         for run in list_runs(runs_root()):
-            with contextlib.suppress(ConfigError):  # another run's damaged file, or of another version
+            try:
                 if not (differing := run.differences(config)):
                     break
                 others = others or f" The newest, {run.id}, has other {', '.join(differing)}."
+            except ConfigError:
+                damaged.append(run.id)
         else:
+            if damaged:
+                others += f" Damaged, or of another version: {join_names(damaged)}."
             raise ConfigError(
                 f"No run in {runs_root()} has these settings.{others}", "Give its --run-dir, or leave --resume out."
             )

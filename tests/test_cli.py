@@ -330,6 +330,11 @@ def test_resume_where_there_is_nothing_to_resume_is_refused(config_file, tmp_pat
     assert (
         err == f"error: No run in {tmp_path / 'runs'} has these settings. Give its --run-dir, or leave --resume out.\n"
     )
+    (tmp_path / "runs" / "lost").mkdir(parents=True)
+    (tmp_path / "runs" / "lost" / "config.yaml").write_bytes(bytes(100))
+    code, _, err = here("train", config_file, "--resume")
+    assert code == 2
+    assert "has these settings. Damaged, or of another version: lost. Give its --run-dir" in err
     code, _, err = here("train", config_file, "--resume", "--run-dir", tmp_path / "none")
     assert code == 1
     assert err.startswith(f"error: {tmp_path / 'none'} is not a run: no config.yaml in it.")

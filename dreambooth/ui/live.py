@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from dreambooth.config import together_prompt
 from dreambooth.runs import Run, Status
 from dreambooth.ui.report import ENDINGS, STAGES, Report, duration
 
+DAMAGED_TITLE = "A damaged run"
 STEPS = ("Check", "Load", "Class images", "Encode", "Train", "Save")
 """The stages in a word or two, for the row that shows them all."""
 PHOTOS, CLASS = "the photos (instance)", "class images (prior)"
@@ -206,21 +208,29 @@ def _spread(steps: Sequence[int], best: int) -> list[int]:
     return [step for step in steps if step in chosen or (best and step == best)]
 
 
-def history(runs: Sequence[tuple[Run, Report]], chosen: str | None, url: Url) -> str:
-    """The runs as a list of buttons: newest sample picture, subject, status, settings."""
-    if not runs:
+def history(runs: Sequence[tuple[Run, Report]], chosen: str | None, url: Url, damaged: Sequence[Run] = ()) -> str:
+    """The runs as a list of buttons: newest sample picture, subject, status, settings; the damaged ones last."""
+    if not (runs or damaged):
         return "<div class='empty'>Your runs will be listed here, with their pictures.</div>"
-    items = []
+    blank, items = "<span class='blank'></span>", []
     for run, report in runs:
-        current = " aria-current='true'" if run.id == chosen else ""
         seen = _thumbnail(run, report)
-        picture = f"<img src='{url(seen)}' alt='' loading='lazy'>" if seen else "<span class='blank'></span>"
-        items.append(
-            f"<li><button type='button' data-run='{html.escape(run.id, quote=True)}'{current}>{picture}<span>"
+        picture = f"<img src='{url(seen)}' alt='' loading='lazy'>" if seen else blank
+        said = (
             f"<strong>{html.escape(report.name)}</strong> {chip(report.status)} <em>{ago(report.began)}</em>"
-            f"<small>{html.escape(report.facts)}</small></span></button></li>"
+            f"<small>{html.escape(report.facts)}</small>"
         )
+        items.append(_item(run, chosen, picture, said))
+    for run in damaged:
+        said = f"<strong>{DAMAGED_TITLE}</strong> {chip('damaged')}<small>{html.escape(run.id)}</small>"
+        items.append(_item(run, chosen, blank, said))
     return f"<ul class='history'>{''.join(items)}</ul>"
+
+
+def _item(run: Run, chosen: str | None, picture: str, said: str) -> str:
+    current = " aria-current='true'" if run.id == chosen else ""
+    name = html.escape(run.id, quote=True)
+    return f"<li><button type='button' data-run='{name}'{current}>{picture}<span>{said}</span></button></li>"
 
 
 def _thumbnail(run: Run, report: Report) -> Path | None:
@@ -240,7 +250,7 @@ def twin_text(others: Sequence[tuple[Run, Report]]) -> str:
     return f"Trained {'both' if len(others) == 1 else 'three'} ways. {shown}" if others else ""
 
 
-def chip(status: Status) -> str:
+def chip(status: Status | Literal["damaged"]) -> str:
     """A status as a small label."""
     return f"<span class='chip {status}'>{status}</span>"
 

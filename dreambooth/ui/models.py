@@ -297,7 +297,7 @@ def label(run: Run, how: str | None = None) -> str:
     word_alone = config.method == "textual_inversion"  # nothing that could drift
     how = "" if word_alone else f" · {how or config.condition}"
     method = "" if config.method == "full" else f" · {get_method(config.method).title}"
-    begun = time.strftime("%d %b %H:%M", time.strptime(run.id[:15], "%Y%m%d-%H%M%S"))
+    begun = time.strftime("%d %b %H:%M", time.localtime(run.began))
     return f"{title(run)}{method}{how} · {counted(config.train.steps, 'step')} · {begun}"
 
 

@@ -29,7 +29,7 @@ from dreambooth.config import TOYBOX, Config, load_preset, which_model
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.families import family_of
 from dreambooth.fetch import fetch_model
-from dreambooth.files import atomic_folder, cache_home, check_writable, named_path
+from dreambooth.files import atomic_file, atomic_folder, cache_home, check_writable, named_path, sync_all
 from dreambooth.hub import Account
 from dreambooth.machine import resolve_device
 from dreambooth.methods.words import PATTERN, read_words
@@ -78,8 +78,14 @@ KEPT_SHAPE = 2
 UNKNOWN_RESOLUTION = 512
 """Taken for a base model that would have to be downloaded to know better; Stable Diffusion 1.5's."""
 
+DAMAGED = (
+    "This run is damaged: its settings can't be read.",
+    "Another version made it, or the disk failed. All that can be done with it is to delete it.",
+)
+"""What is said of a run whose `config.yaml` is lost or damaged."""
+
 _OWNER = re.compile(r"[A-Za-z0-9_-]{20,64}")
-_RUN_ID = re.compile(r"[A-Za-z0-9-]{1,100}")
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._()-]{0,99}")  # ours, and what people call a copy
 
 
 # --------------------------------------------------------------------------------------------------------- visitors
@@ -110,7 +116,7 @@ def _mark(owner: str) -> str:
 def _mark_of(path: Path) -> str:
     """The mark in a run's directory; empty for what was made on the command line, and for no run at all."""
     try:
-        return (path / "owner").read_text()
+        return (path / "owner").read_text("ascii", "backslashreplace")
     except (FileNotFoundError, NotADirectoryError):
         return ""
 
@@ -198,19 +204,38 @@ class Studio:
     # -- a visitor's runs
 
     def own_run(self, owner: str, run_id: str) -> Run:
-        """The run of that id if it is this visitor's; raises `RunError` that does not tell whether it exists."""
-        owner = checked_owner(owner)
-        if isinstance(run_id, str) and _RUN_ID.fullmatch(run_id) and self._is_owned(self.root / run_id, owner):
-            run = Run.open(self.root / run_id)
-            if not _is_readable(run):  # in words of our own: the reason names the file's path
-                raise RunError("This run's settings can't be read.", "It was made by another version, or is damaged.")
-            return run
-        raise RunError("You have no such run.", "Choose one from the list, or train one first.")
+        """The run of that id if it is this visitor's; raises `RunError` that does not tell whether it exists, and for a
+        damaged one of theirs."""
+        run = self._any_own_run(owner, run_id)
+        if not _is_readable(run):  # in words of our own: the reason names the file's path
+            raise RunError(*DAMAGED)
+        return run
 
     def own_runs(self, owner: str) -> list[Run]:
-        """This visitor's runs, newest first, without any whose settings can't be read (of another version, say)."""
+        """This visitor's runs, newest first, without the damaged ones."""
         owner = checked_owner(owner)
-        return [run for run in list_runs(self.root) if self._is_owned(run.path, owner) and _is_readable(run)]
+        return [run for run in list_runs(self.root) if self._is_own(run.id, owner) and _is_readable(run)]
+
+    def damaged_runs(self, owner: str) -> list[Run]:
+        """This visitor's runs whose settings are lost, damaged or another version's; they can only be deleted."""
+        owner = checked_owner(owner)
+        own = [Run(path) for path in sorted(self.root.glob("[!.]*"), reverse=True) if self._is_own(path.name, owner)]
+        return [run for run in own if not _is_readable(run)]
+
+    def is_damaged(self, owner: str, run_id: str) -> bool:
+        """Whether this is one of the visitor's `damaged_runs`."""
+        with contextlib.suppress(RunError):
+            return not _is_readable(self._any_own_run(owner, run_id))
+        return False
+
+    def _any_own_run(self, owner: str, run_id: str) -> Run:
+        owner = checked_owner(owner)
+        if isinstance(run_id, str) and self._is_own(run_id, owner):
+            return Run(self.root / run_id)
+        raise RunError("You have no such run.", "Choose one from the list, or train one first.")
+
+    def _is_own(self, run_id: str, owner: str) -> bool:
+        return _RUN_ID.fullmatch(run_id) is not None and self._is_owned(self.root / run_id, owner)
 
     def partner(self, run: Run) -> Run | None:
         """The other run of a pair that was trained both ways, while it is there; of several the first."""
@@ -353,11 +378,14 @@ class Studio:
                 if partners := [one for one in known if one != run.id]:
                     (folder / "partner").write_text("\n".join(partners))
                 Run(folder).append(events.RunQueued(seconds))  # so that it waits from the moment it is there
+            for folder in folders:
+                sync_all(folder)  # which may take a while, and then takes none below
             with self._deciding:
                 for doomed in make_sure():
                     doomed.delete()
                 if pair_with:
-                    (pair_with.path / "partner").write_text(ids[0])
+                    with atomic_file(pair_with.path / "partner") as partial:
+                        partial.write_text(ids[0])
                 hidden.close()  # now they are there
                 for run in runs:
                     self.worker.submit(run)
@@ -380,9 +408,11 @@ class Studio:
 
     def delete(self, owner: str, run_id: str) -> None:
         """Remove a run with its photos and its model; raises `RunError` while it waits, trains or is uploaded, or is
-        shown beside one that is."""
-        run = self.own_run(owner, run_id)
+        shown beside one that is. A damaged one need not be stopped before."""
+        run = self._any_own_run(owner, run_id)
         with self._deciding:
+            if not _is_readable(run):
+                self.worker.stop(run)
             if self._is_uploaded(run):
                 raise RunError("This run is being published, or its pair.", "Wait for its end before you delete it.")
             run.delete()
@@ -511,9 +541,8 @@ def title(run: Run) -> str:
 
 def _is_readable(run: Run) -> bool:
     try:
-        run.last_event()
         return bool(run.config)
-    except (ConfigError, RunError):
+    except ConfigError:
         return False
 
 
@@ -528,7 +557,7 @@ def _is_uploading(run: Run) -> bool:
 def _partners_of(run: Run) -> list[str]:
     """The ids in a run's `partner`, one a line."""
     try:
-        return (run.path / "partner").read_text().split()
+        return (run.path / "partner").read_text("utf-8", "replace").split()
     except (FileNotFoundError, NotADirectoryError):
         return []
 

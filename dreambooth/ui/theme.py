@@ -123,7 +123,7 @@ footer .divider { display: none !important; }
   color: var(--body-text-color-subdued); white-space: nowrap; }
 .chip.running { color: var(--primary-600); } .dark .chip.running { color: var(--primary-400); }
 .chip.finished { color: #17706b; } .dark .chip.finished { color: #5cc9c2; }
-.chip.failed { color: #c2281d; } .dark .chip.failed { color: #ff8a7d; }
+.chip.failed, .chip.damaged { color: #c2281d; } .dark .chip.failed, .dark .chip.damaged { color: #ff8a7d; }
 @media (max-width: 640px) {
   .tab-container button { padding: 0 5px !important; font-size: .8rem !important; }
   .gradio-container .main.app { padding: 12px !important; }

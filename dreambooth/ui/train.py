@@ -25,13 +25,13 @@ from dreambooth.ui.estimate import Estimates
 from dreambooth.ui.limits import is_person
 from dreambooth.ui.report import Digests, Report
 from dreambooth.ui.settings import NO_WORD, Choices, Form
-from dreambooth.ui.studio import QUIET, Studio, Upload, Ways, in_plain_words, is_owner, title
+from dreambooth.ui.studio import DAMAGED, QUIET, Studio, Upload, Ways, in_plain_words, is_owner, title
 from dreambooth.ui.upload import Kept, Subject, show_in, show_prompts, taught, words
 
 POLL = 1.0
 """Seconds between looks at a run's directory."""
-GONE = -2
-"""In place of the size of a run's events, where there is no such run."""
+GONE, UNREADABLE = -2, -3
+"""In place of the size of a run's events, where there is no such run, and where it is damaged."""
 NO_RUN = """<div class="empty"><strong>Nothing trains yet.</strong> Add photos in the first tab, then start a training.
 It goes on when you close this page, and is here when you come back.</div>"""
 SURE = """<p class="aside">Delete this run with its photos, pictures and model? There is no way back.</p>"""
@@ -243,6 +243,10 @@ def _ask_for_consent(class_noun: str | None, recipe: str, kept: Sequence[Kept] =
     return gr.Checkbox(visible=any(map(is_person, nouns)) or recipe == "sd15-person")
 
 
+def _damaged_summary(run: Run) -> dict[str, Any]:
+    return {"id": run.id, "title": view.DAMAGED_TITLE, "status": "damaged", "text": " ".join(DAMAGED)}
+
+
 def _makes_a_word(method: str, learned: str | None) -> bool:
     return method in LEARNS_WORD or (method == "lora" and bool(learned))
 
@@ -425,12 +429,15 @@ class Actions:
 
     @in_plain_words
     def runs(self, owner: str) -> list[dict[str, Any]]:
-        """This visitor's runs, newest first."""
-        return [self._summary(run) for run in self.studio.own_runs(owner)]
+        """This visitor's runs, newest first, and then the damaged ones."""
+        runs, damaged = self.studio.own_runs(owner), self.studio.damaged_runs(owner)
+        return [*map(self._summary, runs), *map(_damaged_summary, damaged)]
 
     @in_plain_words
     def run_status(self, owner: str, run: str) -> dict[str, Any]:
         """Where a run of this visitor stands."""
+        if self.studio.is_damaged(owner, run):
+            return _damaged_summary(Run(self.studio.root / run))
         return self._summary(self.studio.own_run(owner, run))
 
     def _summary(self, run: Run) -> dict[str, Any]:
@@ -447,23 +454,27 @@ class Actions:
     def refresh(self, owner: str, run: str | None, visited: int) -> tuple[str | None, str, int, dict]:
         """List the visitor's runs, keep the chosen one or take the newest; who has an id by now may start one."""
         runs = self._own(owner)
-        ids = [own.id for own, _ in runs]
+        ids = [*(own.id for own, _ in runs), *(own.id for own in self._damaged(owner))]
         chosen = run if run in ids else ids[0] if ids else None
         may_start = gr.Button(interactive=is_owner(owner))
-        return chosen, view.history(runs, chosen, self._url), visited + 1, may_start
+        return chosen, self._history(owner, runs, chosen), visited + 1, may_start
 
     def watch(self, owner: str, run_id: str | None, seen: Seen | None) -> Any:
         """Fill `Live` with what is new in the run's directory since `seen`."""
         if not is_owner(owner) or not (run_id or seen):
             return self._nothing()
-        gone = Seen(run_id or "", GONE)
+        damaged = self.studio.is_damaged(owner, run_id)
+        gone = Seen(run_id or "", UNREADABLE if damaged else GONE)
         try:
             if run_id:
                 return self._look(owner, self.studio.own_run(owner, run_id), seen)
             return self._blank(NO_RUN, None)
         except DreamBoothError as error:  # deleted or damaged: said in its place, for a toast would come every second
             said = html.escape(str(error).replace(str(self.studio.root), "runs"))
-            return self._nothing() if seen == gone else self._blank(f"<div class='empty'>{said}</div>", gone)
+            if seen == gone:
+                return self._nothing()
+            shown = {self.live.delete: gr.Button(visible=damaged)}
+            return self._blank(f"<div class='empty'>{said}</div>", gone) | shown
         except FileNotFoundError:  # deleted at this moment
             return self._nothing()
 
@@ -499,7 +510,7 @@ class Actions:
             new[live.samples] = view.samples(report, run.path, self._url)
         if before.status != now.status or before.pictures != now.pictures or before.moving != moving:
             runs = self._own(owner)
-            new[live.history] = view.history(runs, run.id, self._url)
+            new[live.history] = self._history(owner, runs, run.id)
             now = now._replace(
                 moving=tuple((own.id, of_own.status) for own, of_own in runs if of_own.moving),
                 twin=view.twin_text([(other, self.digests.report(other)) for other in self.studio.partners(run)]),
@@ -516,6 +527,12 @@ class Actions:
     def _own(self, owner: str) -> list[tuple[Run, Report]]:
         runs = self.studio.own_runs(owner) if is_owner(owner) else []
         return [(run, self.digests.report(run)) for run in runs]
+
+    def _damaged(self, owner: str) -> list[Run]:
+        return self.studio.damaged_runs(owner) if is_owner(owner) else []
+
+    def _history(self, owner: str, runs: list[tuple[Run, Report]], chosen: str | None) -> str:
+        return view.history(runs, chosen, self._url, self._damaged(owner))
 
     def _url(self, picture: Path) -> str:
         """Where the browser gets a picture: a copy in Gradio's folder, so that it never serves the runs' folder."""

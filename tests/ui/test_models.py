@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dreambooth import events
 from dreambooth.config import SamplingConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, RunError
 from dreambooth.fetch import TOYBOX_FOLDER, fetch_from_hub
@@ -293,7 +294,9 @@ def test_impossible_settings_are_told():
 
 
 def test_a_run_is_called_by_its_subject_how_it_was_trained_and_when(make_config, tmp_path: Path):
-    run = Run.create(make_config(), tmp_path / "20260203-141500-0123456789abcdef")
+    run = Run.create(make_config(), tmp_path / "best dog")
+    run.append(events.RunQueued(time=time.mktime((2026, 2, 3, 14, 15, 0, 0, 0, -1))))
+    run.append(events.Stage("prepare"))
     assert models.label(run) == "sks dog · with PPL · 4 steps · 03 Feb 14:15"
-    assert " · 1 step · " in models.label(Run.create(make_config(train={"steps": 1}), tmp_path / "20260203-141501-a"))
+    assert " · 1 step · " in models.label(Run.create(make_config(train={"steps": 1}), tmp_path / "a"))
     assert models.label(run, "both ways") == "sks dog · both ways · 4 steps · 03 Feb 14:15"

@@ -85,6 +85,29 @@ def test_crops_and_further_settings_reach_the_run(actions: Actions, photos: list
     assert config.sampling.prompts == ["a {class_noun} on a beach"]
 
 
+def test_a_damaged_run_is_listed_with_delete_as_its_only_button(actions: Actions, photos: list):
+    good, bad = (actions.start_training(ANNA, photos, "sks", "dog", TOYBOX, "tiny-sd", 3)[0] for _ in range(2))
+    (actions.studio.root / bad / "config.yaml").write_bytes(bytes(500))
+    live = actions.live
+    assert [(run["id"], run["status"]) for run in actions.runs(ANNA)] == [(good, "queued"), (bad, "damaged")]
+    assert actions.run_status(ANNA, bad)["text"].startswith("This run is damaged: its settings can't be read.")
+    chosen, listed, *_ = actions.refresh(ANNA, bad, 0)
+    assert chosen == bad
+    assert f"data-run='{bad}' aria-current='true'" in listed
+    assert listed.count("chip damaged") == 1
+    new = actions.watch(ANNA, bad, None)
+    assert "This run is damaged" in new[live.headline]
+    buttons = (live.stop, live.resume, live.delete, live.to_pictures)
+    assert [new[button].visible for button in buttons] == [False, False, True, False]
+    assert set(map(str, actions.watch(ANNA, bad, new[live.seen]))) == {str(gr.skip())}, "it is said once"
+    with pytest.raises(gr.Error, match="no such run"):
+        actions.run_status(BERT, bad)
+    assert actions.runs(BERT) == []
+    actions.delete_run(ANNA, bad)
+    assert [run["id"] for run in actions.runs(ANNA)] == [good]
+    assert actions.watch(ANNA, bad, new[live.seen])[live.delete].visible is False
+
+
 def test_both_ways_gives_two_runs_that_tell_of_each_other(actions: Actions, photos: list):
     ids = actions.start_training(ANNA, photos, "sks", "dog", ways="two")
     with_ppl, without = (actions.studio.own_run(ANNA, run) for run in ids)
