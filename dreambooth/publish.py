@@ -31,7 +31,7 @@ from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError
 from dreambooth.events import Event
 from dreambooth.families import FAMILIES, loaded_files
 from dreambooth.fetch import INDEX
-from dreambooth.files import PATIENCE, atomic_file, clear_leftovers, is_held, scratch_folder
+from dreambooth.files import PATIENCE, atomic_file, clear_leftovers, is_held, scratch_folder, sync
 from dreambooth.generate import Which, finished_model
 from dreambooth.hub import TAG, Account, check_repo_id, plain_failures, redact
 from dreambooth.reports.model_card import PHOTOS
@@ -219,6 +219,7 @@ class _Attempt:
     def end(self) -> None:
         """All is as it was wanted."""
         (self._run.path / _TRYING).unlink()
+        sync(self._run.path)
 
     def _write(self, name: str, facts: dict) -> None:
         if not self._run.path.is_dir():
