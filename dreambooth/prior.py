@@ -7,9 +7,13 @@ taken: disks fill up, and people put files of their own there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +31,7 @@ from dreambooth.files import atomic_file, cache_home
 from dreambooth.generate import draw, save_picture
 from dreambooth.photos import contact_sheet, is_blank
 
+KEPT_SECONDS = 3600.0  # since their last use, for which class images are not trimmed: drawing 600 notes each picture
 MAX_REDRAWS = 4  # of one picture, before the model is taken to be broken
 
 
@@ -57,6 +62,38 @@ def cache_key(
 def cache_folder(key: dict[str, object]) -> Path:
     """The folder of a key."""
     return cache_root() / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def touch(folder: Path) -> None:
+    """Note that a run uses the class images in `folder`, if there are any: those that are used go last."""
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(folder)
+
+
+def trim(most: float, in_use: Callable[[dict], bool]) -> None:
+    """Remove class images until all take at most `most` bytes, those first that were used longest ago; none of a key
+    that is `in_use`, and none that were used within the hour, maybe by another program's run."""
+    folders = [path for path in cache_root().glob("*") if path.is_dir()]
+    for path in folders:
+        if path.name.startswith("."):  # somebody was killed over it
+            shutil.rmtree(path, ignore_errors=True)
+    used = {path: path.stat().st_mtime for path in folders if not path.name.startswith(".")}
+    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in used}
+    excess = sum(sizes.values()) - most
+    for path in sorted(used, key=used.__getitem__):
+        if excess > 0 and time.time() - used[path] > KEPT_SECONDS and not in_use(_read_key(path)):
+            aside = path.with_name(f".{path.name}.deleted")
+            os.replace(path, aside)  # at once for whoever looks
+            shutil.rmtree(aside, ignore_errors=True)
+            excess -= sizes[path]
+
+
+def _read_key(folder: Path) -> dict:
+    try:
+        key = json.loads((folder / "key.json").read_bytes())
+    except (OSError, ValueError):
+        key = None
+    return key if isinstance(key, dict) else {}
 
 
 def missing_images(folder: Path, count: int) -> list[int]:

@@ -122,6 +122,7 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
         keys = [prior.cache_key(config, model, resolution, precision, prompt) for prompt in config.class_prompts]
         class_folders = [prior.cache_folder(key) for key in keys]
         for class_folder in class_folders:
+            prior.touch(class_folder)
             for said in prior.drop_damaged(class_folder, config.prior.num_images, resolution):
                 yield events.Warning(said)
         if config.prior.pack and prior.missing_images(class_folders[0], config.prior.num_images):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dreambooth.files import check_writable
 from dreambooth.hub import sign_in
 from dreambooth.ui import compare, gallery, generate, login, publish, theme, train, upload
 from dreambooth.ui.guard import GuardedApp
+from dreambooth.ui.housekeeping import keep_house, own_temp_folder
 from dreambooth.ui.lines import Lines
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner, new_owner
 
@@ -92,6 +94,8 @@ def launch() -> None:
     """
     check_writable(Path(get_upload_folder()), "GRADIO_TEMP_DIR")
     studio = Studio.from_environment()
+    folder = own_temp_folder(studio.root)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read by each component as it is made
     page, app = build(studio), GuardedApp(studio.settings)
     try:
         served, url, share = page.launch(
@@ -117,6 +121,7 @@ def launch() -> None:
         raise RuntimeError("This version of Gradio does not serve what it is given, so nothing would guard the studio.")
     if share:
         app.hosts.declare(share)
+    keep_house(studio, page, folder)
     print(f"DreamBooth Studio is on {url}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Docker's, and a Space's at each restart
     try:

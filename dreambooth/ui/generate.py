@@ -28,6 +28,7 @@ from dreambooth.prompts import suggestions
 from dreambooth.runs import Run
 from dreambooth.ui import drawing, login, models
 from dreambooth.ui.drawing import Progress
+from dreambooth.ui.lines import address_of
 from dreambooth.ui.models import Model
 from dreambooth.ui.report import counted
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner
@@ -305,7 +306,7 @@ class Actions:
         self, owner: str, model: str, prompt: str, negative_prompt: str, steps: int, guidance_scale: float, seed: int,
         count: int, safety_checker: bool = True, which: Which = "last", scale: float = 1.0, adapter: str = "",
         weight: float = 1.0, adapter_2: str = "", weight_2: float = 1.0, adapter_3: str = "", weight_3: float = 1.0,
-        token: gr.OAuthToken | None = None,
+        token: gr.OAuthToken | None = None, request: gr.Request | None = None,
     ) -> Iterator[tuple[Any, str]]:  # fmt: skip
         """Draw pictures as PNG files that carry prompt, seed and settings; yields all there are, and how it goes."""
         seed, count = int(seed or 0), int(count)
@@ -313,8 +314,9 @@ class Actions:
         source, eyes = None, login.reading_token(token, public=self.studio.public)
         named = ((adapter, weight), (adapter_2, weight_2), (adapter_3, weight_3))
         added = {"scale": scale, "adapters": [(name, much) for name, much in named if name]}
+        client = address_of(request) if request else ""
         for opened in drawing.as_it_happens(
-            lambda tell: tell(models.open_model(self.studio, owner, model, which, eyes, **added))
+            lambda tell: tell(models.open_model(self.studio, owner, model, which, eyes, client=client, **added))
         ):
             source = opened or source
             if source is None:
@@ -323,6 +325,7 @@ class Actions:
         orders = drawing.orders(source.weights, prompt, seed, count)
         progress, items, problems = Progress(len(orders)), [], []
         for news in drawing.paint(orders, sampling, negative_prompt or "", safety_checker or self.studio.public):
+            models.keep_in_cache(source.weights)
             for picture in news if isinstance(news, list) else ():
                 if picture.problem:
                     problems.append((f"seed {picture.seed}", picture.problem))

@@ -78,8 +78,8 @@ class StudioSettings(BaseModel):
         "the oldest likewise (three of the toybox's take 1; one of Stable Diffusion 1.5 takes 40 in full)"
     )  # fmt: skip
     disk_gb: float | None = _on_a_public_space(
-        20, "gigabytes of all runs and uploads; above it the oldest runs of whoever holds most make room, none younger "
-        "than a day for another visitor (a Space has 50 in all)"
+        20, "gigabytes of all runs; above it the oldest of whoever holds most make room, none younger than a day for "
+        "another visitor (a Space has 50 in all)"
     )  # fmt: skip
     max_waiting: int | None = _on_a_public_space(
         3, "runs of each visitor that wait or train: three, since training all ways takes three"
@@ -98,6 +98,11 @@ class StudioSettings(BaseModel):
     max_class_images: int | None = _on_a_public_space(
         600, "class images of a run, for all its class prompts: the paper's 200 for each of two classes and for both"
     )
+
+    class_images_gb: float | None = _on_a_public_space(
+        4, "gigabytes of class images, which runs share; above it those go that were used longest ago, but none of a "
+        "run that waits or trains (a run's 600 of 512 pixels take 0.3)"
+    )  # fmt: skip
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> StudioSettings:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import html
 import json
+import math
 import os
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -52,7 +55,48 @@ MAX_SCALE = 1.5
 UNSCALED = ("full", "textual_inversion")
 """Methods whose models are whole or not at all: a whole pipeline, a word that is there or not."""
 
-_FETCHING = threading.Semaphore()
+IN_USE = 600.0
+"""Seconds since its last use for which a visitors' model is not removed; a drawing says all the time that it uses
+one."""
+
+AN_HOUR = 6
+"""Different models of the Hub that one address may have fetched for it within an hour: three adapters and their base
+models."""
+
+
+class _Fetching:
+    """One download for strangers at a time, and so many for each address."""
+
+    def __init__(self) -> None:
+        self._busy = threading.Semaphore()
+        self._asked: dict[str, dict[tuple[str, str | None], float]] = {}
+
+    @contextlib.contextmanager
+    def of(self, client: str, repo_id: str, revision: str | None) -> Iterator[None]:
+        """Raises `RunError` while another one is fetched, and where this client has had its share."""
+        if not self._busy.acquire(blocking=False):
+            raise RunError("Another model is being fetched for a visitor.", "Try again in a few minutes.")
+        try:
+            if client:  # empty: no request, so nobody's
+                self._count(client, (repo_id, revision))
+            yield
+        finally:
+            self._busy.release()
+
+    def _count(self, client: str, wanted: tuple[str, str | None]) -> None:
+        now = time.monotonic()
+        recent = {who: {what: at for what, at in asked.items() if now - at < 3600}
+                  for who, asked in self._asked.items()}  # fmt: skip
+        self._asked = {who: asked for who, asked in recent.items() if asked}
+        own = self._asked.setdefault(client, {})
+        if wanted not in own and len(own) >= AN_HOUR:
+            minutes = math.ceil((min(own.values()) + 3600 - now) / 60)
+            raise RunError(f"{AN_HOUR} models were fetched for your address within the hour.",
+                           f"Draw with one of them, or come back in {minutes} min.")  # fmt: skip
+        own[wanted] = now
+
+
+_FETCHING = _Fetching()
 
 
 @dataclass(frozen=True)
@@ -81,14 +125,14 @@ def unread(weights: Weights, prompts: Sequence[str]) -> str:
 
 def open_model(
     studio: Studio, owner: str, name: str, which: Which = "last", token: Token = False, *, scale: float = 1.0,
-    adapters: Sequence[tuple[str, float]] = (),
+    adapters: Sequence[tuple[str, float]] = (), client: str = "",
 ) -> Model:  # fmt: skip
     """The model that a visitor names: a base model on offer, a run of theirs, or a Hub repo, downloaded if need be.
 
     `which` is heeded where a run, or one on top, has two. A repo is OWNER/NAME or OWNER/NAME@REVISION; the Hub is asked
     each time whether `token` may read it. A path of the server is none of these. An adapter takes part with `scale`; on
-    top come `adapters`, each the id of a run of the visitor's and its weight. Raises `ConfigError`, `RunError`,
-    `ModelError` or `HubError`.
+    top come `adapters`, each the id of a run of the visitor's and its weight. `client` is the address that asks. Raises
+    `ConfigError`, `RunError`, `ModelError` or `HubError`.
     """
     name = called = name.strip() if isinstance(name, str) else ""
     if not name:
@@ -97,7 +141,7 @@ def open_model(
         wanted = studio.model(name)
         model = Model(name, Weights(str(fetch_model(wanted))), base_sampling(wanted))
     elif "/" in name:
-        model = _open_from_hub(studio, name, token)
+        model = _open_from_hub(studio, name, token, client)
     else:
         run = studio.own_run(owner, name)
         weights = weights_of(run, which)
@@ -108,11 +152,11 @@ def open_model(
     return replace(model, weights=weights, which=which if stacked else model.which)
 
 
-def _open_from_hub(studio: Studio, name: str, token: Token) -> Model:
+def _open_from_hub(studio: Studio, name: str, token: Token, client: str) -> Model:
     repo_id, _, revision = name.partition("@")
-    fetch = _fetch_for_stranger if studio.public else fetch_from_hub
+    fetch = functools.partial(_fetch_for_stranger, client) if studio.public else fetch_from_hub
     folder = fetch(repo_id, revision or None, token=token, adapters=True)
-    base = _base_of(studio, folder, token) if is_adapter(folder) else None
+    base = _base_of(studio, folder, token, client) if is_adapter(folder) else None
     if studio.public and not (brings_safety_checker(base or folder) or is_built_as_toybox(base or folder)):
         raise ModelError(
             f"{name} has no safety checker, without which a public studio draws with no stranger's model.",
@@ -122,13 +166,13 @@ def _open_from_hub(studio: Studio, name: str, token: Token) -> Model:
     return Model(name, Weights(str(folder), str(base or "")), settings.drawing if settings else SamplingConfig())
 
 
-def _base_of(studio: Studio, adapter: Path, token: Token) -> Path:
+def _base_of(studio: Studio, adapter: Path, token: Token, client: str) -> Path:
     """The folder of a Hub adapter's base model: one on offer here is taken as it is, any other fetched for `token`."""
     facts = read_adapter(adapter)
     if facts.base_model in studio.base_models and facts.revision is None:
         return fetch_model(studio.model(facts.base_model))
     if studio.public and facts.base_model != TOYBOX:
-        return _fetch_for_stranger(facts.base_model, facts.revision, token)
+        return _fetch_for_stranger(client, facts.base_model, facts.revision, token=token)
     return fetch_base(facts, token=token)
 
 
@@ -168,25 +212,33 @@ def _checked_weight(weight: object) -> float:
     raise ConfigError(f"{weight!r:.30} is no strength of an adapter.", f"Give a number from 0 to {MAX_SCALE}.")
 
 
-def _fetch_for_stranger(repo_id: str, revision: str | None, token: Token, adapters: bool = False) -> Path:
+def _fetch_for_stranger(
+    client: str, repo_id: str, revision: str | None, *, token: Token, adapters: bool = False
+) -> Path:
     """A Hub model for a visitor of a public studio: one download at a time, and not above `MAX_MODEL`.
 
-    Where the disk has too little room, those that visitors asked for longest ago are removed.
+    Where the disk has too little room, those that visitors asked for longest ago are removed, but none in use.
     """
-    if not _FETCHING.acquire(blocking=False):
-        raise RunError("Another model is being fetched for a visitor.", "Try again in a few minutes.")
-    try:
+    with _FETCHING.of(client, repo_id, revision):
         cache = visitors_cache()
-        old = sorted(cache.glob("models--*"), key=lambda repo: repo.stat().st_mtime)
+        used = {repo: repo.stat().st_mtime for repo in cache.glob("models--*")}
+        old = sorted((repo for repo in used if time.time() - used[repo] > IN_USE), key=used.__getitem__)
         while _free(cache) < ROOM_FOR_A_MODEL:
             if not old:
-                raise RunError("The studio's disk has no room for another model.", "Take one from the list.")
+                raise RunError("The studio's disk has no room for another model now.",
+                               "Take one from the list, or try again in a quarter of an hour.")  # fmt: skip
             shutil.rmtree(old.pop(0), ignore_errors=True)
         folder = fetch_from_hub(repo_id, revision, token=token, max_bytes=MAX_MODEL, adapters=adapters)
         os.utime(folder.parents[1])
         return folder
-    finally:
-        _FETCHING.release()
+
+
+def keep_in_cache(weights: Weights) -> None:
+    """Say that visitors' models are in use, so that none is removed while it is drawn with."""
+    for repo in {parent for folder in weights.folders for parent in Path(folder).parents}:
+        if repo.parent == visitors_cache():
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(repo)
 
 
 def _free(folder: Path) -> int:

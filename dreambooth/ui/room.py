@@ -74,10 +74,10 @@ def promised(run: Run) -> int:
         return 0
 
 
-def plan(held: Sequence[Held], mark: str, coming: int, new: int, settings: StudioSettings, others: int = 0) -> Plan:
+def plan(held: Sequence[Held], mark: str, coming: int, new: int, settings: StudioSettings) -> Plan:
     """What makes room for `coming` bytes and `new` runs of the visitor whose runs bear `mark`.
 
-    `held` are all runs, oldest first, and `others` the bytes of what else shares their disk space.
+    `held` are all runs, oldest first.
     """
     found, own = Plan(), [one for one in held if one.mark == mark]
     if settings.max_runs is not None and (excess := len(own) + new - settings.max_runs) > 0:
@@ -96,7 +96,7 @@ def plan(held: Sequence[Held], mark: str, coming: int, new: int, settings: Studi
                 "Wait until those that train have ended, or delete one that you no longer need.",
             )
     if settings.disk_gb is not None:
-        excess = sum(one.size for one in found.left(held)) + coming + others - settings.disk_gb * 1e9
+        excess = sum(one.size for one in found.left(held)) + coming - settings.disk_gb * 1e9
         excess = found.free(excess, own)
         while excess > 0 and (oldest := _oldest_of_whoever_holds_most(found.left(held), mark)):
             excess = found.free(excess, [oldest])

@@ -24,7 +24,7 @@ from typing import Literal, get_args
 import gradio as gr
 from PIL import Image
 
-from dreambooth import events
+from dreambooth import events, prior
 from dreambooth.config import TOYBOX, Config, load_preset, which_model
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.families import family_of
@@ -501,6 +501,21 @@ class Studio:
                 shutil.rmtree(ended.path / "checkpoints", ignore_errors=True)  # three times its model, never resumed
             for one in self._plan(_mark_of(ended.path), 0, 0, [ended]).doomed:
                 one.run.delete()
+        self.trim_class_images()
+
+    def trim_class_images(self) -> None:
+        """Keep all class images within their limit, and those that a run uses, or will when its turn comes."""
+        if self.settings.class_images_gb is None:
+            return
+        moving = [run.config for run in list_runs(self.root) if _is_readable(run) and run.moving]
+
+        def in_use(key: dict) -> bool:
+            return any(
+                key.get("class_prompt") in config.class_prompts and key.get("seed") == config.seed
+                for config in moving if config.prior.active
+            )  # fmt: skip
+
+        prior.trim(self.settings.class_images_gb * 1e9, in_use)
 
     def _is_removable(self, run: Run) -> bool:
         """Whether clean-up may take it: made here, not published or on its way there, neither waiting nor training."""

@@ -12,11 +12,34 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from dreambooth.config import SamplingConfig
-from dreambooth.ui import drawing
+from dreambooth.ui import drawing, models
 from dreambooth.ui.drawing import Order, Progress, Step, Weights, as_it_happens, paint
+from dreambooth.ui.generate import Actions as Generate
 from tests.ui import studios
 
 QUICK = SamplingConfig(steps=3)
+
+
+# ---- The pencil
+
+
+def test_models_are_got_while_another_draws(gallery: gr.Gallery, studio, monkeypatch: pytest.MonkeyPatch):
+    """Whoever waits for a download waits without the pencil, and who has it draws."""
+    fetching, fetched = threading.Event(), threading.Event()
+
+    def open_model(*_: object, **__: object) -> models.Model:
+        fetching.set()
+        fetched.wait(60)
+        return models.Model("tiny-sd", Weights(studio.model("tiny-sd")), QUICK)
+
+    monkeypatch.setattr(models, "open_model", open_model)
+    slow = Generate(studio, gallery).generate(studios.ANNA, "owner/slow", "a dog", "", 2, 3.0, 0, 1)
+    next(slow)
+    assert fetching.wait(60)
+    quick = paint([Order(Weights(studio.model("tiny-sd")), "a dog", 0, 1)], QUICK, "", False)
+    assert any(isinstance(news, list) for news in quick), "it draws meanwhile"
+    fetched.set()
+    assert [*slow][-1][0]
 
 
 # ---- Watching and stopping

@@ -246,6 +246,44 @@ def test_where_the_disk_is_full_the_models_go_that_visitors_asked_for_longest_ag
     assert (owners / "model_index.json").is_file()
 
 
+@pytest.mark.attack
+def test_a_model_that_is_drawn_with_stays_while_others_are_fetched(
+    tmp_path: Path, tiny_model: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+):
+    public = studios.studio(tmp_path / "runs", tiny_model, public=True)
+    monkeypatch.setattr(models, "is_built_as_toybox", lambda folder: True)
+    monkeypatch.setattr(models, "ROOM_FOR_A_MODEL", 0)
+    for name in "abc":
+        hub.add_repo(f"owner/{name}", tiny_model)
+    drawn, idle = (open_model(public, ANNA, f"owner/{name}").weights for name in "ab")
+    for weights in (drawn, idle):
+        os.utime(Path(weights.folder).parents[1], (0, 0))
+    models.keep_in_cache(drawn)
+    models.keep_in_cache(models.Weights(str(tiny_model)))
+    monkeypatch.setattr(models, "ROOM_FOR_A_MODEL", 2)
+    monkeypatch.setattr(models, "_free", lambda cache: 3 - len(list(cache.glob("models--*"))))
+    open_model(public, ANNA, "owner/c")
+    assert Path(drawn.folder).exists()
+    assert not Path(idle.folder).exists()
+
+
+@pytest.mark.attack
+def test_an_address_has_so_many_models_fetched_an_hour(
+    tmp_path: Path, tiny_model: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+):
+    public = studios.studio(tmp_path / "runs", tiny_model, public=True)
+    monkeypatch.setattr(models, "is_built_as_toybox", lambda folder: True)
+    monkeypatch.setattr(models, "ROOM_FOR_A_MODEL", 0)
+    monkeypatch.setattr(models, "AN_HOUR", 2)
+    for name in "abc":
+        hub.add_repo(f"owner/{name}", tiny_model)
+    for name in "abba":
+        assert open_model(public, ANNA, f"owner/{name}", client="203.0.113.1")
+    with pytest.raises(RunError, match=r"2 models were fetched for your address within the hour.*in \d\d min"):
+        open_model(public, ANNA, "owner/c", client="203.0.113.1")
+    assert open_model(public, BERT, "owner/c", client="203.0.113.2")
+
+
 def test_the_toybox_with_other_weights_is_drawn_with_unchecked_and_nothing_that_is_larger(tmp_path: Path, tiny_model):
     assert models.is_built_as_toybox(TOYBOX_FOLDER)
     assert not models.is_built_as_toybox(tiny_model)
