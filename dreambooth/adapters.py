@@ -121,7 +121,7 @@ def load_model(
     *,
     scale: float = 1.0,
     adapters: Sequence[tuple[Path, float]] = (),
-    safety_checker: bool = False,
+    safety_checker: bool | Path = False,
     token: Token = None,
 ) -> tuple[DiffusionPipeline, Family]:
     """Load a pipeline's folder, or an adapter's with `scale` of it on its base model, whose folder is `base` if known.

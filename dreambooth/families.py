@@ -230,8 +230,9 @@ def what_helps(place: Path, error: Exception | None = None) -> str:
 
 
 @one_model_at_a_time
-def load_pipeline(folder: Path, *, safety_checker: bool = False) -> tuple[DiffusionPipeline, Family]:
-    """Load the pipeline in `folder` on the CPU in float32; with its safety checker, where it has one, only if asked.
+def load_pipeline(folder: Path, *, safety_checker: bool | Path = False) -> tuple[DiffusionPipeline, Family]:
+    """Load the pipeline in `folder` on the CPU in float32; with its safety checker, where it has one, only if asked, or
+    with the one in the folder `safety_checker`.
 
     It may be anybody's: nothing outside the folder is read, no class is made that `architectures` does not know, and no
     more memory taken than its weights need. Raises `ModelError` where files are missing or damaged, for other
@@ -239,13 +240,13 @@ def load_pipeline(folder: Path, *, safety_checker: bool = False) -> tuple[Diffus
     """
     family = family_of(folder)
     dropped: dict[str, Any] = {"image_encoder": None}  # of IP-Adapters alone
-    if not (safety_checker and _brings_safety_checker(folder)):
-        dropped |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    _check_parts(folder, family, () if "safety_checker" in dropped else ("safety_checker", "feature_extractor"))
+    own_checker = safety_checker and not isinstance(safety_checker, Path) and _brings_safety_checker(folder)
+    _check_parts(folder, family, ("safety_checker", "feature_extractor") if own_checker else ())
+    checker = folder / "safety_checker" if own_checker else safety_checker
+    dropped |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     try:
-        if "safety_checker" not in dropped:
-            checker, extractor = load_safety_checker(folder / "safety_checker")
-            dropped |= {"safety_checker": checker, "feature_extractor": extractor}
+        if isinstance(checker, Path):
+            dropped["safety_checker"], dropped["feature_extractor"] = load_safety_checker(checker)
         own = {name: _load_text_encoder(folder, name) for name in family.text_encoders}
         for name, encoder in zip(family.tokenizers, family.text_encoders, strict=True):
             own[name] = _load_tokenizer(folder, name, own[encoder].config)

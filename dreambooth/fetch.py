@@ -47,6 +47,12 @@ MAX_FILES = 20_000
 MAX_HEADER = 2**20
 """Bytes of the header of an adapter's weights; DoRA of every layer of Stable Diffusion 1.5 has 125,000."""
 
+SAFETY_CHECKER = "CompVis/stable-diffusion-safety-checker"
+"""The safety checker that came with Stable Diffusion."""
+SAFETY_COMMIT = "cb41f3a270d63d454d385fc2e4f571c487c253c5"
+"""Its revision: the one that others pin, too; its `pytorch_model.bin` has 1,216,067,303 bytes."""
+_SAFETY_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
+
 DOWNLOADS = 8
 """Small files fetched at a time. Source: the Hub client's own default."""
 
@@ -175,6 +181,18 @@ def fetch_from_hub(
             with suppress(LocalEntryNotFoundError):  # out of the Hub's reach a model is one without them, too
                 get(allow_patterns=about)
         return index.parent
+
+
+def fetch_safety_checker() -> Path:
+    """The local folder of the safety checker that looks at what strangers' models draw, downloaded if need be, with
+    nobody's token; raises as `fetch_model` does."""
+    get = partial(snapshot_download, SAFETY_CHECKER, revision=SAFETY_COMMIT, token=False, allow_patterns=_SAFETY_FILES)
+    with suppress(LocalEntryNotFoundError):
+        folder = Path(get(local_files_only=True))
+        if (folder / _SAFETY_FILES[0]).is_file() and any((folder / name).is_file() for name in _SAFETY_FILES[1:]):
+            return folder
+    with download_told(SAFETY_CHECKER, SAFETY_COMMIT, False, "a safety checker"):
+        return Path(get())
 
 
 def _check_id(repo_id: str) -> None:

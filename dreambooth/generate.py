@@ -127,7 +127,7 @@ def open_source(
     revision: str | None = None,
     device: torch.device | None = None,
     *,
-    safety_checker: bool = True,
+    safety_checker: bool | Path = True,
     which: Which = "last",
     token: Token = None,
     base: Path | None = None,
@@ -140,9 +140,10 @@ def open_source(
     An adapter takes part with `scale`, on its base model, whose folder is `base` if known, and on top come further
     `adapters`, each a run (`which` of its models, too), a folder or a Hub id, and its weight. A model that was
     published as a run's is sampled as that run was. Where the model has a safety checker, it looks at every picture
-    unless `safety_checker` is off. It draws in `precision` (auto, no, bf16 or fp16), if given, else as its sampling
-    settings say. Raises `RunError` for a run without a finished model, `ConfigError` for damaged
-    settings and for what is no adapter, else what `fetch_model` and `load_model` raise.
+    unless `safety_checker` is off; the one in the folder `safety_checker`, if that is given, looks in its place. It
+    draws in `precision` (auto, no, bf16 or fp16), if given, else as its sampling settings say. Raises `RunError` for a
+    run without a finished model, `ConfigError` for damaged settings and for what is no adapter, else what `fetch_model`
+    and `load_model` raise.
     """
     found = find_model(source, revision, which, token=token, base=base)
     stacked, names = [], []

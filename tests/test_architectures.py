@@ -253,12 +253,14 @@ def test_a_tokenizer_gives_no_token_that_its_encoder_has_no_row_for(tiny_model, 
 # ---- Safety checkers
 
 
-def safety_checker(folder: Path, **vision: int) -> Path:
-    """A tiny safety checker of random weights."""
+def safety_checker(folder: Path, thresholds: float = 9.0, **vision: int) -> Path:
+    """A tiny safety checker of random weights; above what thresholds a picture is flagged decides."""
     torch.manual_seed(0)
     sides = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
              "image_size": 32, "patch_size": 16} | vision  # fmt: skip
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=sides, projection_dim=8))
+    checker.concept_embeds_weights.data.fill_(thresholds)
+    checker.special_care_embeds_weights.data.fill_(thresholds)
     checker.save_pretrained(folder)
     return folder
 

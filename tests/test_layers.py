@@ -9,7 +9,7 @@ LAYERS = [
     {"photos", "captions", "coach", "objectives", "machine", "cores", "metrics", "prompts"},
     {"hub", "architectures", "families", "fetch", "adapters", "kohya", "methods", "tokens", "checkpoints", "encoders"},
     {"generate", "prior", "packs", "dataset", "rehearsal", "preflight", "monitor", "train", "evaluate", "reports"},
-    {"runs", "subjects", "merge"},
+    {"runs", "subjects", "merge", "apart"},
     {"study", "publish", "card", "published"},
     {"cli", "__main__", "ui"},
 ]

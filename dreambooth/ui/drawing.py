@@ -1,7 +1,8 @@
 """How the page draws: one drawing at a time, told step by step, stopped between any two steps.
 
 Pictures are drawn in a thread of their own, since a pipeline can't be paused between its steps; on ZeroGPU that thread
-is in a process of its own, which has the GPU for as long as `gpu_seconds` says.
+is in a process of its own, which has the GPU for as long as `gpu_seconds` says. Strangers' models draw in a child
+process (`dreambooth.apart`).
 """
 
 from __future__ import annotations
@@ -15,14 +16,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import gradio as gr
-import torch
 
+from dreambooth.apart import Child, News, Order, Step, Weights, draw
 from dreambooth.config import SamplingConfig
-from dreambooth.generate import Picture, Source, generate, open_source
-from dreambooth.machine import available_memory, resolve_device
 from dreambooth.ui.lines import DRAWING
 from dreambooth.ui.report import duration
 from dreambooth.ui.studio import QUIET, gpu_is_lent, in_plain_words
@@ -48,45 +47,6 @@ T = TypeVar("T")
 
 
 # ---------------------------------------------------------------------------------------------------------- drawing
-
-
-class Weights(NamedTuple):
-    """What is loaded to draw with: folders of this machine, and how much of adapters takes part."""
-
-    folder: str
-    """A pipeline's, or an adapter's."""
-    base: str = ""
-    """The adapter's base model."""
-    scale: float = 1.0
-    """How much of the adapter takes part."""
-    adapters: tuple[tuple[str, float], ...] = ()
-    """Further adapters of the same base model, each with its weight."""
-
-    @property
-    def folders(self) -> tuple[str, ...]:
-        """All that is read."""
-        return tuple(filter(None, (self.folder, self.base, *(folder for folder, _ in self.adapters))))
-
-
-class Order(NamedTuple):
-    """A batch of pictures of one prompt, in plain values, since another process may draw it."""
-
-    weights: Weights
-    prompt: str
-    seed: int
-    """Of the first picture; the next ones count on from it."""
-    count: int
-
-
-class Step(NamedTuple):
-    """So many denoising steps of the order at hand are done; 0 while its model is loaded."""
-
-    done: int
-    total: int
-
-
-News = Step | list[Picture] | None
-"""What `paint` tells; nothing where nothing happened for a while."""
 
 
 def orders(weights: Weights, prompt: str, seed: int, count: int) -> list[Order]:
@@ -161,42 +121,18 @@ def paint(
 ) -> Iterator[News]:
     """Draw the orders one after the other; of each come its steps, then its pictures."""
 
+    # On ZeroGPU this is a process of its own already, which may have no children and ends when its time is over.
+    child = Child() if any(order.weights.stranger for order in orders) and not gpu_is_lent() else None
+
     def work(tell: Callable[[News], None]) -> None:
         with PENCIL:
-            device = resolve_device("auto")
-            keep = _fit({order.weights for order in orders}, device)  # beside a training, in what that leaves
-            opened: dict[Weights, Source] = {}
-            for order in orders:
-                tell(Step(0, sampling.steps))
-                if order.weights not in opened:
-                    if not keep:
-                        opened.clear()
-                    opened[order.weights] = _open(order.weights, device, safety_checker, sampling.precision)
-                source = opened[order.weights]
-                batches = generate(
-                    source, [order.prompt], num_images=order.count, seed=order.seed, sampling=sampling,
-                    negative_prompt=negative_prompt, on_step=lambda done, total: tell(Step(done, total)),
-                    batch_size=source.batch_that_fits(order.count, "Pictures", sampling),
-                )  # fmt: skip
-                tell([picture for batch in batches for picture in batch])
+            (child.draw if child else draw)(orders, sampling, negative_prompt, safety_checker, tell)
 
-    yield from as_it_happens(work)
-
-
-def _open(weights: Weights, device: torch.device, safety_checker: bool, precision: str) -> Source:
-    base = Path(weights.base) if weights.base else None
-    return open_source(
-        weights.folder, device=device, base=base, scale=weights.scale, adapters=weights.adapters,
-        safety_checker=safety_checker, precision=precision,
-    )  # fmt: skip
-
-
-def _fit(models: set[Weights], device: torch.device) -> bool:
-    """Whether all these models can be open at once, beside what trainings here were promised: files may hold 16 bits a
-    weight where memory holds 32."""
-    files = [path for model in models for folder in model.folders for path in Path(folder).rglob("*")]
-    held = sum(path.stat().st_size for path in files if path.suffix in (".safetensors", ".bin"))
-    return 2 * held < available_memory(device)
+    try:
+        yield from as_it_happens(work)
+    finally:
+        if child:
+            child.end()
 
 
 # --------------------------------------------------------------------------------------------------------- the page

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import html
-import json
 import math
 import os
 import shutil
@@ -23,9 +22,16 @@ from dreambooth import generate
 from dreambooth.adapters import fetch_base, is_adapter, is_model, read_adapter, read_step
 from dreambooth.architectures import facts
 from dreambooth.config import LEARNS_WORD, TOYBOX, Config, SamplingConfig, load_preset
-from dreambooth.errors import ConfigError, ModelError, RunError
-from dreambooth.families import SAFETY_CHECKER
-from dreambooth.fetch import TOYBOX_FOLDER, fetch_from_hub, fetch_model, fingerprint
+from dreambooth.errors import ConfigError, DreamBoothError, ModelError, RunError
+from dreambooth.families import check_architecture, family_of
+from dreambooth.fetch import (
+    SAFETY_CHECKER,
+    TOYBOX_FOLDER,
+    fetch_from_hub,
+    fetch_model,
+    fetch_safety_checker,
+    fingerprint,
+)
 from dreambooth.generate import Which
 from dreambooth.hub import Token, visitors_cache
 from dreambooth.methods import get_method
@@ -157,13 +163,27 @@ def _open_from_hub(studio: Studio, name: str, token: Token, client: str) -> Mode
     fetch = functools.partial(_fetch_for_stranger, client) if studio.public else fetch_from_hub
     folder = fetch(repo_id, revision or None, token=token, adapters=True)
     base = _base_of(studio, folder, token, client) if is_adapter(folder) else None
-    if studio.public and not (brings_safety_checker(base or folder) or is_built_as_toybox(base or folder)):
-        raise ModelError(
-            f"{name} has no safety checker, without which a public studio draws with no stranger's model.",
-            "Choose one that has, or run the studio on a computer of your own.",
-        )
+    check_architecture(base or folder, family_of(base or folder))
+    weights = Weights(str(folder), str(base or ""))
+    if studio.public:
+        weights = weights._replace(stranger=True, checker=_checker_for(base or folder, name))
     settings = generate.published_settings(folder)
-    return Model(name, Weights(str(folder), str(base or "")), settings.drawing if settings else SamplingConfig())
+    return Model(name, weights, settings.drawing if settings else SamplingConfig())
+
+
+def _checker_for(pipeline: Path, name: str) -> str:
+    """The folder of the safety checker that looks at what a stranger's pipeline draws on a public studio, whatever one
+    it brings itself; none for the toybox. Raises `ModelError` where it can't be had."""
+    if is_built_as_toybox(pipeline):
+        return ""
+    try:
+        return str(fetch_safety_checker())
+    except DreamBoothError as error:
+        raise ModelError(
+            f"{name} can't be drawn with: without {SAFETY_CHECKER}, which can't be had now ({error.message}), a public "
+            "studio draws with no stranger's model.",
+            "Choose one from the list, or run the studio on a computer of your own.",
+        ) from None
 
 
 def _base_of(studio: Studio, adapter: Path, token: Token, client: str) -> Path:
@@ -244,11 +264,6 @@ def keep_in_cache(weights: Weights) -> None:
 def _free(folder: Path) -> int:
     """Bytes free on the disk that `folder` is on, or will be."""
     return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
-
-
-def brings_safety_checker(folder: Path) -> bool:
-    """Whether a pipeline has the one that this program knows, as its `model_index.json` says."""
-    return json.loads((folder / "model_index.json").read_bytes()).get("safety_checker") == SAFETY_CHECKER
 
 
 def is_built_as_toybox(folder: Path) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, expect
 
+from dreambooth import apart
 from dreambooth.config import SamplingConfig
 from dreambooth.ui import drawing, models
 from dreambooth.ui.drawing import Order, Progress, Step, Weights, as_it_happens, paint
@@ -104,12 +105,40 @@ def test_painting_tells_steps_and_pictures_and_stops_between_steps(tiny_model: P
     drawing.PENCIL.release()
 
 
+@pytest.mark.attack
+def test_strangers_models_draw_apart_but_where_a_gpu_is_lent(tiny_model: Path, monkeypatch):
+    begun, ended, told = [], threading.Event(), threading.Event()
+
+    class Child:
+        def draw(self, orders, *settings):
+            begun.append(orders)
+            settings[-1](Step(0, 3))
+            told.wait(60)
+
+        def end(self):
+            ended.set()
+            told.set()
+
+    own, strangers = Weights(str(tiny_model)), Weights(str(tiny_model), stranger=True)
+    monkeypatch.setattr(drawing, "Child", Child)
+    orders = [Order(own, "a dog", 7, 1), Order(strangers, "a dog", 7, 1)]
+    painting = paint(orders, QUICK, "", True)
+    assert next(painting) == Step(0, 3)
+    assert begun == [orders]
+    painting.close()
+    assert ended.is_set(), "Stop ends the child"
+    monkeypatch.setattr(drawing, "Child", None)
+    assert list(paint(orders[:1], QUICK, "", True))
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert list(paint(orders[1:], QUICK, "", True))
+
+
 def test_models_that_do_not_fit_together_are_opened_one_after_the_other(tiny_model: Path, tmp_path: Path, monkeypatch):
     orders = [
         Order(Weights(str(tiny_model)), "a dog", 0, 1),
         Order(Weights(f"{tiny_model.resolve()}/."), "a dog", 0, 1),
     ]
-    monkeypatch.setattr(drawing, "available_memory", lambda device: 1)
+    monkeypatch.setattr(apart, "available_memory", lambda device: 1)
     drawn = [told for told in paint(orders, QUICK, "", True) if isinstance(told, list)]
     assert drawn[0][0].image.tobytes() == drawn[1][0].image.tobytes()
 
@@ -138,8 +167,8 @@ def test_what_is_loaded_is_counted(tiny_model: Path, tmp_path: Path, monkeypatch
     model = Weights(str(tmp_path), str(tiny_model), adapters=((str(tmp_path), 1.0),))
     base = sum(path.stat().st_size for path in tiny_model.rglob("*.safetensors"))
     for free, fits in ((2 * (base + 200) + 1, True), (2 * (base + 200), False)):
-        monkeypatch.setattr(drawing, "available_memory", lambda device, free=free: free)
-        assert drawing._fit({model}, "cpu") is fits
+        monkeypatch.setattr(apart, "available_memory", lambda device, free=free: free)
+        assert apart.fits({model}, "cpu") is fits
 
 
 def test_an_error_while_painting_is_a_sentence(tmp_path: Path):

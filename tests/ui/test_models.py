@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth import events
+from dreambooth import events, fetch
 from dreambooth.config import SamplingConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, RunError
 from dreambooth.fetch import TOYBOX_FOLDER, fetch_from_hub
@@ -19,6 +19,7 @@ from dreambooth.ui.models import open_model
 from dreambooth.ui.studio import Studio
 from tests import tiny
 from tests.hub import LoopbackHub
+from tests.test_architectures import safety_checker
 from tests.ui import studios
 from tests.ui.studios import ANNA, BERT
 
@@ -129,7 +130,7 @@ def test_an_adapter_of_the_hub_is_opened_with_the_base_model_that_it_names(
 
     monkeypatch.setattr(models, "ROOM_FOR_A_MODEL", 0)
     public = studios.studio(studio.root, tiny_model, public=True)
-    with pytest.raises(ModelError, match="owner/there has no safety checker"):
+    with pytest.raises(ModelError, match=r"owner/there can't be drawn with: without CompVis"):
         open_model(public, ANNA, "owner/there")
     monkeypatch.setattr(models, "is_built_as_toybox", lambda folder: folder.parents[1].name == "models--owner--base")
     assert open_model(public, ANNA, "owner/there").weights.base
@@ -202,14 +203,65 @@ def test_a_private_model_is_for_who_may_read_it_also_once_it_was_fetched(
                 open_model(studio, BERT, "anna/mug", token=other)
 
 
-def test_a_public_studio_draws_with_no_strangers_model_without_a_safety_checker(
+@pytest.fixture
+def checker(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The safety checker's repo on the tests' Hub; its commit there is taken for the pinned one."""
+    repo = hub.add_repo(fetch.SAFETY_CHECKER, safety_checker(tmp_path / "checker"))
+    monkeypatch.setattr(fetch, "SAFETY_COMMIT", repo.commits[-1].oid)
+    return repo.commits[-1].oid
+
+
+@pytest.mark.attack
+def test_a_public_studio_looks_at_strangers_pictures_with_a_checker_of_its_own(
+    tmp_path: Path, tiny_model: Path, hub: LoopbackHub, checker: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(models, "ROOM_FOR_A_MODEL", 0)
+    theirs = shutil.copytree(tiny_model, tmp_path / "theirs")
+    safety_checker(theirs / "safety_checker", thresholds=9)
+    index = json.loads((theirs / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (theirs / "model_index.json").write_text(json.dumps(index))
+    for name, folder in (("owner/plain", tiny_model), ("mona/blind", theirs)):
+        hub.add_repo(name, folder)
+        public = studios.studio(tmp_path / "runs", tiny_model, public=True)
+        weights = open_model(public, ANNA, name).weights
+        assert weights.stranger
+        assert Path(weights.checker).name == checker
+        assert (Path(weights.checker) / "config.json").is_file()
+        weights = open_model(studios.studio(tmp_path / "runs", tiny_model), ANNA, name).weights
+        assert (weights.stranger, weights.checker) == (False, ""), "one's own computer"
+    asked = {request.path for request in hub.requests if "safety-checker/resolve" in request.path}
+    assert asked
+    assert all(checker in path for path in asked)
+
+
+@pytest.mark.attack
+def test_a_public_studio_draws_with_no_strangers_model_while_its_checker_can_not_be_had(
     tmp_path: Path, tiny_model: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(models, "ROOM_FOR_A_MODEL", 0)
     hub.add_repo("owner/tiny", tiny_model)
+    hub.add_repo("owner/toybox", TOYBOX_FOLDER)
     public = studios.studio(tmp_path / "runs", tiny_model, public=True)
-    with pytest.raises(ModelError, match="has no safety checker"):
+    with pytest.raises(ModelError, match=r"without CompVis/stable-diffusion-safety-checker, which can't be had now"):
         open_model(public, ANNA, "owner/tiny")
+    weights = open_model(public, ANNA, "owner/toybox").weights
+    assert (weights.stranger, weights.checker) == (True, ""), "so small pictures need none"
+    assert not open_model(public, ANNA, "tiny-sd").weights.stranger, "what the studio offers"
+
+
+@pytest.mark.attack
+def test_a_model_that_is_built_in_another_way_is_refused_where_it_is_named(
+    tmp_path: Path, tiny_model: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(models, "ROOM_FOR_A_MODEL", 0)
+    deep = shutil.copytree(tiny_model, tmp_path / "deep")
+    file = deep / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"transformer_layers_per_block": 400}))
+    hub.add_repo("mona/deep", deep)
+    for public in (True, False):
+        with pytest.raises(ModelError, match="mona/deep can't be loaded: the transformer_layers_per_block of its unet"):
+            open_model(studios.studio(tmp_path / "runs", tiny_model, public=public), ANNA, "mona/deep")
 
 
 def test_a_public_studio_fetches_no_model_that_is_larger_than_such_models_are(
@@ -298,17 +350,6 @@ def test_the_toybox_with_other_weights_is_drawn_with_unchecked_and_nothing_that_
         assert not models.is_built_as_toybox(tmp_path / "toybox")
         unet.write_text("[]")
         assert not models.is_built_as_toybox(tmp_path / "toybox")
-
-
-@pytest.mark.parametrize(("index", "brings"), [
-    ({}, False), ({"safety_checker": [None, None]}, False), ({"safety_checker": None}, False),
-    ({"safety_checker": True}, False), ({"safety_checker": 5}, False), ({"safety_checker": {"a": 1}}, False),
-    ({"safety_checker": ["diffusers", "DDIMScheduler"]}, False),
-    ({"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}, True),
-])  # fmt: skip
-def test_a_safety_checker_is_seen_in_the_models_index(tmp_path: Path, index: dict, brings: bool):
-    (tmp_path / "model_index.json").write_text(json.dumps(index))
-    assert models.brings_safety_checker(tmp_path) is brings
 
 
 def test_a_hub_out_of_reach_is_told(studio: Studio):
