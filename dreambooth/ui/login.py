@@ -25,11 +25,12 @@ def offered() -> bool:
 def for_oneself(*, public: bool) -> bool:
     """Whether who uses the studio is who runs it, whose token is the machine's: not public, and for this machine alone.
 
-    Gradio's own variables say whether others reach it: `GRADIO_SERVER_NAME` and `GRADIO_SHARE`.
+    `GRADIO_SERVER_NAME`, `GRADIO_SHARE` and `DREAMBOOTH_HOSTS` say whether others reach it; without the last the guard
+    lets nobody through who asks for it by another name than this machine's.
     """
     host, shared = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), os.environ.get("GRADIO_SHARE", "")
     within = (host in ("localhost", "::1") or host.startswith("127.")) and shared.lower() != "true"
-    return within and not (public or os.environ.get("SPACE_ID"))
+    return within and not (public or os.environ.get("SPACE_ID") or os.environ.get("DREAMBOOTH_HOSTS", "").strip())
 
 
 def acting_token(token: gr.OAuthToken | None, *, public: bool) -> str:

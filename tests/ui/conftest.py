@@ -13,7 +13,7 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserType, expect, sync_playwright
 
 from dreambooth.ui.studio import Studio
 from tests.ui import studios
@@ -88,13 +88,18 @@ def gallery(tmp_path: Path) -> gr.Gallery:
     return made
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def start_chromium(kind: BrowserType, *flags: str) -> Browser:
+    """The system's own, which asks nobody but the tests."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     assert program, "This test drives a real browser, and there is none: install Chromium (apt-get install chromium)."
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    return kind.launch(executable_path=program, args=[*quiet, "--disable-sync", *flags])
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         expect.set_options(timeout=1000 * SECONDS)
-        opened = playwright.chromium.launch(executable_path=program, args=[*quiet, "--disable-sync"])
+        opened = start_chromium(playwright.chromium)
         yield opened
         opened.close()

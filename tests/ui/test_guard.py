@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import os
 import re
+from collections import namedtuple
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
 from starlette.requests import Request
 
-from dreambooth.ui.guard import VISITOR, Guard, Hosts
+from dreambooth.ui import guard
+from dreambooth.ui.guard import VISITOR, Clients, Guard, Hosts
 from dreambooth.ui.limits import StudioSettings
 from tests.ui.conftest import SECONDS, Served
 
@@ -25,23 +29,28 @@ class Answer:
     body: bytes
     seen: list[Request]
     """What came through to Gradio."""
+    got: bytes
+    """And its body."""
 
 
 def asked(
     method: str = "POST", path: str = "/gradio_api/queue/join", headers: dict | None = None, *, query: str = "",
-    body: bytes = b"{}", hosts: str = "", around: dict | None = None, scheme: str = "http",
+    body: bytes | list[bytes] = b"{}", hosts: str = "", around: dict | None = None, scheme: str = "http",
+    clients: Clients | None = None, client: str = "192.0.2.1",
 ) -> Answer:  # fmt: skip
     """One request to a guard, in front of a server that answers everything, and to any site, as Gradio does."""
-    seen, sent = [], []
+    seen, sent, got = [], [], []
+    coming = [body] if isinstance(body, bytes) else list(body)
 
     async def gradio(scope, receive, send):
         seen.append(Request(scope))
+        got.append(await Request(scope, receive).body())
         allowed = [(b"access-control-allow-origin", b"*"), (b"access-control-allow-credentials", b"true")]
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"x"), *allowed]})
         await send({"type": "http.response.body", "body": b"done"})
 
     async def receive():
-        return {"type": "http.request", "body": body, "more_body": False}
+        return {"type": "http.request", "body": coming.pop(0), "more_body": bool(coming)}
 
     async def send(message):
         sent.append(message)
@@ -50,11 +59,12 @@ def asked(
     given = [(name.encode(), value.encode()) for name, value in (OWN | (headers or {})).items()]
     scope = {
         "type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": given,
-        "scheme": scheme, "client": ("192.0.2.1", 5),
+        "scheme": scheme, "client": (client, 5),
     }  # fmt: skip
-    asyncio.run(Guard(gradio, Hosts(settings, around or {}))(scope, receive, send))
+    counted = clients or Clients(Path(__file__).parent)
+    asyncio.run(Guard(gradio, Hosts(settings, around or {}), counted)(scope, receive, send))
     kept = httpx.Headers(sent[0]["headers"])
-    return Answer(sent[0]["status"], kept, b"".join(part.get("body", b"") for part in sent[1:]), seen)
+    return Answer(sent[0]["status"], kept, b"".join(part.get("body", b"") for part in sent[1:]), seen, b"".join(got))
 
 
 @pytest.mark.parametrize(("host", "around", "hosts", "answered"), [
@@ -105,6 +115,15 @@ def test_nobody_says_https_where_there_is_no_proxy():
     assert seen.headers["x-forwarded-proto"] == "https"
 
 
+FILES = {"content-type": "multipart/form-data; boundary=b"}
+
+
+def multipart(*files: bytes, disposition: str = 'name="files"; filename="a.png"') -> bytes:
+    """An upload of files."""
+    part = f"--b\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode()
+    return b"".join(part + data + b"\r\n" for data in files) + b"--b--\r\n"
+
+
 FOREIGN = [
     {"origin": "https://evil.example"}, {"origin": "null"}, {"origin": "http://localhost:3000"},
     {"origin": "http://evil.localhost:7860"}, {"origin": "file://localhost:7860"}, {"origin": "http://[::"},
@@ -125,7 +144,8 @@ def test_what_another_site_sends_has_no_effect_and_the_pages_own_has(method: str
         assert (got.status, got.seen) == (403, []), headers
         assert not [name for name in got.headers if name.startswith("access-control")]
     for headers in OF_THE_PAGE:
-        got = asked(method, path, headers)
+        files = (method, path) == ("POST", "/gradio_api/upload")
+        got = uploaded(multipart(b"x"), headers) if files else asked(method, path, headers)
         assert (got.status, len(got.seen)) == (200, 1), headers
         assert not [name for name in got.headers if name.startswith("access-control")]
 
@@ -191,6 +211,233 @@ def test_in_the_frame_of_a_space_the_cookie_is_sent_as_well():
         asked("GET", "/", scheme="https"),
     ):
         assert got.headers["set-cookie"].endswith("; Secure; SameSite=None; Partitioned")
+
+
+def test_a_request_has_a_bound_whether_it_tells_its_length_or_not():
+    whole = json.dumps({"data": ["x" * (2**20 - 100)]}).encode()
+    assert asked(body=whole).got == whole
+    assert asked(body=[whole[:1000], whole[1000:], b""]).got == whole
+    for more in (b" " * 2**20 + whole, [b" " * 2**19] * 3 + [whole], [whole, b" " * 200]):
+        got = asked(body=more)
+        assert (got.status, got.seen) == (413, [])
+        assert json.loads(got.body)["detail"] == "A request has at most 1 MB. Send less at a time."
+    assert asked(path="/gradio_api/mcp/", body=b" " * 2**20 + whole).status == 200, "with photos in it"
+    assert asked(path="/gradio_api/mcp/", body=[b" " * 2**20] * 33).status == 413
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/component_server", "/login", "/any/new"])
+def test_only_an_upload_is_a_form(path: str):
+    for kind in ("multipart/form-data; boundary=b", "application/x-www-form-urlencoded"):
+        assert asked(path=path, headers={"content-type": kind}, body=multipart(b"x")).status == 415
+    assert asked(path=path, headers={"content-type": "application/json"}).status == 200
+    assert asked(path=path, body=b"").status == 200
+
+
+def test_json_is_whole_and_no_deeper_than_the_page_needs():
+    def nested(depth: int) -> bytes:
+        return b'{"a":' * (depth // 2) + b"[" * (depth - depth // 2) + b"]" * (depth - depth // 2) + b"}" * (depth // 2)
+
+    assert asked(body=nested(guard.MAX_DEPTH)).status == 200
+    for bad in (nested(guard.MAX_DEPTH + 1), b"[" * 500_000, b'{"a":' * 100_000, b"{", b"\xff\xfe", b"1" * 5000):
+        got = asked(body=bad)
+        assert (got.status, got.seen) == (400, [])
+
+
+def photo(path: str, **more: str) -> dict:
+    return {"image": {"path": path, "meta": {"_type": "gradio.FileData"}} | more, "caption": None}
+
+
+@pytest.mark.parametrize("address", [
+    "https://evil.example/a.png", "HTTP://10.0.0.1/", " http://x", "ftp://x/a", "file:///etc/passwd",
+    "data:image/png,x", "gopher:x", "s3://bucket/x",
+])  # fmt: skip
+@pytest.mark.parametrize("path", [
+    "/gradio_api/queue/join", "/gradio_api/call/check_photos", "/gradio_api/call/v2/check_photos",
+    "/gradio_api/run/check_photos", "/gradio_api/api/check_photos", "/gradio_api/mcp/", "/any/new",
+])  # fmt: skip
+def test_a_photo_is_no_address(path: str, address: str):
+    for body in ({"data": [[photo(address)]]}, {"photos": [[{"deep": photo(address)}]]}, photo(address)):
+        got = asked(path=path, body=json.dumps(body).encode())
+        assert (got.status, got.seen) == (400, [])
+        assert "not an address" in json.loads(got.body)["detail"]
+    twice = json.dumps(photo("/tmp/a.png")).replace('"meta"', f'"path": "{address.strip()}", "path": "/a", "meta"')
+    assert asked(path=path, body=twice.encode()).status == 400
+    seen_at = {} if "mcp" in path else {"url": "http://localhost:7860/gradio_api/file=/tmp/gradio/abc/a.png"}
+    own = photo("/tmp/gradio/abc/a.png", **seen_at)
+    windows = photo("C:\\Users\\anna\\a.png")
+    told = ["a photo, as on https://example.com", "note: a dog"]
+    assert asked(path=path, body=json.dumps({"data": [[own, windows], *told]}).encode()).status == 200
+
+
+def test_nor_in_an_address_of_its_own():
+    inline = photo("/tmp/a.png", url="data:image/png;base64,AAAA")
+    assert asked(body=json.dumps({"data": [inline]}).encode()).status == 400
+    tool = {"params": {"arguments": {"photos": [{"image": "https://evil.example/a.png"}]}}}
+    assert asked(path="/gradio_api/mcp/", body=json.dumps(tool).encode()).status == 400
+    tool["params"]["arguments"]["photos"][0]["image"] = "data:image/png;base64,AAAA"
+    assert asked(path="/gradio_api/mcp/", body=json.dumps(tool).encode()).status == 200
+    for path in (
+        "file=https://evil.example",
+        "file/HTTPS://x",
+        "proxy=https://x.hf.space",
+    ):
+        assert asked("GET", f"/gradio_api/{path}").status == 403
+    assert asked("GET", "/gradio_api/file=/tmp/gradio/abc/a:b.png").status == 200
+
+
+def uploaded(body: bytes | list[bytes], headers: dict | None = None, **more: object) -> Answer:
+    length = str(len(body) if isinstance(body, bytes) else sum(map(len, body)))
+    return asked(
+        path="/gradio_api/upload", headers={"content-length": length} | FILES | (headers or {}), body=body, **more
+    )
+
+
+def test_an_upload_is_of_so_many_files_and_of_files_alone():
+    most = multipart(*[b"x" * 50] * guard.MAX_PARTS)
+    assert uploaded(most).got == most
+    chunks = [most[start : start + 7] for start in range(0, len(most), 7)]
+    assert uploaded(chunks).got == most
+    got = uploaded(multipart(*[b"x" * 50] * (guard.MAX_PARTS + 1)))
+    assert (got.status, got.got) == (413, b"")
+    assert got.body.decode() == "An upload has at most 100 files. Send fewer at a time."
+    assert uploaded(multipart(b"x", disposition='name="files"')).status == 400
+    assert uploaded(multipart(b"x", disposition='name="filename"')).status == 400
+    assert uploaded(b"--c nonsense").status == 400
+    assert uploaded(most, {"content-type": "multipart/form-data"}).status == 415
+    assert uploaded(most, {"content-type": "image/png"}).status == 415
+
+
+def test_an_upload_tells_its_length_which_has_a_bound():
+    assert uploaded(multipart(b"x"), {"content-length": ""}).status == 411
+    assert uploaded(multipart(b"x"), {"content-length": "-1"}).status == 411
+    got = uploaded(multipart(b"x"), {"content-length": str(2**29 + 1)})
+    assert (got.status, got.seen) == (413, [])
+    assert got.body.decode() == "An upload has at most 512 MB. Send fewer photos at a time."
+
+
+@pytest.fixture
+def now() -> list[float]:
+    return [0.0]
+
+
+@pytest.fixture
+def clients(tmp_path: Path, now: list[float]) -> Clients:
+    return Clients(tmp_path, clock=lambda: now[0])
+
+
+def test_one_client_uploads_so_much_an_hour_and_another_may_still(clients, now, monkeypatch):
+    monkeypatch.setattr(guard, "UPLOADS_AN_HOUR", 1000)
+    body = multipart(b"x" * 300)
+    statuses = [uploaded(body, clients=clients).status for _ in range(3)]
+    assert statuses == [200, 200, 429]
+    assert uploaded(body, clients=clients, client="192.0.2.2").status == 200
+    now[0] += 3600
+    assert uploaded(body, clients=clients).status == 200
+
+
+def test_uploads_in_sum_stay_below_a_bound_and_leave_the_disk_its_room(clients, now, tmp_path, monkeypatch):
+    body = multipart(b"x" * 300)
+    monkeypatch.setattr(guard, "MAX_KEPT", 1000)
+    assert [uploaded(body, clients=clients, client=str(n)).status for n in range(3)] == [200, 200, 507]
+    (tmp_path / "abc").mkdir()
+    (tmp_path / "abc" / "kept.png").write_bytes(b"x" * 900)
+    now[0] += 60
+    assert uploaded(body, clients=clients).status == 507
+    os.remove(tmp_path / "abc" / "kept.png")  # as Gradio does after a day
+    now[0] += 60
+    assert uploaded(body, clients=clients).status == 200
+    disk = namedtuple("disk", "total used free")
+    monkeypatch.setattr(guard.shutil, "disk_usage", lambda _: disk(0, 0, guard.MIN_FREE + 100))
+    got = uploaded(body, clients=clients)
+    assert (got.status, got.body.decode()) == (507, "The studio has no room for more photos today. Try again tomorrow.")
+    monkeypatch.setattr(guard.shutil, "disk_usage", lambda _: disk(0, 0, guard.MIN_FREE + 1000))
+    assert uploaded(body, clients=clients).status == 200
+
+
+@pytest.mark.parametrize(("method", "path", "kind"), [
+    ("GET", "/assets/a.js", "read"), ("POST", "/gradio_api/queue/join", "act"), ("GET", "/login/huggingface", "login"),
+])  # fmt: skip
+def test_requests_a_minute_have_a_bound_for_each_client(method, path, kind, clients, now, monkeypatch):
+    assert guard.A_MINUTE[kind] >= {"read": 20 * 3 * 133, "act": 20 * 3 * 60, "login": 20 * 3}[kind], "behind one NAT"
+    monkeypatch.setitem(guard.A_MINUTE, kind, 60)
+    statuses = [asked(method, path, clients=clients).status for _ in range(62)]
+    assert statuses == [200] * 60 + [429] * 2
+    assert asked(method, path, clients=clients, client="192.0.2.2").status == 200
+    assert asked("GET" if kind == "act" else "POST", "/any/new", clients=clients).status == 200, "of another kind"
+    now[0] += 1
+    assert [asked(method, path, clients=clients).status for _ in range(2)] == [200, 429], "one a second comes back"
+    said = asked(clients=clients, method=method, path=path).body.decode()
+    assert "From your address there have been too many requests" in said
+
+
+def test_bytes_a_minute_have_a_bound_as_well(clients, monkeypatch):
+    monkeypatch.setitem(guard.A_MINUTE, "bytes", 1000)
+    body = json.dumps({"data": ["x" * 400]}).encode()
+    assert [asked(body=body, clients=clients).status for _ in range(3)] == [200, 200, 429]
+
+
+def test_open_requests_of_a_client_have_a_bound(clients, monkeypatch):
+    monkeypatch.setattr(guard, "AT_ONCE", 2)
+    with clients.one_more("192.0.2.1"), clients.one_more("192.0.2.1"):
+        assert asked("GET", "/gradio_api/queue/data", clients=clients).status == 429
+        assert asked("GET", "/gradio_api/queue/data", clients=clients, client="192.0.2.2").status == 200
+    assert asked("GET", "/gradio_api/queue/data", clients=clients).status == 200
+    assert not clients._open
+
+
+def test_the_table_of_clients_has_a_bound(clients, monkeypatch):
+    monkeypatch.setattr(guard, "MAX_CLIENTS", 50)
+    for number in range(500):
+        clients.take(str(number), "read")
+    assert len(clients._clients) == 50
+
+
+def counted_as(client: str, forwarded: str = "", around: dict | None = None) -> str:
+    seen = Clients(Path(__file__).parent)
+    asked(client=client, headers={"x-forwarded-for": forwarded} if forwarded else {}, around=around, clients=seen)
+    [name] = seen._clients
+    return name
+
+
+def test_a_client_is_the_address_that_its_own_proxy_saw():
+    assert counted_as("198.51.100.1", "203.0.113.9") == "198.51.100.1", "nobody makes up an address of their own"
+    around = SPACE | {"GRADIO_SERVER_NAME": "0.0.0.0"}
+    assert counted_as("10.0.0.3", "1.1.1.1, 8.8.8.8, 10.0.0.7", around) == "8.8.8.8"
+    assert counted_as("10.0.0.3", "nonsense", around) == "10.0.0.3"
+    assert counted_as("2001:4860:1:2:3:4:5:6") == counted_as("2001:4860:1:2:9:9:9:9") == "2001:4860:1:2::/64"
+
+
+def test_every_answer_tells_the_browser_what_it_may_do_with_it():
+    for got in (asked(), asked("GET", "/"), asked(headers=FOREIGN[0]), asked("GET", "/", {"host": "evil.example"})):
+        assert got.headers["x-content-type-options"] == "nosniff"
+        assert got.headers["referrer-policy"] == got.headers["cross-origin-resource-policy"] == "same-origin"
+        policy = dict(part.split(" ", 1) for part in got.headers["content-security-policy"].split("; "))
+        assert policy["script-src"] == "'self' 'unsafe-eval'"
+        assert (policy["default-src"], policy["object-src"], policy["frame-ancestors"]) == (
+            "'self'",
+            "'none'",
+            "'self'",
+        )
+    policy = asked(headers={"host": "me-studio.hf.space"}, around=SPACE).headers["content-security-policy"]
+    assert policy.endswith("frame-ancestors 'self' https://huggingface.co")
+
+
+def test_websockets_are_refused():
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "websocket",
+        "path": "/",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+        "client": None,
+    }
+    told = Guard(None, Hosts(StudioSettings(), {}), Clients(Path()))
+    asyncio.run(told(scope, None, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
 def test_the_served_studio_is_behind_the_guard(served: Served):

@@ -59,6 +59,8 @@ def test_the_machines_token_is_for_a_studio_of_ones_own_alone(hub: LoopbackHub, 
     ("GRADIO_SERVER_NAME", "::1", True),
     ("GRADIO_SHARE", "True", False),
     ("GRADIO_SHARE", "false", True),
+    ("DREAMBOOTH_HOSTS", "studio.example", False),
+    ("DREAMBOOTH_HOSTS", " ", True),
 ])  # fmt: skip
 def test_the_machines_token_serves_nobody_where_others_reach_the_studio(
     hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, name: str, value: str, own: bool

@@ -55,6 +55,8 @@ def test_a_visitor_goes_from_photos_to_a_comparison(toybox_studio: Served, brows
     page.on(
         "request", lambda r: r.url.startswith(("http", "ws")) and served.url not in r.url and elsewhere.append(r.url)
     )
+    forbidden: list[str] = []
+    page.on("console", lambda said: "Content Security Policy" in said.text and forbidden.append(said.text))
     headline = page.locator("#headline")
 
     page.goto(served.url)
@@ -127,6 +129,7 @@ def test_a_visitor_goes_from_photos_to_a_comparison(toybox_studio: Served, brows
     page.close()
 
     assert not elsewhere, f"the page asked the network for {elsewhere}"
+    assert not forbidden, "the page lives with its policy"
     assert not served.errors.read_text(), "the console is not clean"
 
 
