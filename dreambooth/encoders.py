@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Protocol
@@ -38,7 +39,7 @@ from transformers import (
 from dreambooth.config import TOYBOX, EvaluationConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError, first_line
 from dreambooth.families import shown_name, what_helps
-from dreambooth.fetch import download_told
+from dreambooth.fetch import arrive, download_told
 from dreambooth.files import atomic_file, disk_trouble
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.photos import open_photo
@@ -283,10 +284,13 @@ def fetch_encoder(source: str, kind: str) -> Path:
     with download_told(source, None, None, _wanted(kind)):
         hf_hub_download(source, "config.json")
         folder = Path(snapshot_download(source, allow_patterns=list(SMALL_FILES)))
+        get = partial(snapshot_download, source, revision=folder.name)
+        arrive(folder, [name for name in SMALL_FILES if (folder / name).is_file()], get)
         _check_kind(folder, kind)
-        snapshot_download(source, revision=folder.name, allow_patterns=WEIGHTS[0])
+        get(allow_patterns=WEIGHTS[0])
         if not (folder / WEIGHTS[0]).is_file():
             hf_hub_download(source, WEIGHTS[1], revision=folder.name)
+        arrive(folder, [name for name in WEIGHTS if (folder / name).is_file()], get)
         return folder
 
 

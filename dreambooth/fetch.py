@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
@@ -34,6 +34,7 @@ from huggingface_hub.utils import validate_repo_id
 from dreambooth.config import MAX_FOREIGN_YAML, MOST_SUBJECTS, MOST_VECTORS, TOYBOX
 from dreambooth.errors import DreamBoothError, HubError, ModelError, first_line
 from dreambooth.families import MAX_VOCABULARY, family_of, loaded_files, shown_name, what_helps
+from dreambooth.files import cache_home, make_folder, sync
 from dreambooth.hub import Token, redact, visitors_cache
 from dreambooth.methods import methods
 from dreambooth.methods.words import PATTERN
@@ -156,7 +157,7 @@ def fetch_from_hub(
             _refuse_adapter(repo_id)
         commit = index.parent.name
         get = partial(snapshot_download, repo_id, revision=commit, token=token, cache_dir=cache)
-        get(allow_patterns=index.name)  # the list of files comes with it
+        arrive(index.parent, [index.name], get)  # the list of files comes with it
         try:
             tree = get_cached_repo_tree(repo_id, revision=commit, cache_dir=cache)
         except CachedRepoTreeNotFoundError:
@@ -173,13 +174,13 @@ def fetch_from_hub(
                 "Choose a smaller one.",
             )
         for paths in (list(words), wanted) if words else (wanted,):  # words are small, and may be reason enough
-            get(allow_patterns=[index.name, *paths])
+            arrive(index.parent, [index.name, *paths], get)
             if index.name == ADAPTER:
                 for path in paths:
                     check_header(index.parent / path, f"{repo_id}: {path}")
         if about := [name for name in ("README.md", "config.yaml") if files.get(name, math.inf) <= MAX_FOREIGN_YAML]:
             with suppress(LocalEntryNotFoundError):  # out of the Hub's reach a model is one without them, too
-                get(allow_patterns=about)
+                arrive(index.parent, about, get)
         return index.parent
 
 
@@ -193,6 +194,47 @@ def fetch_safety_checker() -> Path:
             return folder
     with download_told(SAFETY_CHECKER, SAFETY_COMMIT, False, "a safety checker"):
         return Path(get())
+
+
+def arrive(folder: Path, paths: Sequence[str], get: Callable[..., object]) -> None:
+    """Have `get` download what is not in `folder`, of the Hub's cache, and see that the files are what the Hub has.
+
+    The cache names them by their hashes, so that what a power cut or a disk damaged is known, and comes again. They are
+    read once: what was found whole, and is on the disk, is noted. Raises `ModelError` where a file is still damaged.
+    """
+    get(allow_patterns=list(paths))
+    blobs = {path: (folder / path).resolve() for path in paths}
+    blobs = {path: blob for path, blob in blobs.items() if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name)}
+    if (note := _note_of(blobs.values())).exists():
+        return
+    found = {path: _digest(blob) for path, blob in blobs.items()}
+    if damaged := [path for path, blob in blobs.items() if found[path] != blob.name]:
+        for path in damaged:
+            blobs[path].unlink()
+        get(allow_patterns=damaged)
+        for path in damaged:  # a mirror may call files otherwise: the same content twice is no damage
+            if (again := _digest(blobs[path])) not in (blobs[path].name, found[path]):
+                raise ModelError(f"{path} arrived damaged ({again[:8]}).", "Try again later, or on another disk.")
+    for blob in blobs.values():
+        sync(blob)
+    note = _note_of(blobs.values())
+    make_folder(note.parent)
+    note.touch()
+
+
+def _note_of(files: Iterable[Path]) -> Path:
+    """What is there where these files, as long as they do not change, were found whole."""
+    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return cache_home() / "arrived" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+
+
+def _digest(blob: Path) -> str:
+    """The hash by which the Hub's cache names a file: SHA-256 of large ones, Git's of the others."""
+    digest = hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(f"blob {blob.stat().st_size}\0".encode())
+    with blob.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _check_id(repo_id: str) -> None:

@@ -5,7 +5,6 @@ The Hub is a server on this machine that answers as huggingface.co does; its cli
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import shutil
@@ -21,6 +20,7 @@ import torch
 from huggingface_hub import constants, hf_api, snapshot_download
 from safetensors.torch import load, save, save_file
 
+from dreambooth import fetch
 from dreambooth.adapters import Adapter, fetch_base, load_model, read_adapter
 from dreambooth.config import MAX_FOREIGN_YAML, MOST_SUBJECTS, MOST_VECTORS, Config
 from dreambooth.errors import DreamBoothError, HubError, ModelError
@@ -37,6 +37,7 @@ from dreambooth.fetch import (
 from dreambooth.hub import visitors_cache
 from tests import tiny
 from tests.hub import LoopbackHub
+from tests.hub_repos import git_hash
 from tests.ui.studios import save_adapter
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -88,7 +89,7 @@ class HubAnswers(BaseHTTPRequestHandler):
             self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
             return
         data = (self.server.folder / name).read_bytes()
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{git_hash(data)}"'}
         if self.command == "GET":
             self.server.sent.append(name)
         if self.command == "GET" and name.endswith(self.server.cut):
@@ -223,6 +224,31 @@ def test_a_model_of_the_hub_is_downloaded_once(tiny_hub, tiny_model):
     assert fetch_model("owner/tiny", "main") == folder
     assert fetch_model("owner/tiny", COMMIT) == folder
     assert tiny_hub.sent == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda whole: b"", lambda whole: whole[: len(whole) // 2], lambda whole: bytes(len(whole))],
+    ids=["empty", "half", "zeros"],
+)
+def test_what_a_power_cut_damaged_comes_again_and_what_was_found_whole_is_not_read_again(
+    hub, tiny_model, tmp_path, monkeypatch, damage
+):
+    hub.add_repo("anna/tiny", tiny_model)
+    folder = fetch_from_hub("anna/tiny")
+    names = ("unet/diffusion_pytorch_model.safetensors", "model_index.json")
+    whole = {name: (folder / name).read_bytes() for name in names}
+    for name in names:
+        (folder / name).resolve().write_bytes(damage(whole[name]))
+    assert fetch_from_hub("anna/tiny") == folder
+    assert {name: (folder / name).read_bytes() for name in names} == whole
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "_digest", None)
+        assert fetch_from_hub("anna/tiny") == folder
+    (folder / names[0]).resolve().write_bytes(damage(whole[names[0]]))
+    hub.down = True
+    with pytest.raises(HubError, match="could not be downloaded"):
+        fetch_from_hub("anna/tiny")
 
 
 def test_a_downloaded_model_needs_no_hub(tiny_hub, tmp_path, monkeypatch):
