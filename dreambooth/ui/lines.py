@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 from fastapi import Request
+from gradio.context import LocalContext
 from gradio.data_classes import PredictBodyInternal
 from gradio.queueing import Event, Queue
 from gradio.server_messages import EventMessage, ProcessCompletedMessage
@@ -142,6 +143,12 @@ class Lines(Queue):
 def address_of(request: Request) -> str:
     """Where a request comes from, as the guard has it."""
     return request.client.host if request.client else ""
+
+
+def caller() -> str:
+    """Where the request comes from whose event is being handled; empty outside of events."""
+    request = LocalContext.request.get(None)
+    return address_of(request) if request else ""
 
 
 def _visitor(session: str, request: Request) -> str:

@@ -38,7 +38,7 @@ from dreambooth.preflight import disk_bytes, png_bytes
 from dreambooth.publish import Publication, read_state
 from dreambooth.runs import Run, Worker, list_runs
 from dreambooth.tokens import Reader
-from dreambooth.ui import room
+from dreambooth.ui import lines, room
 from dreambooth.ui.limits import StudioSettings, is_person, refuse_too_large, refuse_too_much
 from dreambooth.ui.publishing import Publisher
 from dreambooth.ui.report import title_of
@@ -145,6 +145,10 @@ class Studio:
     publisher: Publisher = field(default_factory=Publisher, repr=False, compare=False)
     _deciding: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Held while limits are looked at and what follows is done, so that 20 visitors at once can't pass them."""
+
+    _asked_from: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """The addresses that asked for the runs that wait or train, by their ids, since this process began: owners are free
+    to make up, and so would be places in the queue."""
 
     def __post_init__(self) -> None:
         """Let the worker tell of runs that ended, so that their disk space is seen to."""
@@ -387,6 +391,7 @@ class Studio:
                     with atomic_file(pair_with.path / "partner") as partial:
                         partial.write_text(ids[0])
                 hidden.close()  # now they are there
+                self._asked_from.update(dict.fromkeys(ids, lines.caller()))
                 for run in runs:
                     self.worker.submit(run)
         return runs
@@ -404,6 +409,7 @@ class Studio:
             self._refuse_too_many_runs(owner, 1)
             for doomed in self._room_for(owner, max(0, room.promised(run) - run.size), 0, [run]):
                 doomed.delete()
+            self._asked_from[run.id] = lines.caller()
             self.worker.submit(run, _seconds_to_go(run))
 
     def delete(self, owner: str, run_id: str) -> None:
@@ -474,6 +480,14 @@ class Studio:
                 )  # fmt: skip
         if all_ is not None and self.worker.waiting + coming > all_:
             raise RunError(f"The queue is full: {self.worker.waiting} trainings wait.", "Come back later.")
+        if all_ is not None and (address := lines.caller()):
+            moving = {run: who for run, who in self._asked_from.items() if Run(self.root / run).moving}
+            self._asked_from.clear()
+            self._asked_from.update(moving)
+            from_there = list(moving.values()).count(address)
+            if from_there + coming > max(all_ // 2, each or 0):
+                raise RunError(f"{from_there} trainings that were asked for from your address wait or run.",
+                               "Wait for one to finish, or stop it.")  # fmt: skip
 
     def _room_for(self, owner: str, coming: int, new: int, needed: Sequence[Run] = ()) -> list[Run]:
         """The runs that make room for `new` ones of this visitor and `coming` bytes, none of which is `needed`.

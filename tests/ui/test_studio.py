@@ -498,6 +498,20 @@ def test_a_visitor_may_not_queue_more_than_the_limit(make_studio, photos: list[s
     assert studio.start(BERT, settings(), photos)
 
 
+@pytest.mark.attack
+def test_one_address_can_not_fill_the_queue_under_many_ids(make_studio, photos: list[str], monkeypatch):
+    studio, address = make_studio(max_queue=6), ["203.0.113.1"]
+    monkeypatch.setattr(studio_module.lines, "caller", lambda: address[0])
+    first, *_ = (studio.start(new_owner(), settings(), photos)[0] for _ in range(3))
+    with pytest.raises(RunError, match="3 trainings that were asked for from your address wait or run"):
+        studio.start(new_owner(), settings(), photos)
+    address[0] = "203.0.113.2"
+    assert studio.start(BERT, settings(), photos)
+    address[0] = "203.0.113.1"
+    studio.worker.stop(first)
+    assert studio.start(new_owner(), settings(), photos)
+
+
 def test_twenty_visitors_at_once_pass_no_limit_and_lose_no_run(make_studio, photos: list[str]):
     studio = make_studio(max_queue=25)
     visitors, refusals = [new_owner() for _ in range(20)], set()
