@@ -11,10 +11,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import MinLen
 from PIL import Image
+from pydantic import ConfigDict, FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
 
 from dreambooth import metrics
 from dreambooth.config import Config
@@ -25,6 +28,7 @@ from dreambooth.files import atomic_file
 from dreambooth.photos import is_blank
 
 FILE = "measures.json"
+_STRICT = ConfigDict(extra="forbid", strict=True)
 BLANK = "blank, since the model's arithmetic failed"
 """What is said of a picture with nothing in it, which no figure counts: neither here nor in an evaluation."""
 
@@ -39,12 +43,14 @@ class, four of the subject) and the 152 of its evaluation differ by 0.19, 0.015 
 class Measure:
     """What the sample pictures of one step say, each the mean over its pictures; `metrics` defines them."""
 
-    step: int
-    dino: float
-    clip_i: float
-    clip_t: float
-    pres: float
-    div: float | None
+    __pydantic_config__ = _STRICT
+
+    step: NonNegativeInt
+    dino: FiniteFloat
+    clip_i: FiniteFloat
+    clip_t: FiniteFloat
+    pres: FiniteFloat
+    div: FiniteFloat | None
     """None with one picture a prompt, or without an encoder for it."""
 
 
@@ -52,13 +58,15 @@ class Measure:
 class Measures:
     """A training's measures so far, in the order of their steps."""
 
-    ceiling: float
+    __pydantic_config__ = _STRICT
+
+    ceiling: FiniteFloat
     """DINO of the photos among themselves: what a perfect likeness would reach."""
     encoders: dict[str, str]
-    best: int
+    best: NonNegativeInt
     """The step that `best_of` picks, and the last one of several subjects, since only the first is measured; 0 while
     only the base model was measured."""
-    measures: tuple[Measure, ...]
+    measures: Annotated[tuple[Measure, ...], MinLen(1)]
 
     @property
     def base(self) -> Measure:
@@ -224,11 +232,15 @@ class Monitor:
 def read_measures(run: Path) -> Measures | None:
     """What the training in the directory `run` measured so far; None if nothing. Raises `RunError` where damaged."""
     try:
-        values = json.loads((run / FILE).read_text(encoding="utf-8"))
-        return Measures(**values | {"measures": tuple(Measure(**measure) for measure in values["measures"])})
+        found = TypeAdapter(Measures).validate_json((run / FILE).read_bytes())
+        steps = [measure.step for measure in found.measures]
+        if steps != sorted(set(steps)) or found.best not in steps:
+            raise ValueError("its steps are out of order, or the best is none of them")
+        return found
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError) as error:  # pydantic's are ValueErrors, of several lines
+        said = f"{error.error_count()} errors" if isinstance(error, ValidationError) else error
         raise RunError(
-            f"{FILE} can't be read ({error}).", "Remove it; the run can be trained and measured anew."
+            f"{FILE} can't be read ({said}).", "Remove it; the run can be trained and measured anew."
         ) from None

@@ -224,6 +224,7 @@ def shown_pixels(path: str | Path) -> tuple[int, int]:
     with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            check_structure(Path(path))
             with Image.open(path, formats=formats) as image:
                 return image.size
         except (Image.DecompressionBombError, *_DAMAGE):

@@ -3,8 +3,10 @@
 Times and memory are not measured: each attack is so much larger than what is accepted that decoding it would be felt.
 """
 
+import re
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image, TiffImagePlugin
 from dreambooth import bombs, photos
 from dreambooth.bombs import BombError, check_structure
 from dreambooth.errors import PhotoError
-from dreambooth.photos import MAX_ASPECT, open_photo, prepare_photo
+from dreambooth.photos import MAX_ASPECT, open_photo, prepare_photo, shown_pixels
 from tests.pictures import encoded, scene
 
 SIDE = 96
@@ -175,6 +177,29 @@ def test_damage_is_left_to_the_decoder(tmp_path):
     check_structure(tmp_path / "empty")
     with pytest.raises(OSError, match="gone"):
         check_structure(tmp_path / "gone")
+
+
+@pytest.mark.attack
+def test_a_photos_size_is_read_of_no_bomb_either(tmp_path):
+    for name, count in (("comment.gif", bombs.MAX_COMMENT + 1), ("fair.gif", 99)):
+        (tmp_path / name).write_bytes(with_comment(count))
+    assert shown_pixels(tmp_path / "comment.gif") == (0, 0)
+    assert shown_pixels(tmp_path / "fair.gif") == (SIDE, SIDE)
+
+
+def test_every_module_that_opens_pictures_looks_at_strangers_first():
+    """A module that opens pictures opens those of the program alone, or looks at their structure before."""
+    own = {"card", "dataset", "evaluate", "prior", "train", "ui/figures", "reports/page", "reports/gallery"}
+    root = Path(bombs.__file__).parent
+    found = {}
+    for path in root.rglob("*.py"):
+        if opened := re.findall(r"Image\.open\(", text := path.read_text(encoding="utf-8")):
+            found[path.relative_to(root).with_suffix("").as_posix()] = text.count("check_structure("), len(opened)
+    strangers = {
+        name: looked for name, (looked, _) in found.items() if name not in own and not name.startswith("toybox")
+    }
+    assert set(strangers) == {"photos", "packs", "ui/generate"}, "add a new one to `own`, or let it look first"
+    assert all(strangers.values())
 
 
 def test_pillow_reads_directories_in_no_other_way():

@@ -1,6 +1,8 @@
 """What is measured while training, and the rule that picks the best step."""
 
+import dataclasses
 import json
+import math
 import shutil
 from dataclasses import asdict, replace
 
@@ -427,7 +429,33 @@ def test_pictures_that_were_lost_are_drawn_when_it_goes_on(measured, tmp_path):
     assert lost[0].read_bytes() == before
 
 
-def test_damaged_measures_are_told(tmp_path):
-    (tmp_path / "measures.json").write_text(json.dumps({"best": 1}))
-    with pytest.raises(RunError, match=r"measures\.json can't be read"):
+def whole_measures() -> dict:
+    figures = {"dino": 0.5, "clip_i": 1, "clip_t": 0.25, "pres": 0.25, "div": None}
+    return {"ceiling": 0.75, "encoders": {"dino": "d"}, "best": 5,
+            "measures": [{"step": 0} | figures, {"step": 5} | figures]}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [
+    '{"best": 1}', "[]", "null", "", "{", "[" * 99_999,
+    *(json.dumps(whole_measures() | change) for change in (
+        {"measures": []}, {"measures": {}}, {"measures": [5]}, {"best": 4}, {"best": "5"}, {"best": True}, {"best": None},
+        {"ceiling": math.nan}, {"ceiling": "0.75"}, {"encoders": {"dino": 1}}, {"encoders": []}, {"more": 1},
+        {"measures": whole_measures()["measures"][::-1]}, {"measures": whole_measures()["measures"] * 2},
+        {"measures": [whole_measures()["measures"][1] | {"dino": math.inf}]},
+        {"measures": [whole_measures()["measures"][1] | {"pres": "<b>"}]},
+        {"measures": [whole_measures()["measures"][1] | {"step": -5}]},
+        {"measures": [whole_measures()["measures"][1] | {"step": 5.5}]},
+    )),
+])  # fmt: skip
+def test_damaged_measures_are_told(tmp_path, text):
+    (tmp_path / "measures.json").write_text(text)
+    with pytest.raises(RunError, match=r"measures\.json can't be read") as told:
         read_measures(tmp_path)
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_whole_measures_are_read_as_they_were_written(tmp_path):
+    (tmp_path / "measures.json").write_text(json.dumps(whole_measures()))
+    found = read_measures(tmp_path)
+    assert (found.base.step, found.best, found.base.clip_i, found.base.div) == (0, 5, 1.0, None)
+    assert json.loads(json.dumps(dataclasses.asdict(found))) == whole_measures()

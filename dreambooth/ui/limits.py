@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -37,9 +38,31 @@ PERSON_WORDS = frozenset(
     toddler infant teen teenager adult lady ladies gentleman guy guys dude face faces head portrait selfie self me
     friend girlfriend boyfriend couple family wife husband bride groom mother father mom mum mama dad papa parent
     brother sister son daughter grandmother grandfather grandma grandpa aunt uncle actor actress singer celebrity
+    mensch menschen mann männer frau frauen junge jungen mädchen kind kinder säugling gesicht porträt freund freundin mutter
+    vater bruder schwester sohn tochter oma opa dame herr ich
+    personne personnes homme hommes femme femmes garçon garçons fille filles enfant enfants bébé visage tête ami amie mère
+    père frère sœur soeur fils
+    persona personas hombre hombres mujer mujeres chico chica niño niña niños niñas bebé cara rostro amigo amiga madre
+    padre hermano hermana hijo hija abuela abuelo señora señor
+    pessoa pessoas homem homens mulher mulheres menino menina rapaz criança crianças mãe pai irmão irmã filho filha
+    persone uomo uomini donna donne ragazzo ragazza bambino bambina bambini neonato viso volto fratello sorella figlio
+    figlia nonna nonno signora signore
+    mens mensen vrouw vrouwen jongen jongens meisje meisjes kinderen gezicht vriend vriendin moeder vader broer zus zoon
+    dochter
+    osoba człowiek ludzie kobieta kobiety mężczyzna mężczyźni chłopak chłopiec dziewczyna dziewczynka dziecko dzieci twarz
+    žena muž dítě chlapec dívka holka člověk lidé obličej
+    kvinna kvinnor kvinde kvinne flicka pojke pige dreng jente gutt människa menneske ansikte ansigt ansikt
+    nainen mies lapsi tyttö poika ihminen kasvot henkilö
+    femeie bărbat copil fată băiat față nő férfi gyerek lány fiú ember
+    kadın erkek çocuk kız oğlan insan kişi bebek
+    γυναίκα άνδρας άντρας παιδί κορίτσι αγόρι άνθρωπος πρόσωπο
+    человек люди женщина мужчина девушка девочка мальчик парень ребёнок ребенок дети лицо портрет
+    людина жінка чоловік дівчина дівчинка хлопець хлопчик дитина діти обличчя
     """.split()
 )
-"""In a class noun these mean that people are on the photos."""
+"""In a class noun these mean that people are on the photos: in English; in German, French, Spanish, Portuguese, Italian,
+Dutch, Polish, Czech, the Scandinavian languages, Finnish, Romanian, Hungarian, Turkish, Greek, Russian and Ukrainian the
+commonest. Left out are those that name a thing in English, as barn and arc do. Other languages are not covered."""
 
 _PREFIX = "DREAMBOOTH_"
 _HostName = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[A-Za-z0-9_.-]+(:[0-9]{1,5})?$")]
@@ -186,5 +209,14 @@ def refuse_too_large(size: int, settings: StudioSettings) -> None:
 
 
 def is_person(class_noun: str) -> bool:
-    """Whether a class noun means people, as far as its words tell."""
-    return not PERSON_WORDS.isdisjoint(re.findall(r"[^\W\d_]+", class_noun.casefold()))
+    """Whether a class noun means people, as far as its words tell, with their accents or without."""
+    words = re.findall(r"[^\W\d_]+", unicodedata.normalize("NFC", class_noun).casefold())
+    return not _PERSON_WORDS.isdisjoint(words)
+
+
+def _without_accents(word: str) -> str:
+    return "".join(one for one in unicodedata.normalize("NFD", word) if not unicodedata.combining(one))
+
+
+_PERSON_WORDS = PERSON_WORDS | {bare for word in PERSON_WORDS if len(bare := _without_accents(word)) > 3}
+"""In short words an accent tells more: nő is a woman in Hungarian, and no is not."""

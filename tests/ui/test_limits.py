@@ -107,6 +107,11 @@ def test_nobody_who_logs_in_names_what_the_hosts_token_fetches(monkeypatch: pyte
 
 @pytest.mark.parametrize(("noun", "person"), [
     ("person", True), ("Woman", True), ("old man", True), ("baby", True), ("girl's face", True), ("kids", True),
+    ("Frau", True), ("junge Frau", True), ("femme", True), ("mujer", True), ("donna", True), ("mulher", True),
+    ("vrouw", True), ("kobieta", True), ("žena", True), ("kvinna", True), ("nainen", True), ("Женщина", True),
+    ("γυναίκα", True), ("kadın", True), ("nő", True), ("femeie", True), ("жінка", True), ("MÄDCHEN", True),
+    ("madchen", True), ("garcon", True), ("nin\u0303o", True), ("no dog", False), ("barn", False), ("arc", False),
+    ("Hund", False), ("chat", False), ("perro", False), ("kindle", False),
     ("dog", False), ("mankini", False), ("backpack", False), ("", False), ("2", False),
 ])  # fmt: skip
 def test_people_are_known_by_the_class_noun(noun: str, person: bool):
