@@ -342,6 +342,7 @@ class Guard:
             return
         scope = {**scope, "headers": list(scope["headers"])}
         headers, client = MutableHeaders(scope=scope), self._client(scope)
+        scope["client"] = (client, 0)  # whose calls wait, and whose downloads count, is told by it too
         exchange = Exchange(receive, send, self._policy)
         try:
             if scope["type"] == "websocket":

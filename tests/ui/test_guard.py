@@ -15,6 +15,7 @@ from starlette.requests import Request
 from dreambooth.ui import guard
 from dreambooth.ui.guard import VISITOR, Clients, Guard, Hosts
 from dreambooth.ui.limits import StudioSettings
+from dreambooth.ui.lines import address_of
 from tests.ui.conftest import SECONDS, Served
 
 OWN = {"host": "localhost:7860"}
@@ -394,8 +395,10 @@ def test_the_table_of_clients_has_a_bound(clients, monkeypatch):
 
 def counted_as(client: str, forwarded: str = "", around: dict | None = None) -> str:
     seen = Clients(Path(__file__).parent)
-    asked(client=client, headers={"x-forwarded-for": forwarded} if forwarded else {}, around=around, clients=seen)
+    headers = {"x-forwarded-for": forwarded} if forwarded else {}
+    answer = asked(client=client, headers=headers, around=around, clients=seen)
     [name] = seen._clients
+    assert [address_of(request) for request in answer.seen] == [name], "the queue counts by the same"
     return name
 
 
