@@ -38,10 +38,10 @@ PERSON_WORDS = frozenset(
     toddler infant teen teenager adult lady ladies gentleman guy guys dude face faces head portrait selfie self me
     friend girlfriend boyfriend couple family wife husband bride groom mother father mom mum mama dad papa parent
     brother sister son daughter grandmother grandfather grandma grandpa aunt uncle actor actress singer celebrity
-    mensch menschen mann männer frau frauen junge jungen mädchen kind kinder säugling gesicht porträt freund freundin mutter
-    vater bruder schwester sohn tochter oma opa dame herr ich
-    personne personnes homme hommes femme femmes garçon garçons fille filles enfant enfants bébé visage tête ami amie mère
-    père frère sœur soeur fils
+    mensch menschen mann männer frau frauen junge jungen mädchen kind kinder säugling gesicht porträt freund freundin
+    mutter vater bruder schwester sohn tochter oma opa dame herr ich
+    personne personnes homme hommes femme femmes garçon garçons fille filles enfant enfants bébé visage tête ami amie
+    mère père frère sœur soeur fils
     persona personas hombre hombres mujer mujeres chico chica niño niña niños niñas bebé cara rostro amigo amiga madre
     padre hermano hermana hijo hija abuela abuelo señora señor
     pessoa pessoas homem homens mulher mulheres menino menina rapaz criança crianças mãe pai irmão irmã filho filha
@@ -49,20 +49,22 @@ PERSON_WORDS = frozenset(
     figlia nonna nonno signora signore
     mens mensen vrouw vrouwen jongen jongens meisje meisjes kinderen gezicht vriend vriendin moeder vader broer zus zoon
     dochter
-    osoba człowiek ludzie kobieta kobiety mężczyzna mężczyźni chłopak chłopiec dziewczyna dziewczynka dziecko dzieci twarz
+    osoba człowiek ludzie kobieta kobiety mężczyzna mężczyźni chłopak chłopiec dziewczyna dziewczynka dziecko dzieci
+    twarz
     žena muž dítě chlapec dívka holka člověk lidé obličej
     kvinna kvinnor kvinde kvinne flicka pojke pige dreng jente gutt människa menneske ansikte ansigt ansikt
     nainen mies lapsi tyttö poika ihminen kasvot henkilö
-    femeie bărbat copil fată băiat față nő férfi gyerek lány fiú ember
+    femeie bărbat copil fată băiat față nő férfi gyerek lány fiú
     kadın erkek çocuk kız oğlan insan kişi bebek
     γυναίκα άνδρας άντρας παιδί κορίτσι αγόρι άνθρωπος πρόσωπο
     человек люди женщина мужчина девушка девочка мальчик парень ребёнок ребенок дети лицо портрет
     людина жінка чоловік дівчина дівчинка хлопець хлопчик дитина діти обличчя
     """.split()
 )
-"""In a class noun these mean that people are on the photos: in English; in German, French, Spanish, Portuguese, Italian,
-Dutch, Polish, Czech, the Scandinavian languages, Finnish, Romanian, Hungarian, Turkish, Greek, Russian and Ukrainian the
-commonest. Left out are those that name a thing in English, as barn and arc do. Other languages are not covered."""
+"""In a class noun these mean that people are on the photos: in English; and the commonest in German, French, Spanish,
+Portuguese, Italian, Dutch, Polish, Czech, the Scandinavian languages, Finnish, Romanian, Hungarian, Turkish, Greek,
+Russian and Ukrainian. Left out are those that name a thing in English, as barn and ember do. Other languages are not
+covered."""
 
 _PREFIX = "DREAMBOOTH_"
 _HostName = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[A-Za-z0-9_.-]+(:[0-9]{1,5})?$")]

@@ -110,7 +110,7 @@ def test_nobody_who_logs_in_names_what_the_hosts_token_fetches(monkeypatch: pyte
     ("Frau", True), ("junge Frau", True), ("femme", True), ("mujer", True), ("donna", True), ("mulher", True),
     ("vrouw", True), ("kobieta", True), ("žena", True), ("kvinna", True), ("nainen", True), ("Женщина", True),
     ("γυναίκα", True), ("kadın", True), ("nő", True), ("femeie", True), ("жінка", True), ("MÄDCHEN", True),
-    ("madchen", True), ("garcon", True), ("nin\u0303o", True), ("no dog", False), ("barn", False), ("arc", False),
+    ("madchen", True), ("garcon", True), ("nin\u0303o", True), ("no dog", False), ("barn", False), ("ember", False),
     ("Hund", False), ("chat", False), ("perro", False), ("kindle", False),
     ("dog", False), ("mankini", False), ("backpack", False), ("", False), ("2", False),
 ])  # fmt: skip
