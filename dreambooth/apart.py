@@ -27,6 +27,7 @@ from PIL import Image
 from dreambooth import errors
 from dreambooth.config import SamplingConfig
 from dreambooth.errors import DreamBoothError, RunError, first_line
+from dreambooth.files import scratch_folder
 from dreambooth.generate import Picture, Source, generate, open_source
 from dreambooth.machine import available_memory, resolve_device
 
@@ -168,8 +169,8 @@ class Child:
             "orders": orders, "sampling": sampling.model_dump(mode="json"), "negative_prompt": negative_prompt,
             "safety_checker": safety_checker, "memory": memory, "seconds": LONGEST,
         }  # fmt: skip
-        with tempfile.TemporaryDirectory(prefix="dreambooth-apart-", ignore_cleanup_errors=True) as folder:
-            process = self._start(folder)
+        with scratch_folder(Path(tempfile.gettempdir())) as folder:
+            process = self._start(str(folder))
             if process is None:
                 return
             watch = threading.Thread(target=self._watch, args=(process, memory), daemon=True)

@@ -1,5 +1,5 @@
-"""What the studio clears away, at its start and every hour: temporary files of any process of it, dead ones too, and
-class images above a limit."""
+"""What the studio clears away, at its start and every hour: temporary files of any process of it, dead ones too, what
+killed ones left beside the runs, and class images above a limit."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from dreambooth.files import cache_home, clear_leftovers
 from dreambooth.ui.studio import Studio
 
 HOUR, DAY = 60 * 60, 24 * 60 * 60
@@ -27,12 +28,14 @@ def own_temp_folder(root: Path) -> Path:
 
 
 def keep_house(studio: Studio, page: gr.Blocks, folder: Path) -> None:
-    """Clear away in a thread what is old in the temporary `folder`, and class images, now and each hour."""
+    """Clear away in a thread what is old in the temporary `folder`, leftovers and class images, now and each hour."""
 
     def work() -> None:
         while True:
             try:
                 clear_old(folder)
+                for place in (studio.root, cache_home()):
+                    clear_leftovers(place)
                 clear_unnamed(page)
                 studio.trim_class_images()
             except Exception:  # the next hour is another chance

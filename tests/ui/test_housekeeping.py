@@ -87,10 +87,13 @@ def test_a_killed_studios_files_are_cleared_by_the_next_and_no_others(
         served.process.send_signal(signal.SIGKILL)
         served.process.wait(SECONDS)
     assert left.exists()
+    half = [tmp_path / place / ".dreambooth-partial-0123abcd-scratch" for place in ("runs", "cache")]
+    for folder in half:
+        folder.mkdir(parents=True, exist_ok=True)
     aged = os.environ | {"PYTHONPATH": str(tmp_path)}  # a process for which a day has gone by
     (tmp_path / "sitecustomize.py").write_text(f"import time\nreal = time.time\ntime.time = lambda: real() + {DAY}")
     with serve(tmp_path, tiny_model, photo_folder, around=aged):
-        until(lambda: not left.exists(), "it is not cleared away")
+        until(lambda: not any(path.exists() for path in (left, *half)), "it is not cleared away")
     assert neighbour.exists()
 
 
