@@ -566,6 +566,20 @@ def tokens(base_model: str, words: tuple[str, ...], class_noun: str, preview: Pa
         _write_preview(preview, base_model, [a.word for a in advice], class_noun)
 
 
+@cli.command()
+@click.argument("account")
+def rotate(account: str) -> None:
+    """Give the runs of a Hugging Face account in this studio another owner id.
+
+    The account goes on seeing them; an id that somebody may have got hold of opens nothing any more.
+    """
+    quiet_third_parties()
+    from dreambooth.ui import login
+
+    login.rotate(account, runs_root())
+    click.echo(f"The runs of {account} have another owner id now.")
+
+
 @cli.group()
 def photos() -> None:
     """Look at photos before training."""

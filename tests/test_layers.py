@@ -27,7 +27,7 @@ SAME_ROW = {
     ("generate", "rehearsal"), ("packs", "prior"), ("packs", "generate"), ("train", "packs"),
     ("train", "rehearsal"), ("train", "monitor"), ("evaluate", "generate"),
     ("evaluate", "monitor"), ("generate", "monitor"), ("reports", "monitor"), ("reports", "evaluate"),
-    ("publish", "card"), ("__main__", "cli"),
+    ("publish", "card"), ("__main__", "cli"), ("cli", "ui"),
 }  # fmt: skip
 """Within a row: who may build on whom, one way only."""
 

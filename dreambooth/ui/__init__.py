@@ -11,12 +11,12 @@ from gradio.utils import get_upload_folder
 
 from dreambooth.errors import ConfigError, first_line
 from dreambooth.files import check_writable
-from dreambooth.hub import sign_in
 from dreambooth.ui import compare, gallery, generate, login, publish, theme, train, upload
 from dreambooth.ui.guard import GuardedApp
 from dreambooth.ui.housekeeping import keep_house, own_temp_folder
+from dreambooth.ui.inputs import Page
 from dreambooth.ui.lines import Lines
-from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner, new_owner
+from dreambooth.ui.studio import QUIET, Studio, in_plain_words
 
 HEADER = """
 <header class="masthead">
@@ -32,10 +32,9 @@ GRACE = 8.0
 def build(studio: Studio | None = None) -> gr.Blocks:
     """The page, with a worker of its own; settings come from the environment unless `studio` is given."""
     studio = studio or Studio.from_environment()
-    with gr.Blocks(title="DreamBooth Studio", analytics_enabled=False, delete_cache=(DAY // 24, DAY)) as page:
-        # The id is the visitor's own secret already, and must outlive a restart, which a random key would not.
-        browser = gr.BrowserState("", storage_key="dreambooth-owner", secret="dreambooth-studio")
-        # Who is here now; not kept by the browser, so that an account's runs are gone from it after logging out.
+    visitors = login.Visitors(studio.root)
+    with Page(visitors, title="DreamBooth Studio", analytics_enabled=False, delete_cache=(DAY // 24, DAY)) as page:
+        # Empty for ever: `Page` finds out who is here at each call. API callers alone give an id of their own.
         owner = gr.Textbox("", label="owner", visible=False)
         account = gr.Textbox("", label="account", visible=False)  # its name, for the page's words alone
         with gr.Row(elem_classes="head"):
@@ -44,6 +43,7 @@ def build(studio: Studio | None = None) -> gr.Blocks:
                 gr.LoginButton(
                     "Log in with Hugging Face", "Log out ({})", variant="secondary", size="sm", scale=0, min_width=230
                 )
+        no_cookie = gr.HTML(login.NO_COOKIE, visible=False, elem_id="no-cookie")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("1 · Photos", id="upload"):
                 subject = upload.build(studio)
@@ -61,15 +61,13 @@ def build(studio: Studio | None = None) -> gr.Blocks:
         live.to_pictures.click(lambda: gr.Tabs(selected="generate"), outputs=tabs, **QUIET)
 
         @in_plain_words
-        def greet(browser: str, token: gr.OAuthToken | None) -> tuple[str, str, str]:
-            """The browser's id, new on the first visit, whose runs are shown, after logging in the account's, and the
-            account's name."""
-            browser = browser if is_owner(browser) else new_owner()
-            name = sign_in(token.token).name if token else ""
-            return browser, login.owner_of(name, studio.root) if name else browser, name
+        def greet(request: gr.Request, token: gr.OAuthToken | None) -> tuple[str, dict]:
+            """The account's name, where somebody is logged in, and a word where nothing tells the browser again."""
+            name = visitors.account(token.token) if token else ""
+            return name, gr.HTML(visible=not (name or login.cookie_of(request)))
 
         greeted = page.load(
-            greet, browser, [browser, owner, account], concurrency_limit=None, show_progress="hidden",
+            greet, None, [account, no_cookie], concurrency_limit=None, show_progress="hidden",
             api_visibility="private",
         )  # queued: Gradio 6.31 shows no errors of other events, and the Hub may not confirm a login  # fmt: skip
         for tab, listing in (

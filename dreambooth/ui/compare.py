@@ -24,6 +24,7 @@ from dreambooth.ui.comparison import Comparison, as_html, captioned
 from dreambooth.ui.drawing import Order, Progress, Weights
 from dreambooth.ui.figures import Figures
 from dreambooth.ui.generate import GUIDANCE_HELP, ideas_for
+from dreambooth.ui.limits import MAX_LETTERS
 from dreambooth.ui.studio import QUIET, Studio, gpu_is_lent, in_plain_words
 
 NO_RUN = """<div class="empty"><strong>Nothing to compare yet.</strong> Train a subject first. The Train tab can do so
@@ -44,8 +45,6 @@ LOOKS = {"without PPL": "instance", "with PPL": "prior", "with drift penalty": "
 OTHER_LOOK = "both"
 MAX_PROMPTS = 12
 """Rows of a comparison: with three models and four pictures that is 144 pictures, which few would wait for."""
-MAX_CHARACTERS = 1000
-"""Of a prompt, as in a config."""
 CONTEXTS_SHOWN = 4
 
 
@@ -126,7 +125,7 @@ def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
     shown = gr.State(Comparison())
     actions = Actions(studio, pictures)
 
-    drawing.stoppable(
+    drawn = drawing.stoppable(
         button, stop, status, fn=actions.compare, inputs=[owner, *vars(form).values()],
         outputs=[pictures, sheet, grid, status, table, measured.figures, shown], api_name="compare", api_description=(
             "Draw prompts, one a line, with a run's base model and the run, from equal seeds; with all runs where it "
@@ -137,13 +136,14 @@ def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
     settings = [form.prompts, form.steps, form.guidance_scale]
     about = [status, other_way, drift]
     form.run.input(actions.prefill, [owner, form.run], [*about, *settings], **QUIET)
+    form.run.input(lambda: None, None, drawn, **QUIET)  # the status tells of the run again
     _wire_other_way(actions, owner, form, measured, about)
     chosen = [shown, overlay.line, overlay.left, overlay.right]
     offered = shown.change(actions.offer, chosen, [*chosen[1:], laid, sheet], **QUIET)
     offered.then(actions.lay_over, chosen, overlay.slider, **QUIET)
     gr.on([part.input for part in chosen[1:]], actions.lay_over, chosen, overlay.slider, **QUIET)
     listed = [form.run, asked, *about, *settings]
-    return {"fn": actions.list_runs, "inputs": [owner, form.run, status], "outputs": listed, **QUIET}
+    return {"fn": actions.list_runs, "inputs": [owner, form.run, drawn], "outputs": listed, **QUIET}
 
 
 def _wire_other_way(
@@ -162,7 +162,8 @@ def _form() -> Form:
     # Values of one's own are allowed for API callers, who name a run without its list; `own_run` checks them.
     run = models.free_choice(gr.Dropdown([], label="Your subject", allow_custom_value=True, elem_id="compared-run"))
     prompts = gr.Textbox(
-        label="Prompts", lines=5, max_lines=MAX_PROMPTS, elem_id="compared-prompts",
+        label="Prompts", lines=5, max_lines=MAX_PROMPTS, max_length=MAX_PROMPTS * (MAX_LETTERS + 1),
+        elem_id="compared-prompts",
         info=f"One a line, at most {MAX_PROMPTS}. Keep the class prompt on top.",
     )  # fmt: skip
     count = gr.Slider(1, drawing.BATCH, 2, step=1, label="Pictures a prompt", info="Each from a seed of its own.")
@@ -195,10 +196,10 @@ class Actions:
     studio: Studio
     pictures: gr.Gallery
 
-    def list_runs(self, owner: str, chosen: str | None, status: str) -> tuple:
+    def list_runs(self, owner: str, chosen: str | None, drawn: bool | None) -> tuple:
         """The visitor's finished runs, those of a family once; keeps the chosen one, else takes the newest.
 
-        What `status` says of a comparison stays.
+        What the status says of a comparison that was `drawn`, or is now, stays.
         """
         runs = models.finished_runs(self.studio, owner)
         choices, seen = [], set()
@@ -215,7 +216,7 @@ class Actions:
             nothing = [gr.skip()] * 3 if value == chosen else [NO_RUN, gr.Button(visible=False), ""]
             return gr.Dropdown(choices, value=value), asked, *nothing, *[gr.skip()] * 3
         words, *others = self.about(owner, value)
-        about = [words if status.startswith('<div class="empty"') else gr.skip(), *others]
+        about = [words if drawn is None else gr.skip(), *others]
         if value == chosen:  # not sent again: the page may have gone on meanwhile
             return gr.Dropdown(choices), asked, *about, *[gr.skip()] * 3
         return gr.Dropdown(choices, value=value), asked, *about, *self._settings(self.studio.own_run(owner, value))
@@ -395,9 +396,9 @@ def checked_prompts(text: str | None) -> list[str]:
     prompts = list(dict.fromkeys(line.strip() for line in (text or "").splitlines() if line.strip()))
     if not prompts:
         raise ConfigError("There is no prompt.", "Write one a line, the class prompt first.")
-    if long := [prompt for prompt in prompts if len(prompt) > MAX_CHARACTERS]:
+    if long := [prompt for prompt in prompts if len(prompt) > MAX_LETTERS]:
         raise ConfigError(f"The prompt {long[0][:40]!r}… has {len(long[0]):,} characters.",
-                          f"Give at most {MAX_CHARACTERS:,}; models read a few hundred.")  # fmt: skip
+                          f"Give at most {MAX_LETTERS:,}; models read a few hundred.")  # fmt: skip
     if len(prompts) > MAX_PROMPTS:
         raise ConfigError(f"{len(prompts)} prompts are too many.", f"Give at most {MAX_PROMPTS}.")
     return prompts

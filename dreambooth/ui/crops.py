@@ -12,6 +12,7 @@ import gradio as gr
 
 from dreambooth.errors import PhotoError
 from dreambooth.photos import MIN_SIDE, Crop, Prepared, prepare_photo, show_crop
+from dreambooth.ui.inputs import numbers
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words
 
 SMALLEST = 5
@@ -91,9 +92,10 @@ class Cropping:
     @in_plain_words
     def choose(self, photos: Photos | None, crops: Boxes, event: gr.SelectData) -> list[Any]:
         """Open the photo that was picked in the gallery."""
-        if event.index >= len(photos or []):  # taken out meanwhile
+        [index] = numbers(event, "index", 1)
+        if index not in range(len(photos or [])):  # taken out meanwhile
             return [gr.skip()] * 7
-        path = photos[event.index][0]
+        path = photos[index][0]
         return [path, gr.Column(visible=True), *self._view(path, crops)]
 
     @in_plain_words
@@ -107,7 +109,8 @@ class Cropping:
         """Put the box around the pixel of the picture that was clicked."""
         photo = self._photo(chosen)
         scale = max(photo.size) / max(photo.whole.size)
-        crop = centred_at(crops.get(chosen, photo.crop), photo.size, [point * scale for point in event.index])
+        middle = [point * scale for point in numbers(event, "index", 2)]
+        crop = centred_at(crops.get(chosen, photo.crop), photo.size, middle)
         crops = {**crops, chosen: crop}
         return [crops, *self._view(chosen, crops)]
 

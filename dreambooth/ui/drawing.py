@@ -7,6 +7,7 @@ process (`dreambooth.apart`).
 
 from __future__ import annotations
 
+import functools
 import html
 import os
 import queue
@@ -206,26 +207,38 @@ def problems_html(problems: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def stoppable(button: gr.Button, stop: gr.Button, status: gr.HTML, **event: Any) -> None:
-    """Let `button` start a drawing, one at a time on this server, and `stop` end it."""
+def stoppable(button: gr.Button, stop: gr.Button, status: gr.HTML, *, fn: Callable, **event: Any) -> gr.State:
+    """Let `button` start a drawing, one at a time on this server, and `stop` end it.
+
+    Returns what the page's session knows of `status`, one of the outputs: whether it shows a bar (True), what came of a
+    drawing (False), or nothing of one (None).
+    """
+    place, moving = event["outputs"].index(status), gr.State(None)
+
+    @functools.wraps(fn)
+    def told(*args: Any, **kwargs: Any) -> Iterator[tuple[Any, ...]]:
+        for shown in fn(*args, **kwargs):
+            yield *shown, "progressbar" in shown[place]
 
     def busy(is_busy: bool) -> tuple[gr.Button, gr.Button]:
         return gr.Button(interactive=not is_busy), gr.Button(visible=is_busy)
 
-    def settle(told: str, was_stopped: bool) -> tuple[gr.Button, gr.Button, Any]:
+    def settle(is_moving: bool | None, was_stopped: bool) -> tuple[gr.Button, gr.Button, Any, bool | None]:
         ending = STOPPED if was_stopped else FAILED
-        return *busy(False), ending if "progressbar" in (told or "") else gr.skip()
+        return *busy(False), *((ending, False) if is_moving else (gr.skip(), is_moving))
 
     # Where the status is off the screen, as on a phone, nothing would seem to happen.
     show = f"() => {{ document.getElementById('{status.elem_id}').scrollIntoView({{block: 'center'}}); return []; }}"
     # Told by the button itself: Gradio 6.31 takes a drawing that was stopped now and then for one that failed.
     stopped = gr.Checkbox(False, label="Stopped", visible="hidden")
     button.click(lambda: (*busy(True), False), None, [button, stop, stopped], js=show, **QUIET)
+    event["outputs"] = [*event["outputs"], moving]
     drawing = button.click(
-        **event, concurrency_id=DRAWING, concurrency_limit=1 if gpu_is_lent() else AT_ONCE, show_progress="minimal",
-        show_progress_on=status,
+        told, **event, concurrency_id=DRAWING, concurrency_limit=1 if gpu_is_lent() else AT_ONCE,
+        show_progress="minimal", show_progress_on=status,
     )  # fmt: skip
     for ended in (drawing.then, drawing.failure):  # Gradio 6.31: `then` follows an end and a stop, but no failure
-        ended(settle, [status, stopped], [button, stop, status], **QUIET)
+        ended(settle, [moving, stopped], [button, stop, status, moving], **QUIET)
     stop.click(None, None, stopped, js="() => true", **QUIET)
     stop.click(None, None, None, cancels=drawing)
+    return moving

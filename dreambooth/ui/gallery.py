@@ -19,6 +19,7 @@ from dreambooth.hub import Token, local_token, sign_in
 from dreambooth.published import PublishedModel, list_published, published_sampling, thumbnail
 from dreambooth.ui import login
 from dreambooth.ui.generate import Form
+from dreambooth.ui.inputs import said
 from dreambooth.ui.models import shown_sampling
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words
 
@@ -83,7 +84,7 @@ def build(studio: Studio, form: Form, tabs: gr.Tabs) -> dict[str, Any]:
 
 def chosen(event: gr.EventData) -> tuple[str, Any, gr.Tabs]:
     """The model and the prompt of the card whose button was clicked, and the tab that draws with it."""
-    return event.model, event.prompt or gr.skip(), gr.Tabs(selected="generate")
+    return said(event, "model"), said(event, "prompt") or gr.skip(), gr.Tabs(selected="generate")
 
 
 @dataclass(frozen=True)

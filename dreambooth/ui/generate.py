@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dreambooth.bombs import check_structure
 from dreambooth.config import SamplingConfig, SubjectConfig
-from dreambooth.errors import DreamBoothError, PhotoError
+from dreambooth.errors import ConfigError, DreamBoothError, PhotoError
 from dreambooth.generate import (
     MAX_BATCH,
     Picture,
@@ -28,10 +28,12 @@ from dreambooth.prompts import suggestions
 from dreambooth.runs import Run
 from dreambooth.ui import drawing, login, models
 from dreambooth.ui.drawing import Progress
+from dreambooth.ui.inputs import numbers
+from dreambooth.ui.limits import MAX_LETTERS
 from dreambooth.ui.lines import address_of
 from dreambooth.ui.models import Model
 from dreambooth.ui.report import counted
-from dreambooth.ui.studio import QUIET, Studio, in_plain_words, is_owner
+from dreambooth.ui.studio import QUIET, Studio, in_plain_words
 
 NOTHING_YET = """<div class="empty"><strong>No pictures yet.</strong> Say what you would like to see and press Generate.
 Your own subjects are in the list of models once their training is finished.</div>"""
@@ -150,8 +152,8 @@ def _form(studio: Studio) -> tuple[Form, gr.Dataset, gr.Button, gr.UploadButton,
         # Values of one's own are a Hub id, or an API caller's run; `open_model` checks them.
         models.free_choice(gr.Dropdown(_base_choices(studio), value=studio.default_model, label="Model",
                                         allow_custom_value=True, info=MODEL_HELP, elem_id="model")),
-        gr.Textbox(ideas[0], label="Prompt", lines=2, max_length=1000, elem_id="prompt"),
-        gr.Textbox("", label="Negative prompt", max_length=1000, info="What to keep out of the picture.",
+        gr.Textbox(ideas[0], label="Prompt", lines=2, max_length=MAX_LETTERS, elem_id="prompt"),
+        gr.Textbox("", label="Negative prompt", max_length=MAX_LETTERS, info="What to keep out of the picture.",
                    render=False),
         gr.Slider(1, 100, sampling.steps, step=1, label="Steps", info="More take longer and are finer, up to about 50.",
                   render=False),
@@ -356,9 +358,10 @@ class Actions:
     def pick(self, pictures: list[tuple[str, str]] | None, chosen: gr.SelectData) -> tuple[Any, Any, Any]:
         """Show what the picture at hand was made with."""
         try:
-            path = (pictures or [])[chosen.index][0]
+            [index] = numbers(chosen, "index", 1)
+            path = (pictures or [])[index][0]
             settings = read_settings(path)
-        except (IndexError, TypeError, PhotoError):
+        except (IndexError, ConfigError, PhotoError):
             return None, gr.HTML(visible=False), gr.Button(visible=False)
         told = {name: _as_words(name, settings.get(name, "")) for name in SETTINGS}
         rows = "".join(
@@ -377,7 +380,7 @@ class Actions:
         each."""
         found = read_settings(picture)
         name = found.get("model", "")
-        own = {named["model"] for named in self.models(owner)} if is_owner(owner) else set(self.studio.base_models)
+        own = {named["model"] for named in self.models(owner)}
         try:
             added = [one for one in read_adapters(found.get("adapters", "")) if one[0] in own][: models.MAX_ADAPTERS]
             names, weights = zip(*added, *[("", 1.0)] * (models.MAX_ADAPTERS - len(added)), strict=True)

@@ -33,6 +33,9 @@ MAX_TARGETS = 16
 PUBLIC_ENCODERS = ("auto", TOYBOX)
 """What may measure a run on a public Space: nothing that a stranger names."""
 
+MAX_LETTERS = 1000
+"""Of one text that has no bound of its own: as many as a config's prompt may have."""
+
 PERSON_WORDS = frozenset(
     """person persons people human humans man men woman women boy boys girl girls child children kid kids baby babies
     toddler infant teen teenager adult lady ladies gentleman guy guys dude face faces head portrait selfie self me

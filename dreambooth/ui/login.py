@@ -1,20 +1,51 @@
-"""Who a visitor is: their Hugging Face account on a Space with login, a random id kept by the browser otherwise."""
+"""Who a visitor is: a Hugging Face account where they are logged in, else the browser, else the page while it is open.
+
+No page holds an id: it is found anew at each call, from what scripts can't read (the login's session, a cookie). An API
+caller, who has neither, makes an id up and gives it as `owner`.
+"""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import os
+import re
 import secrets
+import threading
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gradio as gr
 from filelock import FileLock
 
-from dreambooth.errors import HubError
+from dreambooth.errors import HubError, RunError
 from dreambooth.files import atomic_file
-from dreambooth.hub import Token, local_token
+from dreambooth.hub import Token, local_token, sign_in
+
+COOKIE = "dreambooth-visitor"
+"""The browser's own id, which no script can read."""
+REMEMBERED = 600.0
+"""Seconds for which the name behind a token is known without asking the Hub again: a page asks once a second."""
+UNANSWERED = 15.0
+"""Seconds for which the Hub is not asked again about a token that it did not confirm."""
+MOST_REMEMBERED = 10_000
+"""Tokens of which something is known, at most."""
+FEWEST = 8
+"""Different characters in an id: 32 random hexadecimal digits have fewer once in ten million times."""
+DOCUMENTED = ("choose-20-to-64-letters-and-digits-yourself",)
+"""Ids that this program's documentation once showed, which everybody knows."""
+MAKE_ONE = "API callers make one up, with Python's secrets.token_urlsafe(24), say, and keep it."
+NO_COOKIE = """<p class="aside">This browser keeps no cookie of this page, so your runs are here for as long as the page
+is open.</p>"""
+
+_OWNER = re.compile(r"[A-Za-z0-9_-]{20,64}")
+_COOKIE = re.compile(r"[A-Za-z0-9_-]{32}")
+
+
+# ---------------------------------------------------------------------------------------------------------- the token
 
 
 def offered() -> bool:
@@ -57,16 +88,186 @@ def reading_token(token: gr.OAuthToken | None, *, public: bool) -> Token:
     return None if for_oneself(public=public) else False
 
 
-def owner_of(name: str, root: Path) -> str:
-    """The owner id of an account's runs in `root`: always the same, and not to be guessed from the name."""
-    digest = hmac.digest(_key(root), name.encode(), hashlib.sha256)
+# ---------------------------------------------------------------------------------------------------------- the owner
+
+
+class Visitor(str):
+    """An owner id that was found here, of an account, a browser or a page; its colon is in none that a caller gives."""
+
+
+def new_owner() -> str:
+    """A fresh id, as an API caller makes one up; whoever knows it can open their runs."""
+    return secrets.token_urlsafe(24)
+
+
+def checked_owner(owner: object) -> str:
+    """The id itself; raises `RunError` where it is none, or where others could give the same."""
+    if isinstance(owner, Visitor):
+        return owner
+    if not (isinstance(owner, str) and _OWNER.fullmatch(owner)):
+        raise RunError("This is no owner id: it has 20 to 64 letters, digits, - and _.", MAKE_ONE)
+    if owner in DOCUMENTED or len(set(owner)) < FEWEST:
+        raise RunError("This owner id is easily guessed, and whoever knows it can open your runs.", MAKE_ONE)
+    return owner
+
+
+def mark(owner: str) -> str:
+    """What a run keeps of its owner's id, so that reading a run directory does not give the id away."""
+    return hashlib.sha256(owner.encode()).hexdigest()
+
+
+def mark_of(run: Path) -> str:
+    """The mark in a run's directory; empty for what was made on the command line, and for no run at all."""
+    try:
+        return (run / "owner").read_text("ascii", "backslashreplace")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
+def cookie_of(request: gr.Request) -> str:
+    """The browser's own id; empty where it keeps none, and for what the studio has not given out."""
+    value = dict(request.cookies or {}).get(COOKIE, "")
+    return value if isinstance(value, str) and _COOKIE.fullmatch(value) else ""
+
+
+@dataclass
+class _Confirmed:
+    """What is known of a token's account."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while the Hub is asked, which a page's events need not do all at once."""
+    until: float = 0.0
+    name: str = ""
+    problem: HubError | None = None
+
+
+class Visitors:
+    """Who the visitors of one studio are, whose runs are in `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._salt = secrets.token_bytes(32)
+        self._confirmed: dict[bytes, _Confirmed] = {}  # by a hash of the token, which is kept nowhere
+        self._lock = threading.Lock()
+
+    def visitor(self, owner: object, request: gr.Request, token: gr.OAuthToken | None) -> str:
+        """Whose runs a call acts on: those of `owner`, where a caller gives one; else of the token's account; else of
+        the browser; else of the page for as long as it is open.
+
+        Raises `RunError` for an owner that is none, and where there is none of all these, `HubError` where the Hub does
+        not confirm the account: nobody's runs are taken for another's.
+        """
+        if owner not in ("", None):
+            return checked_owner(owner)
+        if token and token.token:
+            return account_id(self.account(token.token), self.root)
+        if cookie := cookie_of(request):
+            return Visitor(f"browser:{cookie}")
+        if "origin" in dict(request.headers) and request.session_hash:  # a browser's; of others no id would last
+            return Visitor(f"page:{_digest(self.root, 'page', request.session_hash)}")
+        raise RunError("This call has no owner.", MAKE_ONE)
+
+    def account(self, token: str) -> str:
+        """The name of a token's account: asked of the Hub, then remembered for a while.
+
+        Raises `HubError` where the Hub does not confirm it, or does not answer.
+        """
+        known = self._known(token)
+        with known.lock:
+            if known.until < time.monotonic():
+                try:
+                    known.name, known.problem = sign_in(token).name, None
+                    settle(known.name, self.root)
+                except HubError as error:
+                    known.problem = error
+                known.until = time.monotonic() + (UNANSWERED if known.problem else REMEMBERED)
+            if known.problem:
+                raise HubError(known.problem.message, known.problem.hint)
+            return known.name
+
+    def _known(self, token: str) -> _Confirmed:
+        key = hmac.digest(self._salt, token.encode(errors="replace"), hashlib.sha256)
+        with self._lock:
+            if len(self._confirmed) >= MOST_REMEMBERED and key not in self._confirmed:
+                now = time.monotonic()
+                self._confirmed = {key: one for key, one in self._confirmed.items() if one.until > now}
+                while len(self._confirmed) >= MOST_REMEMBERED:
+                    self._confirmed.pop(next(iter(self._confirmed)))
+            return self._confirmed.setdefault(key, _Confirmed())
+
+
+# --------------------------------------------------------------------------------------------------------- an account
+
+
+def account_id(name: str, root: Path) -> Visitor:
+    """The owner id of an account's runs in `root`, not to be guessed from its name: the same on every device, until
+    `rotate` gives it another."""
+    return _account_ids(name, root)[-1]
+
+
+def settle(name: str, root: Path) -> None:
+    """Give an account a nonce, where it has none, and its runs that bear a mark of former ids that of the present."""
+    if not _nonces(name, root):
+        _add_nonce(name, root)
+    *former, present = _account_ids(name, root)
+    marks = {mark(one) for one in former}
+    for run in root.glob("[!.]*"):
+        if mark_of(run) in marks:
+            with contextlib.suppress(FileNotFoundError), atomic_file(run / "owner") as partial:  # deleted meanwhile
+                partial.write_text(mark(present))
+
+
+def rotate(name: str, root: Path) -> None:
+    """Give an account another owner id, with which it sees the same runs; the former opens nothing any more.
+
+    Raises `RunError` for an account that was never here.
+    """
+    if not ((root / ".login-key").exists() and _nonces(name, root)):
+        raise RunError(f"No account {name!r} has logged in here.", "Give its name as the Hub writes it, and look at "
+                       "DREAMBOOTH_RUNS.")  # fmt: skip
+    _add_nonce(name, root)
+    settle(name, root)
+
+
+def _account_ids(name: str, root: Path) -> list[Visitor]:
+    """All that an account has had, the present one last; first the one of before there were nonces, without a colon."""
+    made = [f"account:{_digest(root, 'account', nonce, name)}" for nonce in _nonces(name, root)]
+    return [Visitor(one) for one in (_digest(root, name), *made)]
+
+
+def _nonces(name: str, root: Path) -> list[str]:
+    try:
+        return _account_file(name, root).read_text().split()
+    except FileNotFoundError:
+        return []
+
+
+def _add_nonce(name: str, root: Path) -> None:
+    path = _account_file(name, root)
+    with FileLock(root / ".login-key.lock"):
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        nonces = [*_nonces(name, root), secrets.token_urlsafe(16)]
+        with atomic_file(path) as partial:
+            partial.chmod(0o600)
+            partial.write_text("\n".join(nonces))
+
+
+def _account_file(name: str, root: Path) -> Path:
+    return root / ".accounts" / _digest(root, "file", name)
+
+
+def _digest(root: Path, *words: str) -> str:
+    """What only who has this studio's key can make of the words, as 43 letters."""
+    digest = hmac.digest(_key(root), "\0".join(words).encode(), hashlib.sha256)
     return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
 def _key(root: Path) -> bytes:
     """A secret of this studio, kept beside its runs so that a restart changes nobody's id."""
-    root.mkdir(parents=True, exist_ok=True)
     path = root / ".login-key"
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".login-key.lock"):
         if not path.exists():
             with atomic_file(path) as partial:

@@ -41,7 +41,7 @@ from dreambooth.runs import Run
 from dreambooth.tokens import Reader, load_tokenizer
 from dreambooth.ui.drawing import Weights
 from dreambooth.ui.report import counted
-from dreambooth.ui.studio import Studio, is_owner, title
+from dreambooth.ui.studio import Studio, title
 
 MOST_STEPS, MOST_GUIDANCE = 100, 20
 """The ends of the sliders: above, pictures take longer and get no better."""
@@ -312,8 +312,8 @@ def base_folder(config: Config) -> str:
 
 
 def finished_runs(studio: Studio, owner: str) -> list[Run]:
-    """This visitor's runs that have a model, newest first; none for who is no visitor yet."""
-    return [run for run in studio.own_runs(owner) if run.status == "finished"] if is_owner(owner) else []
+    """This visitor's runs that have a model, newest first."""
+    return [run for run in studio.own_runs(owner) if run.status == "finished"]
 
 
 def first_choice(studio: Studio, runs: Sequence[Run]) -> Run | None:

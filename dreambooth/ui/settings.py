@@ -13,11 +13,11 @@ from gradio.components import Component
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from dreambooth.config import LEARNS_WORD, TOYBOX, Config, load_preset
+from dreambooth.config import LEARNS_WORD, MAX_FOREIGN_YAML, TOYBOX, Config, load_preset
 from dreambooth.errors import ConfigError
 from dreambooth.methods import methods
 from dreambooth.ui import login
-from dreambooth.ui.limits import FOR_ONESELF
+from dreambooth.ui.limits import FOR_ONESELF, MAX_LETTERS
 from dreambooth.ui.studio import QUIET, Studio, Ways
 
 # On top stand the settings that decide most often whether a training succeeds. Steps and learning rate together say how
@@ -143,7 +143,8 @@ class Setting:
         kind, shown = _kind(self.info.annotation), self.shown(value)
         arguments = {"label": self.label, "info": self.help, "min_width": 200} | arguments
         if kind.several:
-            return gr.Textbox(shown, lines=1 if kind.several is tuple else 3, **arguments)
+            lines = 1 if kind.several is tuple else 3
+            return gr.Textbox(shown, lines=lines, max_length=MAX_FOREIGN_YAML, **arguments)
         if kind.types == {bool} and not kind.choices:
             return gr.Checkbox(shown, **arguments)
         if kind.choices and kind.types <= {bool}:
@@ -152,7 +153,7 @@ class Setting:
             whole = {"precision": 0} if kind.types == {int} else {"step": _step(value)}
             return gr.Number(shown, placeholder="from the recipe", **whole, **arguments)
         if kind.types:  # a word, a number or a word such as auto, or one that may be none (Gradio's would show 0)
-            return gr.Textbox(shown, placeholder="none" if kind.optional else None, max_length=1000, **arguments)
+            return gr.Textbox(shown, placeholder="none" if kind.optional else None, max_length=MAX_LETTERS, **arguments)
         raise TypeError(f"no field for {self.key}: {self.info.annotation}")
 
     def shown(self, value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import hmac
 import html
 import inspect
@@ -40,6 +39,7 @@ from dreambooth.runs import Run, Worker, list_runs
 from dreambooth.tokens import Reader
 from dreambooth.ui import lines, room
 from dreambooth.ui.limits import StudioSettings, is_person, refuse_too_large, refuse_too_much
+from dreambooth.ui.login import checked_owner, mark, mark_of
 from dreambooth.ui.publishing import Publisher
 from dreambooth.ui.report import title_of
 
@@ -84,41 +84,7 @@ DAMAGED = (
 )
 """What is said of a run whose `config.yaml` is lost or damaged."""
 
-_OWNER = re.compile(r"[A-Za-z0-9_-]{20,64}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._()-]{0,99}")  # ours, and what people call a copy
-
-
-# --------------------------------------------------------------------------------------------------------- visitors
-
-
-def new_owner() -> str:
-    """A fresh id for a visitor; whoever knows it sees their runs."""
-    return secrets.token_urlsafe(24)
-
-
-def is_owner(owner: object) -> bool:
-    """Whether this has the form of a visitor's id."""
-    return isinstance(owner, str) and _OWNER.fullmatch(owner) is not None
-
-
-def checked_owner(owner: object) -> str:
-    """The id itself; raises `RunError` where it is none."""
-    if not is_owner(owner):
-        raise RunError("This visit has no id yet.", "Reload the page; API callers choose 20 to 64 letters and digits.")
-    return owner
-
-
-def _mark(owner: str) -> str:
-    """What a run keeps of its owner's id, so that reading a run directory does not give the id away."""
-    return hashlib.sha256(owner.encode()).hexdigest()
-
-
-def _mark_of(path: Path) -> str:
-    """The mark in a run's directory; empty for what was made on the command line, and for no run at all."""
-    try:
-        return (path / "owner").read_text("ascii", "backslashreplace")
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
 
 
 # ----------------------------------------------------------------------------------------------------------- studio
@@ -252,15 +218,15 @@ class Studio:
     def partners(self, run: Run) -> list[Run]:
         """The runs that were trained beside this one and differ in their condition alone, while they are there."""
         others = [Run(self.root / name) for name in _partners_of(run) if _RUN_ID.fullmatch(name)]
-        mark = _mark_of(run.path)
+        own = mark_of(run.path)
         return [
             other for other in others
             if run.id in _partners_of(other) and _is_readable(other)
-            and mark and hmac.compare_digest(mark, _mark_of(other.path))
+            and own and hmac.compare_digest(own, mark_of(other.path))
         ]  # fmt: skip
 
     def _is_owned(self, path: Path, owner: str) -> bool:
-        return hmac.compare_digest(_mark_of(path), _mark(owner))
+        return hmac.compare_digest(mark_of(path), mark(owner))
 
     # -- what a visitor does with them
 
@@ -377,7 +343,7 @@ class Studio:
                 _copy_uploads(folders[0], folder)
             for run, folder, config, size in zip(runs, folders, configs, sizes, strict=True):
                 (folder / "config.yaml").write_text(_placed(config, run.path, boxes).to_yaml(), encoding="utf-8")
-                (folder / "owner").write_text(_mark(owner))
+                (folder / "owner").write_text(mark(owner))
                 room.promise(Run(folder), size)
                 if partners := [one for one in known if one != run.id]:
                     (folder / "partner").write_text("\n".join(partners))
@@ -494,7 +460,7 @@ class Studio:
 
         Raises `RunError`, which says what helps, where what must be kept leaves no room.
         """
-        found = self._plan(_mark(owner), coming, new, needed)
+        found = self._plan(mark(owner), coming, new, needed)
         if found.problem:
             raise found.problem
         return [one.run for one in found.doomed]
@@ -502,7 +468,7 @@ class Studio:
     def _plan(self, mark: str, coming: int, new: int, needed: Sequence[Run]) -> room.Plan:
         held = [
             room.Held(
-                run, _mark_of(run.path), max(run.size, room.promised(run) * run.moving),
+                run, mark_of(run.path), max(run.size, room.promised(run) * run.moving),
                 self._is_removable(run) and run not in needed,
             ) for run in list_runs(self.root)[::-1]
         ]  # fmt: skip
@@ -513,7 +479,7 @@ class Studio:
         with self._deciding:
             if ended.status == "finished":
                 shutil.rmtree(ended.path / "checkpoints", ignore_errors=True)  # three times its model, never resumed
-            for one in self._plan(_mark_of(ended.path), 0, 0, [ended]).doomed:
+            for one in self._plan(mark_of(ended.path), 0, 0, [ended]).doomed:
                 one.run.delete()
         self.trim_class_images()
 
@@ -533,7 +499,7 @@ class Studio:
 
     def _is_removable(self, run: Run) -> bool:
         """Whether clean-up may take it: made here, not published or on its way there, neither waiting nor training."""
-        return bool(_mark_of(run.path)) and not (run.published or run.moving or self._is_uploaded(run))
+        return bool(mark_of(run.path)) and not (run.published or run.moving or self._is_uploaded(run))
 
 
 def _folder_here(config: Config) -> Path | None:
@@ -727,19 +693,20 @@ def in_plain_words(handler: Callable) -> Callable:
 
     @functools.wraps(handler)
     def plain(*args, **kwargs):
-        with _plain_words():
+        with plain_words():
             return handler(*args, **kwargs)
 
     @functools.wraps(handler)
     def plain_generator(*args, **kwargs):
-        with _plain_words():
+        with plain_words():
             yield from handler(*args, **kwargs)
 
     return plain_generator if inspect.isgeneratorfunction(handler) else plain
 
 
 @contextlib.contextmanager
-def _plain_words() -> Iterator[None]:
+def plain_words() -> Iterator[None]:
+    """The library's errors, and the system's, inside the block as Gradio's, which the page shows."""
     try:
         yield
     except DreamBoothError as error:

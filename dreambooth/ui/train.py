@@ -12,7 +12,7 @@ from urllib.parse import quote
 import gradio as gr
 
 from dreambooth.config import LEARNS_WORD
-from dreambooth.errors import ConfigError, DreamBoothError, ModelError
+from dreambooth.errors import ConfigError, DreamBoothError, ModelError, RunError
 from dreambooth.methods import methods
 from dreambooth.runs import Run, Status
 from dreambooth.ui import charts
@@ -22,10 +22,11 @@ from dreambooth.ui import settings as forms
 from dreambooth.ui.crops import HELP as CROPS_HELP
 from dreambooth.ui.crops import Boxes, Photos, aligned
 from dreambooth.ui.estimate import Estimates
+from dreambooth.ui.inputs import said
 from dreambooth.ui.limits import is_person
 from dreambooth.ui.report import Digests, Report
 from dreambooth.ui.settings import NO_WORD, Choices, Form
-from dreambooth.ui.studio import DAMAGED, QUIET, Studio, Upload, Ways, in_plain_words, is_owner, title
+from dreambooth.ui.studio import DAMAGED, QUIET, Studio, Upload, Ways, in_plain_words, title
 from dreambooth.ui.upload import Kept, Subject, show_in, show_prompts, taught, words
 
 POLL = 1.0
@@ -267,7 +268,7 @@ def _further(given: Any, photos: Photos | None, new_word: bool) -> Iterator[tupl
 
 
 def _chosen(event: gr.EventData) -> str:
-    return event.run
+    return said(event, "run")
 
 
 @dataclass(frozen=True)
@@ -338,6 +339,8 @@ class Actions:
 
     def show_started(self, runs: list[str]) -> tuple[str, str]:
         """The first of the new runs, looked at."""
+        if not (isinstance(runs, list) and runs and isinstance(runs[0], str)):  # who makes requests by hand chose it
+            raise RunError("No training was started.", "Press Start training.")
         return "<div class='empty' role='status'>Your training waits for its turn …</div>", runs[0]
 
     @in_plain_words
@@ -395,7 +398,7 @@ class Actions:
     def offer_words(self, owner: str, method: str, chosen: str | None) -> gr.Dropdown:
         """The visitor's runs that learned a word, for a method that can go on from one; keeps the chosen one."""
         choices = [NO_WORD]
-        if method == "lora" and is_owner(owner):
+        if method == "lora":
             learned = [run for run, _ in self._own(owner) if run.config.method == "textual_inversion"]
             choices += [(title(run), run.id) for run in learned if run.status == "finished"]
         value = chosen if chosen in {run_id for _, run_id in choices} else ""
@@ -451,17 +454,16 @@ class Actions:
     # -- the page
 
     @in_plain_words
-    def refresh(self, owner: str, run: str | None, visited: int) -> tuple[str | None, str, int, dict]:
-        """List the visitor's runs, keep the chosen one or take the newest; who has an id by now may start one."""
+    def refresh(self, owner: str, run: str | None, visited: int | None) -> tuple[str | None, str, int, dict]:
+        """List the visitor's runs, keep the chosen one or take the newest; who is known by now may start one."""
         runs = self._own(owner)
         ids = [*(own.id for own, _ in runs), *(own.id for own in self._damaged(owner))]
         chosen = run if run in ids else ids[0] if ids else None
-        may_start = gr.Button(interactive=is_owner(owner))
-        return chosen, self._history(owner, runs, chosen), visited + 1, may_start
+        return chosen, self._history(owner, runs, chosen), (visited or 0) + 1, gr.Button(interactive=True)
 
     def watch(self, owner: str, run_id: str | None, seen: Seen | None) -> Any:
         """Fill `Live` with what is new in the run's directory since `seen`."""
-        if not is_owner(owner) or not (run_id or seen):
+        if not (run_id or seen):
             return self._nothing()
         damaged = self.studio.is_damaged(owner, run_id)
         gone = Seen(run_id or "", UNREADABLE if damaged else GONE)
@@ -525,11 +527,10 @@ class Actions:
         return new | {live.headline: view.headline(report, waiting, now.twin), live.seen: now}
 
     def _own(self, owner: str) -> list[tuple[Run, Report]]:
-        runs = self.studio.own_runs(owner) if is_owner(owner) else []
-        return [(run, self.digests.report(run)) for run in runs]
+        return [(run, self.digests.report(run)) for run in self.studio.own_runs(owner)]
 
     def _damaged(self, owner: str) -> list[Run]:
-        return self.studio.damaged_runs(owner) if is_owner(owner) else []
+        return self.studio.damaged_runs(owner)
 
     def _history(self, owner: str, runs: list[tuple[Run, Report]], chosen: str | None) -> str:
         return view.history(runs, chosen, self._url, self._damaged(owner))

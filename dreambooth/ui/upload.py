@@ -24,6 +24,7 @@ from dreambooth.toybox.world import CLASSES
 from dreambooth.ui import crops as boxes
 from dreambooth.ui import identifier as lookup
 from dreambooth.ui.crops import Boxes, Editor, Photos, aligned, prepared
+from dreambooth.ui.inputs import numbers, said
 from dreambooth.ui.limits import MAX_SUBJECTS
 from dreambooth.ui.report import counted
 from dreambooth.ui.studio import QUIET, Studio, Upload, in_plain_words, refuse_too_many
@@ -194,7 +195,7 @@ def _wire_several(
         another.click(actions.set_aside, subject.all, filled, **loud),
         listed.click(actions.act, subject.all, filled, **loud),
     ):
-        event = event.success(lambda count: count + 1, subject.changed, subject.changed, **QUIET)
+        event = event.success(lambda count: (count or 0) + 1, subject.changed, subject.changed, **QUIET)
         for following in checked:
             event = event.success(**following)
 
@@ -225,13 +226,14 @@ class Several:
         event: gr.EventData,
     ) -> list[Any]:  # fmt: skip
         """Remove a subject, or take it into the form, whose own takes its place."""
-        if event.subject not in range(len(kept)):  # gone meanwhile
+        [number] = numbers(event, "subject", 1)
+        if number not in range(len(kept)):  # gone meanwhile
             return [gr.skip()] * 5
-        chosen, others = kept[event.subject], [*kept[: event.subject], *kept[event.subject + 1 :]]
-        if event.act == "remove":
+        chosen, others = kept[number], [*kept[:number], *kept[number + 1 :]]
+        if said(event, "act") == "remove":
             return [*[gr.skip()] * 4, others]
         if photos:
-            others.insert(event.subject, self._checked(photos, crops, identifier, class_noun, others))
+            others.insert(number, self._checked(photos, crops, identifier, class_noun, others))
         moved = {path: self.gallery.move_resource_to_block_cache(path) for path in chosen.photos}
         boxes = {moved[path]: crop for path, crop in chosen.crops.items()}
         return [list(moved.values()), boxes, chosen.identifier, chosen.class_noun, others]

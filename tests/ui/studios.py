@@ -18,7 +18,8 @@ from dreambooth.methods import get_method
 from dreambooth.monitor import Measure, Measures
 from dreambooth.runs import Run, Worker
 from dreambooth.ui.limits import StudioSettings
-from dreambooth.ui.studio import Studio, Upload, Ways, new_owner
+from dreambooth.ui.login import new_owner
+from dreambooth.ui.studio import Studio, Upload, Ways
 
 ANNA, BERT = new_owner(), new_owner()
 

@@ -146,7 +146,7 @@ def test_a_run_is_trained_the_other_way_and_becomes_a_pair(actions: Actions, stu
     assert drift.count("<polyline") == 4
     assert "Without PPL <b>0.700</b>" in drift
     assert [column.title for column in actions.columns(run)] == ["Base model", "Without PPL", "With PPL"]
-    assert len(actions.list_runs(ANNA, None, "")[0].choices) == 1
+    assert len(actions.list_runs(ANNA, None, None)[0].choices) == 1
 
 
 def test_none_ppl_and_drift_penalty_stand_side_by_side(actions: Actions, studio: Studio, photo_folder: Path):
@@ -159,7 +159,7 @@ def test_none_ppl_and_drift_penalty_stand_side_by_side(actions: Actions, studio:
     assert "base model, without PPL, with PPL and with drift penalty;" in words
     assert not button.visible
     assert [look in drift for look in ("'instance'", "'prior'", "'drift'")] == [True] * 3
-    [(label, _)] = actions.list_runs(ANNA, None, NO_RUN)[0].choices
+    [(label, _)] = actions.list_runs(ANNA, None, None)[0].choices
     assert "sks dog · LoRA · three ways" in label
     *_, figures, values, shown = list(actions.compare(ANNA, runs[2].id, "a photo of a dog", 2, 3.0, 0, 1))[-1]
     assert shown.titles == ("Base model", "Without PPL", "With PPL", "With drift penalty")
@@ -212,15 +212,15 @@ def test_prompts_are_one_a_line_each_once():
 def test_the_list_names_a_pair_once_and_says_what_to_do_without_a_run(
     actions: Actions, studio: Studio, photo_folder: Path
 ):
-    run, asked, status, *_ = actions.list_runs("", None, NO_RUN)
+    run, asked, status, *_ = actions.list_runs(BERT, None, None)
     assert (run.choices, asked.visible) == ([], False)
     assert is_skip(status), "the page says so from the beginning"
-    gone = actions.list_runs(ANNA, "deleted-meanwhile", "<div class='drawing'>")
+    gone = actions.list_runs(ANNA, "deleted-meanwhile", False)
     assert gone[2] == NO_RUN
     assert (gone[3].visible, gone[4]) == (False, "")
     [single] = studios.finished_runs(studio, photo_folder)
     pair = studios.finished_runs(studio, photo_folder, ways="two")
-    run, asked, status, other_way, _, prompts, steps, _ = actions.list_runs(ANNA, None, NO_RUN)
+    run, asked, status, other_way, _, prompts, steps, _ = actions.list_runs(ANNA, None, None)
     assert asked.visible
     assert not other_way.visible
     assert len(run.choices) == 2
@@ -233,7 +233,7 @@ def test_the_list_names_a_pair_once_and_says_what_to_do_without_a_run(
     assert steps == 2
     assert "Trained both ways" in status
     assert "Trained one way" in actions.prefill(ANNA, single.id)[0]
-    kept = actions.list_runs(ANNA, single.id, "<div class='drawing'>2 prompts …")
+    kept = actions.list_runs(ANNA, single.id, False)
     assert "value" not in kept[0].constructor_args
     assert is_skip(kept[2]), "what is said of a comparison stays"
     assert kept[3].visible

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dreambooth.checkpoints import list_checkpoints
 from dreambooth.runs import Run
-from dreambooth.ui.studio import new_owner
+from dreambooth.ui.login import new_owner
 from tests.ui.conftest import Served, serve
 
 VISITORS = 20

@@ -183,16 +183,16 @@ def test_a_drawing_that_fails_is_not_said_to_be_stopped(browser: Browser, tmp_pa
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     go_on = threading.Event()
 
-    def draw(fails: bool) -> Iterator[str]:
-        yield drawing.bar_html("Getting ready", 0)
+    def draw(fails: bool) -> Iterator[tuple[str]]:
+        yield (drawing.bar_html("Getting ready", 0),)
         if fails:
             raise gr.Error("No such model.", print_exception=False)
-        yield from iter(lambda: go_on.wait(0.05) or drawing.bar_html("Drawing", 1), True)
+        yield from iter(lambda: go_on.wait(0.05) or (drawing.bar_html("Drawing", 1),), True)
 
     with gr.Blocks(analytics_enabled=False) as blocks:
         fails, button, stop = gr.Checkbox(True, label="Fails"), gr.Button("Draw"), gr.Button("Stop", visible=False)
         status = gr.HTML(elem_id="status")
-        drawing.stoppable(button, stop, status, fn=draw, inputs=fails, outputs=status)
+        drawing.stoppable(button, stop, status, fn=draw, inputs=fails, outputs=[status])
     _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, run_history=False)
     page = browser.new_page()
     page.goto(url)

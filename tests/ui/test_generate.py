@@ -103,7 +103,7 @@ def test_the_models_are_the_visitors_finished_runs_and_the_base_models(
     actions: Actions, studio: Studio, photo_folder: Path
 ):
     base = [("tiny-sd (base model, untrained)", "tiny-sd")]
-    model, newest, *rest = actions.list_models("", None, "tiny-sd", *NOTHING)
+    model, newest, *rest = actions.list_models(BERT, None, "tiny-sd", *NOTHING)
     assert (model.choices, newest) == (base, None)
     assert all(is_skip(value) for value in rest[:4])
     [run] = studios.finished_runs(studio, photo_folder)

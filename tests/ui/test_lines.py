@@ -16,7 +16,7 @@ from gradio_client.exceptions import AppError
 from dreambooth.ui import lines
 from dreambooth.ui.guard import VISITOR
 from dreambooth.ui.lines import Lines
-from dreambooth.ui.studio import new_owner
+from dreambooth.ui.login import new_owner
 from tests.ui.conftest import SECONDS, Served, serve
 from tests.ui.test_crowd import start, status, until, visitor
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from dreambooth.adapters import write_step
-from dreambooth.ui.studio import new_owner
+from dreambooth.ui.login import COOKIE, Visitor, new_owner
 from tests.ui import studios
 from tests.ui.conftest import ROOT, Served, serve
 from tests.ui.test_crowd import until
@@ -30,6 +30,13 @@ def start_training(page: Page, steps: int, *, ways: str = "Once") -> None:
     page.locator("#class-images input").fill("4")
     page.get_by_role("radio", name=ways).check()
     page.get_by_role("button", name="Start training").click()
+
+
+def owner_in(page: Page) -> Visitor:
+    """Whose runs a page shows to who is not logged in: its browser's, whose cookie no script of it can read."""
+    [cookie] = [cookie for cookie in page.context.cookies() if cookie["name"] == COOKIE]
+    assert cookie["httpOnly"]
+    return Visitor(f"browser:{cookie['value']}")
 
 
 @pytest.fixture
@@ -134,10 +141,9 @@ def test_a_visitor_goes_from_photos_to_a_comparison(toybox_studio: Served, brows
 
 
 def test_a_visitor_puts_adapters_on_top_of_each_other(served: Served, tiny_model: Path, browser: Browser):
-    page, visitor = browser.new_page(), re.compile(r'"([\w-]{32})"')
-    with page.expect_request(lambda request: visitor.search(request.post_data or "")) as asked:
-        page.goto(served.url)
-    owner = visitor.search(asked.value.post_data)[1]
+    page = browser.new_page()
+    page.goto(served.url)
+    owner = owner_in(page)
     open_tab(page, "Generate")
     expect(page.locator("#model input")).to_have_value(re.compile("tiny-sd"))
     expect(page.get_by_text("Add adapters")).to_be_hidden()
@@ -168,6 +174,42 @@ def test_a_visitor_puts_adapters_on_top_of_each_other(served: Served, tiny_model
     expect(page.locator("#adapter input")).to_have_value(re.compile("Textual Inversion"))
     page.close()
     assert not served.errors.read_text(), "the console is not clean"
+
+
+def test_a_browser_without_cookies_sees_its_runs_while_the_page_is_open(
+    served: Served, tiny_model: Path, browser: Browser
+):
+    """As in a frame of another site, where Safari keeps none."""
+
+    def keep_no_cookie(route: Route) -> None:
+        answer = route.fetch()
+        page.context.clear_cookies()  # it keeps what it fetches
+        route.fulfill(response=answer, headers={k: v for k, v in answer.headers.items() if k != "set-cookie"})
+
+    page = browser.new_page()
+    page.route(served.url, keep_no_cookie)
+    page.goto(served.url)
+    expect(page.locator("#no-cookie")).to_contain_text("your runs are here for as long as the page is open")
+    page.locator("#photos input[type=file]").set_input_files(served.photos)
+    expect(page.locator("#crops img")).to_have_count(len(served.photos))
+    start_training(page, 2)
+    expect(page.locator("#history li")).to_have_count(1)
+    open_tab(page, "Photos")
+    open_tab(page, "Train")
+    expect(page.locator("#history li")).to_have_count(1)
+    page.reload()
+    open_tab(page, "Train")
+    expect(page.locator("#headline")).to_contain_text("Nothing trains yet")
+    expect(page.locator("#start")).to_be_enabled()
+    expect(page.locator("#history li")).to_have_count(0)
+    page.close()
+
+    page = browser.new_page()
+    page.goto(served.url)
+    open_tab(page, "Train")
+    expect(page.locator("#start")).to_be_enabled()
+    expect(page.locator("#no-cookie")).to_be_hidden()
+    page.close()
 
 
 def test_a_visitor_without_photos_is_told_what_to_do(served: Served, browser: Browser):

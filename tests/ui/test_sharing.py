@@ -13,9 +13,12 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from dreambooth.fetch import TOYBOX_FOLDER
+from dreambooth.ui.login import account_id, rotate
 from tests.hub import LoopbackHub
+from tests.ui import studios
 from tests.ui.conftest import ROOT, SECONDS, Served, serve
-from tests.ui.test_page import open_tab, start_training
+from tests.ui.test_page import open_tab, owner_in, start_training
 
 STOCK = """
 import json, sys
@@ -141,3 +144,50 @@ def test_a_visitor_logs_in_trains_and_publishes_what_anybody_draws_with(
     assert space.errors.read_text().count("Traceback") <= 1, "more than Gradio's own, about reloading on a Space"
     written = space.errors.read_bytes() + b"".join(p.read_bytes() for p in space.runs.rglob("*") if p.is_file())
     assert not any(secret.encode() in written for secret in hub.tokens)
+
+
+def test_an_accounts_runs_are_on_every_device_and_gone_after_logging_out(space: Served, browser: Browser):
+    """And no page holds what finds them: not the account's id, nor the browser's, nor the token."""
+    root, studio = space.runs, studios.studio(space.runs, Path("toybox"))
+
+    def train(owner: str, identifier: str) -> None:
+        named = {"subject": {"identifier": identifier}}
+        studios.finished_runs(studio, space.photos[0].parent, models=[TOYBOX_FOLDER], owner=owner, **named)
+
+    def open_runs(page: Page, *shown: str) -> None:
+        page.goto(space.url)
+        open_tab(page, "Train")
+        expect(page.locator("#history li strong")).to_have_text([f"{word} dog" for word in shown])
+
+    told: list[str] = []
+    phone, laptop = browser.new_context(), browser.new_context()
+    for device in (phone, laptop):
+        device.on("request", lambda request: told.append(f"{request.url} {request.post_data or ''}"))
+    page = laptop.new_page()
+    page.goto(space.url)
+    train(own := owner_in(page), "zwx")
+    log_in(page, "anna")
+    train(account := account_id("anna", root), "ohwx")
+    open_runs(page, "ohwx")
+    told += [page.content(), page.evaluate("JSON.stringify([localStorage, sessionStorage, window.gradio_config])")]
+
+    other = phone.new_page()
+    open_runs(other)
+    log_in(other, "anna")
+    open_runs(other, "ohwx")
+    rotate("anna", root)
+    open_runs(other, "ohwx")
+    assert account_id("anna", root) != account
+    assert not studio.own_runs(account)
+
+    open_runs(page, "ohwx")
+    page.get_by_role("button", name="Log out (anna)").click()
+    expect(page.get_by_role("button", name="Log in")).to_be_visible()
+    open_runs(page, "zwx")
+    told += [page.content(), page.evaluate("JSON.stringify([localStorage, sessionStorage, window.gradio_config])")]
+    phone.close()
+    laptop.close()
+
+    assert any("queue/join" in request for request in told), "else this looked at nothing"
+    secrets = [one.partition(":")[2] for one in (own, account, account_id("anna", root))]
+    assert not [text for text in told if any(secret in text for secret in secrets)]

@@ -23,7 +23,8 @@ from dreambooth.runs import Run, Worker, list_runs
 from dreambooth.ui import room
 from dreambooth.ui import studio as studio_module
 from dreambooth.ui.limits import StudioSettings
-from dreambooth.ui.studio import RECIPES, Studio, Upload, in_plain_words, new_owner, title
+from dreambooth.ui.login import new_owner
+from dreambooth.ui.studio import RECIPES, Studio, Upload, in_plain_words, title
 from tests.ui import studios
 
 ANNA, BERT = new_owner(), new_owner()
@@ -254,7 +255,7 @@ def test_a_box_that_is_too_small_once_the_photo_is_scaled_is_refused_in_the_uplo
     ({"crops": [None, None, (0, 0, 70, 64)]}, PhotoError, "photo2.jpg: the crop box .* is not square"),
     ({"crops": [None, None, (0, 0, 640, 640)]}, PhotoError, "photo2.jpg: the crop box .* is not inside the photo"),
     ({"crops": [None, None, "x"]}, PhotoError, "photo2.jpg: the crop box 'x' is not four numbers"),
-    ({"owner": "x"}, RunError, "no id yet"),
+    ({"owner": "x"}, RunError, "no owner id"),
 ])  # fmt: skip
 def test_what_is_refused_leaves_nothing_behind(make_studio, photos: list[str], asked: dict, error: type, said: str):
     studio = make_studio(public=True, **ROOMY)

@@ -174,7 +174,7 @@ def test_a_word_that_was_learned_is_offered_for_lora_and_taken_over(actions: Act
     offered = actions.offer_words(ANNA, "lora", "")
     assert (offered.choices, offered.value, offered.visible) == ([*none, ("<zwx> cat", word_run.id)], "", True)
     assert actions.offer_words(ANNA, "lora", word_run.id).value == word_run.id
-    for owner, method in ((BERT, "lora"), (ANNA, "full"), ("", "lora")):
+    for owner, method in ((BERT, "lora"), (ANNA, "full")):
         offered = actions.offer_words(owner, method, word_run.id)
         assert (offered.choices, offered.value, offered.visible) == (none, "", False)
     assert actions.take_word(ANNA, word_run.id) == ["zwx", "cat"]
@@ -232,7 +232,7 @@ def test_a_further_subject_that_is_none_is_refused(actions: Actions, photos: lis
 @pytest.mark.parametrize(("change", "says"), [
     ({"recipe": "no"}, "preset"), ({"base_model": "/etc"}, "not on offer"), ({"steps": 0}, "train.steps = 0"),
     ({"more": {"subject": {"photos": "/"}}}, "Photos tab"), ({"class_noun": " "}, "class noun is empty"),
-    ({"crops": [None]}, "Give 3 boxes"), ({"photos": None}, "no photos yet"), ({"owner": "anna"}, "no id yet"),
+    ({"crops": [None]}, "Give 3 boxes"), ({"photos": None}, "no photos yet"), ({"owner": "anna"}, "no owner id"),
 ])  # fmt: skip
 def test_a_bad_start_is_refused_in_a_sentence_and_leaves_nothing(
     actions: Actions, photos: list, change: dict, says: str
@@ -363,7 +363,7 @@ def test_a_run_that_is_gone_is_told_once(actions: Actions, photo_folder: Path):
     assert not new[actions.live.delete].visible
     assert unchanged(actions, run, new[actions.live.seen])
     assert "Nothing trains yet" in actions.watch(ANNA, None, new[actions.live.seen])[actions.live.headline]
-    assert all(part == gr.skip() for part in actions.watch("", None, None))
+    assert all(part == gr.skip() for part in actions.watch(BERT, None, None))
 
 
 def test_an_estimate_comes_once_there_are_photos_and_is_remembered(actions: Actions, photos: list):
