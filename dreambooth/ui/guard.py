@@ -178,7 +178,10 @@ class Clients:
                 self._kept = await asyncio.to_thread(_bytes_in, self.folder)
                 self._looked = self.clock()
         coming = self._coming + size
-        if self._kept + coming > MAX_KEPT or shutil.disk_usage(self.folder).free - coming < MIN_FREE:
+        self.folder.mkdir(parents=True, exist_ok=True)  # some systems clear their temporary folder
+        if shutil.disk_usage(self.folder).free - coming < MIN_FREE:
+            raise RefusalError(507, "The studio's disk is nearly full. Whoever runs it has to make room.")
+        if self._kept + coming > MAX_KEPT:
             raise RefusalError(507, "The studio has no room for more photos today. Try again tomorrow.")
         self.take(client, "uploaded", size)
         self._coming = coming
@@ -406,7 +409,8 @@ class Guard:
 
     def _path(self, scope: Scope) -> str:
         """The path as Gradio's routes have it."""
-        return scope["path"].removeprefix(self.hosts.prefix) or "/"
+        path, prefix = scope["path"], self.hosts.prefix
+        return path.removeprefix(prefix) or "/" if f"{path}/".startswith(f"{prefix}/") else path
 
     def _check_host(self, headers: MutableHeaders) -> None:
         """Refuse names that are not the studio's: a site's own that leads to this address ("DNS rebinding"), or a
