@@ -48,6 +48,7 @@ class Mutation(NamedTuple):
 TRAIN, OPTIMISATION = "dreambooth/train.py", "tests/test_optimisation.py"
 PRIOR, DATASET, METRICS = "dreambooth/prior.py", "dreambooth/dataset.py", "dreambooth/metrics.py"
 CHECKPOINTS, MERGE = "dreambooth/checkpoints.py", "dreambooth/merge.py"
+FILES, RUNS = "dreambooth/files.py", "dreambooth/runs.py"
 SETTING = f"{OPTIMISATION}::test_the_weights_are_those_of_the_loop_with_the_setting"
 RATES = f"{OPTIMISATION}::test_each_method_trains_what_it_should_at_rates_of_their_own"
 
@@ -158,6 +159,26 @@ MUTATIONS = (
              "tests/test_merge.py::test_the_adapter_holds_what_the_formula_gives"),
     Mutation("merging heeds the last captions alone", MERGE, "total + rows.T @ rows, count + len(rows)",
              "rows.T @ rows, len(rows)", "tests/test_merge.py::test_the_adapter_holds_what_the_formula_gives"),
+    # ---- what is saved
+    Mutation("a folder gets its name before the disk has it", FILES, "        sync_all(partial)\n", "",
+             "tests/test_files.py::test_so_does_a_folder_with_all_that_is_in_it"),
+    Mutation("a file gets its name before the disk has it", FILES, "        sync(partial)\n", "",
+             "tests/test_files.py::test_a_file_gets_its_name_when_the_disk_has_it_and_the_disk_has_the_name_at_the_end"),
+    Mutation("what a live process writes is cleared away", FILES,
+             "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass",
+             "tests/test_files.py::test_leftovers_are_removed_when_their_process_is_gone_and_not_before"),
+    Mutation("what was to be replaced is lost", FILES, 'if kind == "old" and not final.exists():', "if False:",
+             "tests/test_files.py::test_what_was_to_be_replaced_comes_back_where_the_new_one_did_not_come"),
+    Mutation("an end is told before the disk has it", RUNS, "sync_open(file.fileno())", "pass",
+             "tests/test_runs.py::test_what_changes_where_a_run_stands_is_on_the_disk_when_it_is_told_and_steps_are_not"
+             "_waited_for"),
+    Mutation("a run that ends between two looks is interrupted", RUNS, "if last == self.last_event():", "if True:",
+             "tests/test_runs.py::test_a_run_that_ends_between_two_looks_is_never_interrupted"),
+    Mutation("a damaged line is the end of a run", "dreambooth/events.py", "    lost += 1\n", "    raise\n",
+             "tests/test_runs.py::test_a_damaged_line_is_lost_and_not_the_run[zeros]"),
+    Mutation("a damaged download is taken", "dreambooth/fetch.py", "if found[path] != blob.name]", "if False]",
+             "tests/test_fetch.py::test_what_a_power_cut_damaged_comes_again_and_what_was_found_whole_is_not_read_again"
+             "[zeros]"),
 )  # fmt: skip
 
 
