@@ -36,6 +36,9 @@ CLASSES = {
 """What `model_index.json` may say of a part: library and class. The samplers are those with which Stable Diffusion's
 pipelines are shared; diffusers' KarrasDiffusionSchedulers has two more, of which one needs another package."""
 
+_BESIDE = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts that are not made by what the index says of them."""
+
 MAX_NUMBER = 10_000
 """The largest number, and the longest list, in a part's configuration: the scheduler's steps, of which there are 1,000
 in every published Stable Diffusion."""
@@ -110,6 +113,9 @@ def check_classes(index: Mapping[str, Any]) -> None:
         entry = index.get(part)
         if not (isinstance(entry, list) and all(isinstance(name, str) for name in entry) and tuple(entry) in known):
             raise UnknownArchitectureError(f"its {part} is {entry!r:.100}, and no {known[0][1]}")
+    for part, entry in index.items():
+        if isinstance(entry, list) and any(entry) and part not in (*CLASSES, *_BESIDE):
+            raise UnknownArchitectureError(f"it has a {part[:60]}, which is no part of such a model")
 
 
 def facts(folder: Path, part: str) -> dict[str, Any]:

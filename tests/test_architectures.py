@@ -17,7 +17,7 @@ from dreambooth.architectures import CLASSES, check_classes, count_numbers, fact
 from dreambooth.errors import ModelError
 from dreambooth.families import STABLE_DIFFUSION, check_architecture, load_pipeline, load_safety_checker
 from dreambooth.fetch import TOYBOX_FOLDER
-from dreambooth.rehearsal import blank_pipeline, fitting_batch
+from dreambooth.rehearsal import blank_pipeline
 
 SD_1 = {
     "unet": {
@@ -291,15 +291,11 @@ def test_a_safety_checker_that_would_take_the_memory_is_refused(tmp_path, change
         (folder / "config.json").write_text(json.dumps(settings))
 
 
-def test_a_part_that_nobody_names_is_no_class():
+def test_the_index_names_the_known_parts_and_no_other():
     index = {part: list(known[0]) for part, known in CLASSES.items()}
-    check_classes(index | {"image_encoder": [None, None], "other": ["evil", "Evil"]})
+    check_classes(index | {"image_encoder": [None, None], "other": [None, None], "requires_safety_checker": True})
+    check_classes(index | {"feature_extractor": ["transformers", "CLIPFeatureExtractor"]})
     with pytest.raises(ValueError, match="its vae is None"):
         check_classes({name: entry for name, entry in index.items() if name != "vae"})
-
-
-def test_how_many_fit_is_reckoned_of_known_parts_alone(tiny_model, tmp_path):
-    shutil.copytree(tiny_model, tmp_path / "model")
-    assert fitting_batch(tmp_path / "model", torch.device("cpu"), "no", 1, "x", available=2**40) == 1
-    with_index(other=["diffusers", "FluxPipeline"])(tmp_path / "model")
-    assert fitting_batch(tmp_path / "model", torch.device("cpu"), "no", 1, "x", available=2**40) == 1
+    with pytest.raises(ValueError, match="it has a other, which is no part of such a model"):
+        check_classes(index | {"other": ["diffusers", "FluxPipeline"]})
