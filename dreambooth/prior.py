@@ -66,7 +66,7 @@ def cache_folder(key: dict[str, object]) -> Path:
 
 def touch(folder: Path) -> None:
     """Note that a run uses the class images in `folder`, if there are any: those that are used go last."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # whoever writes there tells of it
         os.utime(folder)
 
 

@@ -308,7 +308,8 @@ CASES = {
         "The disk is full. Free some space, then go on",
     ),
     "disk full at the photos": (
-        lambda p: disk_full_while(p, "PIL.Image.Image.save", p.train()), 1, "No space left on device",
+        lambda p: disk_full_while(p, "PIL.Image.Image.save", p.train()), 1,
+        "The disk is full. Free some space, then go on with --resume.",
     ),
     "disk full at a picture": (
         lambda p: disk_full_while(p, "PIL.Image.Image.save", p.generate()), 1, "The disk is full. Free some space.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import gradio as gr
@@ -123,6 +124,10 @@ def launch() -> None:
     print(f"DreamBooth Studio is on {url}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Docker's, and a Space's at each restart
     try:
-        page.block_thread()
-    finally:
+        while page.is_running:
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        print("Stopping: trainings keep a checkpoint.", flush=True)
+    finally:  # Gradio's own `block_thread` would first wait five seconds for pages that are open
         studio.worker.close(GRACE)
+        page.close(verbose=False)

@@ -6,9 +6,11 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
+from dreambooth import ui
 from dreambooth.cli import prepare_for_the_studio
 from dreambooth.errors import ConfigError
 from dreambooth.ui.studio import Studio
@@ -92,3 +94,26 @@ def test_whom_else_the_proxies_are_not_for_stays(monkeypatch, name):
     prepare_for_the_studio()
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"]
     assert os.environ["no_proxy"] == "corp.example,10.0.0.1,127.0.0.1,localhost,::1,192.168.1.7"
+
+
+def test_who_stops_the_studio_has_checkpoints_written_before_open_pages_are_waited_for(tmp_path, monkeypatch, studio):
+    done = []
+
+    def interrupted(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    page = SimpleNamespace(
+        is_running=True,
+        launch=lambda _app, **_: (_app, "http://127.0.0.1:7860", None),
+        close=lambda verbose: done.append("page"),
+        block_thread=lambda: done.append("page"),
+    )
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    monkeypatch.setattr(ui.Studio, "from_environment", lambda: studio)
+    monkeypatch.setattr(studio.worker, "close", lambda seconds: done.append("checkpoints"))
+    monkeypatch.setattr(ui, "build", lambda _: page)
+    monkeypatch.setattr(ui, "keep_house", lambda *_: None)
+    monkeypatch.setattr(ui.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(ui.time, "sleep", interrupted)
+    ui.launch()
+    assert done == ["checkpoints", "page"]
