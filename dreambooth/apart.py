@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,11 @@ from dreambooth.errors import DreamBoothError, RunError, first_line
 from dreambooth.files import scratch_folder
 from dreambooth.generate import Picture, Source, generate, open_source
 from dreambooth.machine import available_memory, resolve_device
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 WORKING_MEMORY = 6 * 2**30
 """Bytes that drawing apart may take beside the model's files: Python and the libraries take 0.6 GB, CUDA's 3, and four
@@ -344,6 +348,8 @@ def _limit(memory: int, seconds: int) -> None:
     No limit of the address space: PyTorch and CUDA reserve far more of it than they use. What counts towards
     RLIMIT_DATA is what may be written, threads' stacks too; CUDA maps the whole GPU so, and is watched alone.
     """
+    if resource is None:
+        return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE, MOST_FILE))
     spent = seconds * (os.cpu_count() or 1)

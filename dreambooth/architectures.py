@@ -22,19 +22,19 @@ from transformers import CLIPTextConfig, CLIPTextModel
 CLASSES = {
     "unet": [("diffusers", "UNet2DConditionModel")],
     "vae": [("diffusers", "AutoencoderKL")],
-    "text_encoder": [("transformers", "CLIPTextModel")],
+    "text_encoder": [("transformers", "CLIPTextModel"), ("transformers", "CLIPTextModelWithProjection")],
     "tokenizer": [("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast")],
     "scheduler": [
         ("diffusers", f"{name}Scheduler")
         for name in (
             "DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerAncestralDiscrete",
-            "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LMSDiscrete", "PNDM",
-            "UniPCMultistep",
+            "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM",
+            "TCD", "UniPCMultistep",
         )
     ],
 }  # fmt: skip
-"""What `model_index.json` may say of a part: library and class. The samplers are those with which Stable Diffusion's
-pipelines are shared; diffusers' KarrasDiffusionSchedulers has two more, of which one needs another package."""
+"""What `model_index.json` may say of a part: library and class. The samplers are diffusers' KarrasDiffusionSchedulers
+but the one that needs another package, and those of distilled models; a text encoder's projection is not used."""
 
 _BESIDE = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that are not made by what the index says of them."""
@@ -85,7 +85,7 @@ _TEXT: dict[str, Bound] = {
     "projection_dim": (0, 1280), "num_hidden_layers": (1, 32), "num_attention_heads": (1, 20),
     "max_position_embeddings": (1, 256), "hidden_act": frozenset({"quick_gelu", "gelu"}), "layer_norm_eps": _NUMBER,
     "attention_dropout": _NUMBER, "initializer_range": _NUMBER, "initializer_factor": _NUMBER,
-    "pad_token_id": (0, MAX_VOCABULARY), "bos_token_id": (0, MAX_VOCABULARY), "eos_token_id": (0, MAX_VOCABULARY),
+    "pad_token_id": (-1, MAX_VOCABULARY), "bos_token_id": (0, MAX_VOCABULARY), "eos_token_id": (0, MAX_VOCABULARY),
 }  # fmt: skip
 _MOST_BLOCKS = 4
 
@@ -112,7 +112,7 @@ def check_classes(index: Mapping[str, Any]) -> None:
     for part, known in CLASSES.items():
         entry = index.get(part)
         if not (isinstance(entry, list) and all(isinstance(name, str) for name in entry) and tuple(entry) in known):
-            raise UnknownArchitectureError(f"its {part} is {entry!r:.100}, and no {known[0][1]}")
+            raise UnknownArchitectureError(f"its {part} is {entry!r:.100}, which is none of those known here")
     for part, entry in index.items():
         if isinstance(entry, list) and any(entry) and part not in (*CLASSES, *_BESIDE):
             raise UnknownArchitectureError(f"it has a {part[:60]}, which is no part of such a model")
@@ -132,12 +132,14 @@ def facts(folder: Path, part: str) -> dict[str, Any]:
     bounds, usual = _PARTS[part]
     for name, value in said.items():
         if name in bounds:
-            if value is None and usual[name] is None:
+            if value is None and (usual[name] is None or name == "pad_token_id"):
                 continue
             if trouble := _trouble(value, bounds[name]):
                 raise UnknownArchitectureError(f"the {name[:60]} of its {part} {trouble}")
         elif name in usual and not _same(value, usual[name]):
             raise UnknownArchitectureError(f"the {name[:60]} of its {part} is {value!r:.60}, not {usual[name]!r}")
+        elif name == "_attn_implementation_autoset" or value is None:  # transformers 4.46 to 4.51 wrote it; no effect
+            continue
         elif "quantization" in name or "attn_implementation" in name:  # they have code fetched, or other classes made
             raise UnknownArchitectureError(f"its {part} has {name[:60]}, which changes how it is built")
     found = usual | {name: value for name, value in said.items() if name in usual}

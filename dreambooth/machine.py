@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import functools
 import gc
-import resource
 import sys
 import threading
 import time
@@ -21,6 +20,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from dreambooth.errors import ConfigError, first_line
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 PROGRAM = 550 * 2**20
 """Resident bytes on a CPU: Python and the libraries 450 MiB, oneDNN's kernels and buffers 100 more (measured)."""
@@ -95,6 +99,8 @@ def peak_memory(device: torch.device) -> int:
     """The most memory in use so far, in bytes: of the process on a CPU, of the accelerator else."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset
     kilobytes_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes_or_bytes * (1 if sys.platform == "darwin" else 1024)
 

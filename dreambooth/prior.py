@@ -27,7 +27,7 @@ from torch import Tensor
 from dreambooth.config import Config, SamplingConfig
 from dreambooth.errors import ModelError, first_line
 from dreambooth.fetch import fingerprint
-from dreambooth.files import atomic_file, cache_home
+from dreambooth.files import atomic_file, cache_home, clear_leftovers, hidden_name
 from dreambooth.generate import draw, save_picture
 from dreambooth.photos import contact_sheet, is_blank
 
@@ -73,16 +73,13 @@ def touch(folder: Path) -> None:
 def trim(most: float, in_use: Callable[[dict], bool]) -> None:
     """Remove class images until all take at most `most` bytes, those first that were used longest ago; none of a key
     that is `in_use`, and none that were used within the hour, maybe by another program's run."""
-    folders = [path for path in cache_root().glob("*") if path.is_dir()]
-    for path in folders:
-        if path.name.startswith("."):  # somebody was killed over it
-            shutil.rmtree(path, ignore_errors=True)
-    used = {path: path.stat().st_mtime for path in folders if not path.name.startswith(".")}
+    clear_leftovers(cache_root())
+    used = {path: path.stat().st_mtime for path in cache_root().glob("[!.]*") if path.is_dir()}
     sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in used}
     excess = sum(sizes.values()) - most
     for path in sorted(used, key=used.__getitem__):
         if excess > 0 and time.time() - used[path] > KEPT_SECONDS and not in_use(_read_key(path)):
-            aside = path.with_name(f".{path.name}.deleted")
+            aside = hidden_name(path, "deleted")
             os.replace(path, aside)  # at once for whoever looks
             shutil.rmtree(aside, ignore_errors=True)
             excess -= sizes[path]

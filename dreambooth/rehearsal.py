@@ -29,7 +29,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from transformers import CLIPTextModel
 
+from dreambooth.architectures import text_config
 from dreambooth.config import Config
 from dreambooth.errors import ConfigError, ModelError, first_line
 from dreambooth.families import Family, check_architecture, family_of, store_matrices_in, what_helps
@@ -439,7 +441,7 @@ def _blank_component(folder: Path, library: str, name: str, fake: FakeTensorMode
         if library == "diffusers":
             module = kind.from_config(kind.load_config(folder, local_files_only=True))
         else:
-            module = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+            module = CLIPTextModel(text_config(folder.parent, folder.name))  # as it is loaded
     return module._apply(lambda tensor: FakeTensor(fake, tensor.detach(), torch.device("cpu"))).eval()
 
 

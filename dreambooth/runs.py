@@ -253,7 +253,8 @@ class Run:
                 return ended[type(last)]
             if is_held(self._lock):
                 return "running"
-            if last == self.last_event():  # else it ended between the two looks
+            now = self.last_event()
+            if (last and last.to_json()) == (now and now.to_json()):  # else it ended between the two looks
                 return "interrupted" if last or self._has_happened else "queued"
 
     @property

@@ -17,7 +17,8 @@ from dreambooth.architectures import CLASSES, check_classes, count_numbers, fact
 from dreambooth.errors import ModelError
 from dreambooth.families import STABLE_DIFFUSION, check_architecture, load_pipeline, load_safety_checker
 from dreambooth.fetch import TOYBOX_FOLDER
-from dreambooth.rehearsal import blank_pipeline
+from dreambooth.machine import Speed
+from dreambooth.rehearsal import Rehearsal, blank_pipeline
 
 SD_1 = {
     "unet": {
@@ -175,6 +176,11 @@ def test_what_libraries_drop_does_not_hinder(tiny_model, tmp_path):
     with_fact("text_encoder/config.json", torch_dtype="float16", id2label={"0": "a"}, bad_words_ids=None)(
         tmp_path / "model"
     )
+    with_fact(
+        "text_encoder/config.json", _attn_implementation_autoset=True, quantization_config=None, pad_token_id=None
+    )(tmp_path / "model")
+    with_index(text_encoder=["transformers", "CLIPTextModelWithProjection"])(tmp_path / "model")
+    assert Rehearsal(tmp_path / "model", torch.device("cpu"), Speed(1.0, 1.0, 1.0)).model_bytes > 0
     for name in {name for _, name in CLASSES["scheduler"]} - {"LMSDiscreteScheduler"}:  # which needs SciPy
         with_index(scheduler=["diffusers", name], tokenizer=["transformers", "CLIPTokenizerFast"])(tmp_path / "model")
         with_fact("scheduler/scheduler_config.json", _class_name=name)(tmp_path / "model")

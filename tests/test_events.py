@@ -48,6 +48,11 @@ def test_every_kind_of_event_is_known_by_its_name():
     assert found == set(KINDS.values())
 
 
+def test_every_field_of_an_event_has_a_type_that_is_checked():
+    kinds = {field.type for kind in events._KINDS.values() for field in dataclasses.fields(kind)}
+    assert kinds <= set(events._TYPES), "else each such line would count as damaged"
+
+
 @pytest.mark.parametrize("name", KINDS)
 @given(data=st.data())
 def test_every_kind_survives_the_round_trip(name, data):

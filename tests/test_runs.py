@@ -1,6 +1,7 @@
 """Run directories: what they tell, how a failure is kept, and the worker that trains the queued ones."""
 
 import errno
+import math
 import os
 import shutil
 import signal
@@ -237,6 +238,12 @@ def test_a_run_that_ends_between_two_looks_is_never_interrupted(make_config, tmp
 
     monkeypatch.setattr(runs, "is_held", end)
     assert run.status == "finished"
+
+
+def test_a_run_whose_last_line_holds_no_number_was_interrupted(make_config, tmp_path):
+    run = Run.create(make_config(), tmp_path / "run")
+    run.append(events.Step(1, math.nan, math.nan, None, 1e-3, 0.1))
+    assert run.status == "interrupted"
 
 
 def test_what_changes_where_a_run_stands_is_on_the_disk_when_it_is_told_and_steps_are_not_waited_for(tmp_path):

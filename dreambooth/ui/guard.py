@@ -16,7 +16,6 @@ import ipaddress
 import json
 import os
 import re
-import secrets
 import shutil
 import socket
 import time
@@ -36,9 +35,8 @@ from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dreambooth.ui.limits import StudioSettings
+from dreambooth.ui.login import COOKIE, checked_cookie, new_cookie
 
-VISITOR = "dreambooth-visitor"
-"""The cookie by which a browser is known again: random, and out of reach for scripts."""
 PAGES = ("/", "/login/huggingface", "/login/callback")
 """Where a link on another site may lead, with what the browser knows of the visitor: the page, and the Hub's login."""
 
@@ -75,7 +73,6 @@ those run that came with the answer: handlers in an attribute, as an injected pi
 _ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # of any scheme; C: of Windows is none
 _FETCHED = re.compile(rf"/(file|proxy)[=/]{_ADDRESS.pattern}", re.IGNORECASE)
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::(\d{1,5}))?")
-_VISITOR = re.compile(r"[A-Za-z0-9_-]{32}")
 _YEAR = 365 * 24 * 60 * 60
 
 
@@ -458,13 +455,12 @@ class Guard:
         if scope["method"] != "GET" or self._path(scope) != "/":
             return ""
         cookies = cookie_parser("; ".join(headers.getlist("cookie")))
-        if not _VISITOR.fullmatch(cookies.get(VISITOR, "")):
-            cookies[VISITOR] = secrets.token_urlsafe(24)
+        cookies[COOKIE] = checked_cookie(cookies.get(COOKIE)) or new_cookie()
         headers["cookie"] = "; ".join(f"{name}={value}" for name, value in cookies.items())
         # A Space is shown in a frame of huggingface.co, where only such cookies are sent.
         https = "https" in (scope["scheme"], headers.get("x-forwarded-proto", "").partition(",")[0].strip())
         site = "Secure; SameSite=None; Partitioned" if https else "SameSite=Lax"
-        return f"{VISITOR}={cookies[VISITOR]}; HttpOnly; Path=/; Max-Age={_YEAR}; {site}"
+        return f"{COOKIE}={cookies[COOKIE]}; HttpOnly; Path=/; Max-Age={_YEAR}; {site}"
 
 
 class Parts:

@@ -102,8 +102,8 @@ class StudioSettings(BaseModel):
         20, "runs kept of each visitor; a new one removes the oldest, unless it waits, trains or is published"
     )
     visitor_gb: float | None = _on_a_public_space(
-        3, "gigabytes of each visitor's runs, with what those that wait or train may come to take; a new one removes "
-        "the oldest likewise (three of the toybox's take 1; one of Stable Diffusion 1.5 takes 40 in full)"
+        5, "gigabytes of each visitor's runs, with what those that wait or train may come to take; a new one removes "
+        "the oldest likewise (three of the toybox's take 1; of Stable Diffusion 1.5 two LoRAs 4, one in full 52)"
     )  # fmt: skip
     disk_gb: float | None = _on_a_public_space(
         20, "gigabytes of all runs; above it the oldest of whoever holds most make room, none younger than a day for "

@@ -21,7 +21,7 @@ from gradio.server_messages import EventMessage, ProcessCompletedMessage
 from gradio.utils import LRUCache, error_payload, run_coro_in_background
 from starlette.requests import cookie_parser
 
-from dreambooth.ui.guard import VISITOR
+from dreambooth.ui.login import COOKIE, checked_cookie
 
 DRAWING = "draw"
 """The line of what is drawn (its `concurrency_id`)."""
@@ -153,4 +153,4 @@ def caller() -> str:
 
 def _visitor(session: str, request: Request) -> str:
     """A browser by its cookie, else one session of a program."""
-    return cookie_parser(request.headers.get("cookie", "")).get(VISITOR) or session
+    return checked_cookie(cookie_parser(request.headers.get("cookie", "")).get(COOKIE)) or session

@@ -60,7 +60,7 @@ def for_oneself(*, public: bool) -> bool:
     lets nobody through who asks for it by another name than this machine's.
     """
     host, shared = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), os.environ.get("GRADIO_SHARE", "")
-    within = (host in ("localhost", "::1") or host.startswith("127.")) and shared.lower() != "true"
+    within = (host in ("localhost", "::1", "[::1]") or host.startswith("127.")) and shared.lower() != "true"
     return within and not (public or os.environ.get("SPACE_ID") or os.environ.get("DREAMBOOTH_HOSTS", "").strip())
 
 
@@ -126,8 +126,17 @@ def mark_of(run: Path) -> str:
 
 def cookie_of(request: gr.Request) -> str:
     """The browser's own id; empty where it keeps none, and for what the studio has not given out."""
-    value = dict(request.cookies or {}).get(COOKIE, "")
+    return checked_cookie(dict(request.cookies or {}).get(COOKIE))
+
+
+def checked_cookie(value: object) -> str:
+    """The value itself where it has the form of those that the guard gives out; else nothing."""
     return value if isinstance(value, str) and _COOKIE.fullmatch(value) else ""
+
+
+def new_cookie() -> str:
+    """A value for a browser that has none."""
+    return secrets.token_urlsafe(24)
 
 
 @dataclass

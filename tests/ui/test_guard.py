@@ -13,9 +13,10 @@ import pytest
 from starlette.requests import Request
 
 from dreambooth.ui import guard
-from dreambooth.ui.guard import VISITOR, Clients, Guard, Hosts
+from dreambooth.ui.guard import Clients, Guard, Hosts
 from dreambooth.ui.limits import StudioSettings
 from dreambooth.ui.lines import address_of
+from dreambooth.ui.login import COOKIE
 from tests.ui.conftest import SECONDS, Served
 
 OWN = {"host": "localhost:7860"}
@@ -169,10 +170,10 @@ def test_behind_a_proxy_the_declared_name_is_the_studios_own(headers: dict):
 
 
 def test_a_link_on_another_site_leads_to_the_page_and_to_nothing_else():
-    visit = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "cookie": f"{VISITOR}={'a' * 32}"}
+    visit = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "cookie": f"{COOKIE}={'a' * 32}"}
     for path in ("/", "/login/huggingface", "/login/callback"):
         [seen] = asked("GET", path, visit).seen
-        assert seen.cookies[VISITOR] == "a" * 32
+        assert seen.cookies[COOKIE] == "a" * 32
     for path in ("/logout", "/config", "/gradio_api/info", "/gradio_api/file=/tmp/x"):
         assert asked("GET", path, visit).status == 403
     assert asked("POST", "/", visit).status == 403
@@ -190,20 +191,20 @@ def test_each_browser_gets_a_cookie_with_its_first_page():
     got = asked("GET", "/", {"cookie": "session=abc"})
     [given] = [value for name, value in got.headers.multi_items() if name == "set-cookie"]
     name, value = given.partition(";")[0].split("=")
-    assert (name, given.partition(";")[2]) == (VISITOR, " HttpOnly; Path=/; Max-Age=31536000; SameSite=Lax")
+    assert (name, given.partition(";")[2]) == (COOKIE, " HttpOnly; Path=/; Max-Age=31536000; SameSite=Lax")
     assert re.fullmatch(r"[A-Za-z0-9_-]{32}", value)
     [seen] = got.seen
-    assert seen.cookies == {"session": "abc", VISITOR: value}
-    again = asked("GET", "/", {"cookie": f"{VISITOR}={value}"})
-    assert again.seen[0].cookies == {VISITOR: value}, "which it keeps"
+    assert seen.cookies == {"session": "abc", COOKIE: value}
+    again = asked("GET", "/", {"cookie": f"{COOKIE}={value}"})
+    assert again.seen[0].cookies == {COOKIE: value}, "which it keeps"
     assert again.headers["set-cookie"] == given
     assert "set-cookie" not in asked().headers
 
 
 @pytest.mark.parametrize("value", ["", "a", "a" * 33, "a" * 31 + ".", "a" * 31 + "ä"])
 def test_an_odd_cookie_is_replaced(value: str):
-    [seen] = asked("GET", "/", {"cookie": f"{VISITOR}={value}"}).seen
-    assert re.fullmatch(r"[A-Za-z0-9_-]{32}", seen.cookies[VISITOR])
+    [seen] = asked("GET", "/", {"cookie": f"{COOKIE}={value}"}).seen
+    assert re.fullmatch(r"[A-Za-z0-9_-]{32}", seen.cookies[COOKIE])
 
 
 def test_in_the_frame_of_a_space_the_cookie_is_sent_as_well():
@@ -463,4 +464,4 @@ def test_the_served_studio_is_behind_the_guard(served: Served):
         assert (answer.status_code, answer.text.partition("evil.example")[1]) == (403, "evil.example")
     answer = httpx.get(served.url, timeout=SECONDS)
     assert answer.status_code == 200
-    assert VISITOR in answer.cookies
+    assert COOKIE in answer.cookies

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from dreambooth import prior
+from dreambooth.files import hidden_name, scratch_folder
 from dreambooth.ui import housekeeping
 from dreambooth.ui.housekeeping import DAY, HOUR, clear_old, clear_unnamed, own_temp_folder
 from tests.ui import studios
@@ -124,10 +125,13 @@ def test_class_images_have_a_limit_that_spares_what_runs_use(tmp_path: Path, tin
     )
     asked = {"base_model": str(tiny_model), "subject": {"class_noun": "dog"}, "seed": 7}
     [run] = studio.start(studios.ANNA, asked, sorted(map(str, photo_folder.iterdir())))
-    (prior.cache_root() / ".killed.deleted").mkdir()
-    studio.trim_class_images()
+    left = hidden_name(oldest, "partial")
+    left.mkdir()
+    with scratch_folder(prior.cache_root()) as at_work:
+        studio.trim_class_images()
+        assert at_work.exists(), "who fetches class images has a folder there meanwhile"
     assert [path.exists() for path in (waits, oldest, older, newer, now)] == [True, False, False, False, True]
-    assert not (prior.cache_root() / ".killed.deleted").exists()
+    assert not left.exists()
     studio.stop(studios.ANNA, run.id)
     cached(5, 1_000_000, 0.5)
     studio.worker.after_run(run)

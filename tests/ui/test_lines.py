@@ -14,9 +14,8 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from dreambooth.ui import lines
-from dreambooth.ui.guard import VISITOR
 from dreambooth.ui.lines import Lines
-from dreambooth.ui.login import new_owner
+from dreambooth.ui.login import COOKIE, new_owner
 from tests.ui.conftest import SECONDS, Served, serve
 from tests.ui.test_crowd import start, status, until, visitor
 
@@ -38,7 +37,7 @@ def make_lines() -> Callable[..., Lines]:
 
 
 def asked(address: str, cookie: str = "") -> Request:
-    headers = [(b"cookie", f"{VISITOR}={cookie}".encode())] if cookie else []
+    headers = [(b"cookie", f"{COOKIE}={cookie}".encode())] if cookie else []
     return Request({"type": "http", "method": "POST", "path": "/", "headers": headers, "client": (address, 1)})
 
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from dreambooth.ui.guard import VISITOR
+from dreambooth.ui.login import COOKIE
 from tests.hub import LoopbackHub
 from tests.ui.conftest import SECONDS, Served, serve, start_chromium
 from tests.ui.test_page import open_tab, start_training
@@ -229,14 +229,14 @@ def test_a_link_on_another_site_leads_to_the_visitors_own_page(served: Served, b
     context = browser.new_context()
     page = context.new_page()
     page.goto(served.url)
-    [mine] = [cookie for cookie in context.cookies() if cookie["name"] == VISITOR]
+    [mine] = [cookie for cookie in context.cookies() if cookie["name"] == COOKIE]
     assert mine["httpOnly"]
-    assert VISITOR not in page.evaluate("document.cookie")
+    assert COOKIE not in page.evaluate("document.cookie")
     page.goto(f"http://127.0.0.2:{evil}/")
     page.evaluate("(url) => { document.body.innerHTML = `<a href='${url}'>studio</a>` }", served.url)
     page.get_by_role("link").click()
     expect(page.locator("#tabs")).to_be_visible()
-    [still] = [cookie for cookie in context.cookies() if cookie["name"] == VISITOR]
+    [still] = [cookie for cookie in context.cookies() if cookie["name"] == COOKIE]
     assert still["value"] == mine["value"]
     context.close()
 
