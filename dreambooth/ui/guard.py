@@ -19,12 +19,13 @@ import re
 import shutil
 import socket
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from anyio import to_thread
 from gradio.routes import App, ORJSONResponse
 from gradio.utils import get_upload_folder
 from python_multipart.exceptions import MultipartParseError
@@ -42,6 +43,10 @@ PAGES = ("/", "/login/huggingface", "/login/callback")
 
 MAX_BODY, MAX_TOOL_BODY = 2**20, 32 * 2**20
 """The most bytes of a request: what the page sends is some kilobytes. An MCP client sends its photos in it, too."""
+MAX_ITEMS = 20_000
+"""The most lists, objects and commas of a request, which cost more than their bytes; the page's are some hundreds."""
+MAX_PROMPT = 64 * 2**10
+"""Bytes of a request that are looked into at once; of more a thread does, while others are answered."""
 MAX_DEPTH = 32
 """How deep lists and objects may lie in each other; the page's settings are six deep."""
 MAX_UPLOAD, MAX_PARTS = 512 * 2**20, 100
@@ -50,6 +55,8 @@ UPLOADS_AN_HOUR = 4 * 2**30
 """The most bytes that one client uploads within an hour: 20 visitors behind one address with 40 photos each."""
 MAX_KEPT = 10 * 2**30
 """The most bytes in the folder of uploads and shown pictures, where each stays for a day: half of what the runs get."""
+MAX_COMING, KEPT_A_DAY = MAX_KEPT // 4, MAX_KEPT // 2
+"""How much of that one client may have on its way at once, and fill in a day."""
 MIN_FREE = 2 * 2**30
 """Bytes of the disk that no upload may take: a checkpoint of Stable Diffusion's adapter, and the system's own."""
 A_MINUTE = {"read": 12_000, "act": 6_000, "login": 120, "upload": 240, "bytes": 100 * 2**20}
@@ -59,8 +66,8 @@ AT_ONCE = 300
 """The most requests of one client that are open; a tab keeps two so."""
 MAX_CLIENTS = 10_000
 """How many clients are counted; of more, those that were here longest ago begin anew."""
-PATIENCE = 30
-"""Seconds within which a request must have arrived, and an upload go on."""
+PATIENCE, SLOWEST = 30, 100_000
+"""Seconds for which a body may not go on, and may be late in all; the bytes that it brings in each further one."""
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-eval'{scripts}; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' blob:; worker-src 'self' blob:; "
@@ -98,6 +105,8 @@ class Hosts:
         spaces = (host.strip().lower() for host in environment.get("SPACE_HOST", "").split(","))
         self.declared = {host for host in (*settings.hosts, *spaces) if host}
         """Names, some with a port, by which others ask for it, whatever a proxy in between makes of them."""
+        self.tools = environment.get("GRADIO_MCP_SERVER", "").lower() == "true"
+        """Whether it is an MCP server as well, as Gradio reads it."""
         self.prefix = urlsplit(environment.get("GRADIO_ROOT_PATH", "")).path.rstrip("/")
         self._names = own
 
@@ -134,11 +143,12 @@ class Clients:
         self._clients: OrderedDict[str, dict[str, tuple[float, float]]] = OrderedDict()
         self._open: dict[str, int] = {}
         self._kept, self._looked, self._looking = 0, -float("inf"), asyncio.Lock()
-        self._coming = 0
+        self._coming: Counter[str] = Counter()
 
     def take(self, client: str, kind: str, amount: int = 1) -> None:
         """Count it. Raises `RefusalError` where that is more than one client may: what is left grows back evenly."""
-        most, seconds = (UPLOADS_AN_HOUR, 3600) if kind == "uploaded" else (A_MINUTE[kind], 60)
+        by_time = {"uploaded": (UPLOADS_AN_HOUR, 3600, "an hour"), "kept": (KEPT_A_DAY, 24 * 3600, "a day")}
+        most, seconds, later = by_time[kind] if kind in by_time else (A_MINUTE[kind], 60, "a minute")
         counts = self._clients.setdefault(client, {})
         self._clients.move_to_end(client)
         if len(self._clients) > MAX_CLIENTS:
@@ -148,9 +158,9 @@ class Clients:
         left = min(most, left + (now - then) * most / seconds)
         if left < amount:
             counts[kind] = (left, now)
-            asked = "so much has been uploaded" if kind == "uploaded" else "there have been too many requests"
+            asked = "so much has been uploaded" if kind in by_time else "there have been too many requests"
             raise RefusalError(429, f"From your address {asked} that the studio takes no more for now. "
-                               f"Try again in {'an hour' if seconds > 60 else 'a minute'}.")  # fmt: skip
+                               f"Try again in {later}.")  # fmt: skip
         counts[kind] = (left - amount, now)
 
     @contextmanager
@@ -174,18 +184,22 @@ class Clients:
             if self.clock() - self._looked > 10:
                 self._kept = await asyncio.to_thread(_bytes_in, self.folder)
                 self._looked = self.clock()
-        coming = self._coming + size
+        coming = sum(self._coming.values()) + size
         self.folder.mkdir(parents=True, exist_ok=True)  # some systems clear their temporary folder
         if shutil.disk_usage(self.folder).free - coming < MIN_FREE:
             raise RefusalError(507, "The studio's disk is nearly full. Whoever runs it has to make room.")
         if self._kept + coming > MAX_KEPT:
             raise RefusalError(507, "The studio has no room for more photos today. Try again tomorrow.")
+        if self._coming[client] + size > MAX_COMING:
+            raise RefusalError(429, "From your address much is being uploaded. Try again when that has arrived.")
         self.take(client, "uploaded", size)
-        self._coming = coming
+        self.take(client, "kept", size)
+        self._coming[client] += size
         try:
             yield
         finally:
-            self._coming -= size
+            self._coming[client] -= size
+            self._coming += Counter()  # without those of whom nothing is coming
             self._kept += size
 
 
@@ -238,12 +252,13 @@ class InlineScripts:
 class Exchange:
     """One request and its answer, as they pass the guard."""
 
-    def __init__(self, receive: Receive, send: Send, policy: str):
-        self._receive, self._send, self._policy = receive, send, policy
+    def __init__(self, receive: Receive, send: Send, policy: str, clock: Callable[[], float]):
+        self._receive, self._send, self._policy, self._clock = receive, send, policy, clock
         self.greeting = ""
         self.started = False
         """Whether an answer is on its way."""
         self._ended = False
+        self._waited, self._arrived = 0.0, 0
         self._refusal: RefusalError | None = None
 
     async def receive(self) -> Message:
@@ -253,23 +268,36 @@ class Exchange:
         return message
 
     async def receive_soon(self) -> Message:
-        """The next part of a body. Raises `RefusalError` where it does not come."""
+        """The next part of a body. Raises `RefusalError` where it does not come, or all of it comes too slowly: only
+        the time counts for which the studio waits, not that which it takes itself."""
         if self._ended:
             return await self.receive()
+        left, began = PATIENCE + self._arrived / SLOWEST - self._waited, self._clock()
         try:
-            return await asyncio.wait_for(self.receive(), PATIENCE)
+            if left <= 0:
+                raise asyncio.TimeoutError
+            message = await asyncio.wait_for(self.receive(), min(left, PATIENCE))
         except asyncio.TimeoutError:
-            raise RefusalError(408, "The request stopped halfway. Try again.") from None
+            raise RefusalError(408, "The request stopped halfway, or came too slowly. Try again.") from None
+        self._waited += self._clock() - began
+        self._arrived += len(message.get("body", b""))
+        return message
 
-    async def read_all(self, most: int) -> bytes:
-        """The whole body. Raises `RefusalError` above `most` bytes, and for one that does not come."""
+    async def read_all(self, most: int, count: Callable[[bytes], None]) -> bytes:
+        """The whole body, each part of which is counted as it comes. Raises `RefusalError` where `count` does, above
+        `most` bytes, and for one that does not come."""
         body = bytearray()
         while not self._ended:
-            message = await self.receive_soon()
-            body.extend(message.get("body", b""))
+            part = (await self.receive_soon()).get("body", b"")
+            count(part)
+            body.extend(part)
             if len(body) > most:
                 raise RefusalError(413, f"A request has at most {most >> 20} MB. Send less at a time.")
         return bytes(body)
+
+    async def _throw_away(self, most: int) -> None:
+        while most > 0 and not self._ended:
+            most -= len((await self.receive_soon()).get("body", b""))
 
     async def through(self, app: ASGIApp, scope: Scope, body: Receive) -> None:
         """Let Gradio answer. Raises `RefusalError` where `body` does, whatever Gradio makes of that."""
@@ -318,7 +346,7 @@ class Exchange:
         reads = scope["method"] in ("GET", "HEAD", "OPTIONS")
         if not reads:
             with suppress(RefusalError, asyncio.TimeoutError):
-                await asyncio.wait_for(self.read_all(16 * MAX_BODY), 5)
+                await asyncio.wait_for(self._throw_away(16 * MAX_BODY), 5)
         if not (scope["path"].endswith("/upload") or (reads and "gradio_api" not in scope["path"])):
             kind, said = "application/json", json.dumps({"detail": refusal.sentence, "error": refusal.sentence})
         else:
@@ -343,7 +371,7 @@ class Guard:
         scope = {**scope, "headers": list(scope["headers"])}
         headers, client = MutableHeaders(scope=scope), self._client(scope)
         scope["client"] = (client, 0)  # whose calls wait, and whose downloads count, is told by it too
-        exchange = Exchange(receive, send, self._policy)
+        exchange = Exchange(receive, send, self._policy, self.clients.clock)
         try:
             if scope["type"] == "websocket":
                 raise RefusalError(403, "The studio speaks HTTP alone.")
@@ -394,9 +422,20 @@ class Guard:
         if kind.startswith(("multipart/", "application/x-www-form-urlencoded")):
             raise RefusalError(415, "The studio takes JSON here.")
         tool = path.startswith("/gradio_api/mcp")
-        body = await exchange.read_all(MAX_TOOL_BODY if tool else MAX_BODY)
-        self.clients.take(client, "bytes", len(body))
-        _check_json(body, strings=tool)
+        items = 0
+
+        def count(part: bytes) -> None:
+            nonlocal items
+            self.clients.take(client, "bytes", len(part))
+            items += sum(map(part.count, (b"[", b"{", b",")))
+            if items > MAX_ITEMS:
+                raise RefusalError(400, f"A request has at most {MAX_ITEMS} lists, objects and commas. Send less.")
+
+        body = await exchange.read_all(MAX_TOOL_BODY if tool and self.hosts.tools else MAX_BODY, count)
+        if len(body) > MAX_PROMPT:
+            await to_thread.run_sync(_check_json, body, tool)
+        else:
+            _check_json(body, tool)
         waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive_again() -> Message:
@@ -518,7 +557,7 @@ class _Pairs(list):
     """A JSON object with every key that is written, also one that is written twice."""
 
 
-def _check_json(body: bytes, *, strings: bool) -> None:
+def _check_json(body: bytes, strings: bool) -> None:
     """Refuse what is no JSON, too deep, or names an address in a file's place (`strings`: wherever one begins)."""
     if not body:
         return

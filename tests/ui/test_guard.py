@@ -4,7 +4,10 @@ import asyncio
 import json
 import os
 import re
+import threading
+import tracemalloc
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +41,7 @@ class Answer:
 def asked(
     method: str = "POST", path: str = "/gradio_api/queue/join", headers: dict | None = None, *, query: str = "",
     body: bytes | list[bytes] = b"{}", hosts: str = "", around: dict | None = None, scheme: str = "http",
-    clients: Clients | None = None, client: str = "192.0.2.1",
+    clients: Clients | None = None, client: str = "192.0.2.1", arrives: Callable[[], None] = lambda: None,
 ) -> Answer:  # fmt: skip
     """One request to a guard, in front of a server that answers everything, and to any site, as Gradio does."""
     seen, sent, got = [], [], []
@@ -52,6 +55,7 @@ def asked(
         await send({"type": "http.response.body", "body": b"done"})
 
     async def receive():
+        arrives()
         return {"type": "http.request", "body": coming.pop(0), "more_body": bool(coming)}
 
     async def send(message):
@@ -223,8 +227,28 @@ def test_a_request_has_a_bound_whether_it_tells_its_length_or_not():
         got = asked(body=more)
         assert (got.status, got.seen) == (413, [])
         assert json.loads(got.body)["detail"] == "A request has at most 1 MB. Send less at a time."
-    assert asked(path="/gradio_api/mcp/", body=b" " * 2**20 + whole).status == 200, "with photos in it"
-    assert asked(path="/gradio_api/mcp/", body=[b" " * 2**20] * 33).status == 413
+    tools = {"path": "/gradio_api/mcp/", "around": {"GRADIO_MCP_SERVER": "True"}}
+    assert asked(**tools, body=b" " * 2**20 + whole).status == 200, "with photos in it"
+    assert asked(**tools, body=[b" " * 2**20] * 33).status == 413
+    assert asked(path="/gradio_api/mcp/", body=b" " * 2**20 + whole).status == 413, "which is not there"
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/mcp/"])
+def test_a_request_of_many_small_things_is_not_looked_into(path: str, monkeypatch):
+    loads, seen = json.loads, []
+    monkeypatch.setattr(
+        guard.json, "loads", lambda body, **how: (seen.append(threading.get_ident()), loads(body, **how))[1]
+    )
+    for item in ("[]", "{}", "0", '{"a":[]}'):
+        bomb = f"[{','.join([item] * (guard.MAX_ITEMS + 1))}]".encode()
+        got = asked(path=path, body=[bomb[:9000], bomb[9000:]], around={"GRADIO_MCP_SERVER": "true"})
+        assert (got.status, got.seen, seen) == (400, [], [])
+    most = f"[{','.join(['0'] * guard.MAX_ITEMS)}]".encode()
+    assert asked(path=path, body=most).status == 200
+    assert seen.pop() == threading.get_ident()
+    large = json.dumps({"data": ["data:image/png;base64," + "A" * 2 * guard.MAX_PROMPT]}).encode()
+    assert asked(path=path, body=large).status == 200
+    assert seen.pop() != threading.get_ident(), "others are answered meanwhile"
 
 
 @pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/component_server", "/login", "/any/new"])
@@ -338,6 +362,67 @@ def now() -> list[float]:
 @pytest.fixture
 def clients(tmp_path: Path, now: list[float]) -> Clients:
     return Clients(tmp_path, clock=lambda: now[0])
+
+
+@pytest.mark.parametrize(("seconds", "size", "status"), [
+    (4, 100, 408),
+    (3, 100_000, 200),
+    (10, 1_000_000, 200),  # 100 kB a second, for longer than anything waits
+    (10, 500_000, 408),
+])  # fmt: skip
+def test_a_body_comes_as_fast_as_a_slow_line_brings_it(seconds: int, size: int, status: int, clients, now):
+    def tick():
+        now[0] += seconds
+
+    files = multipart(b"x" * 10 * size)
+    parts = [files[start : start + size] for start in range(0, len(files), size)]
+    assert uploaded(parts, clients=clients, arrives=tick).status == status
+    if size < guard.MAX_BODY // 10:
+        parts = [b'"' + b"x" * (size - 1), *[b"x" * size] * 8, b"x" * (size - 1) + b'"']
+        assert asked(body=parts, clients=clients, arrives=tick).status == status
+
+
+def test_what_arrives_counts_even_where_the_rest_never_does(clients, now, monkeypatch):
+    def tick():
+        now[0] += guard.PATIENCE + 1
+
+    monkeypatch.setitem(guard.A_MINUTE, "bytes", 1000)
+    assert asked(body=[b" " * 900, b"{}"], clients=clients, arrives=tick).status == 408
+    assert asked(body=b" " * 50, clients=clients).status == 400
+    assert asked(body=b" " * 100 + b"{}", clients=clients).status == 429
+
+
+def test_what_is_refused_is_not_kept():
+    part = b" " * 2**20
+    tracemalloc.start()
+    try:
+        assert asked(headers=FOREIGN[0], body=[part] * 17).status == 403
+        assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_room_is_kept_for_so_much_of_one_client(clients, now, tmp_path, monkeypatch):
+    body = multipart(b"x" * 300)
+    monkeypatch.setattr(guard, "MAX_COMING", 2 * len(body))
+
+    async def with_two_on_their_way() -> None:
+        async with clients.room_for("192.0.2.1", len(body)), clients.room_for("192.0.2.1", len(body)):
+            with pytest.raises(guard.RefusalError, match="much is being uploaded"):
+                async with clients.room_for("192.0.2.1", 1):
+                    pass
+            async with clients.room_for("192.0.2.2", len(body)):
+                pass
+
+    asyncio.run(with_two_on_their_way())
+    assert not clients._coming
+    assert uploaded(body, clients=clients).status == 200
+    monkeypatch.setattr(guard, "KEPT_A_DAY", 4 * len(body))
+    now[0] += 24 * 3600
+    assert [uploaded(body, clients=clients).status for _ in range(5)] == [200] * 4 + [429]
+    assert uploaded(body, clients=clients, client="192.0.2.2").status == 200
+    now[0] += 6 * 3600
+    assert uploaded(body, clients=clients).status == 200
 
 
 def test_one_client_uploads_so_much_an_hour_and_another_may_still(clients, now, monkeypatch):
