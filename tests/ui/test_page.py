@@ -49,7 +49,9 @@ def toybox_studio(tmp_path: Path) -> Iterator[Served]:
 def keep_another_best_model(served: Served, step: int) -> None:
     """As a longer training does whose best step is not its last."""
     for run in served.runs.glob("2*"):
-        measures = json.loads((run / "measures.json").read_text()) | {"best": step}
+        measures = json.loads((run / "measures.json").read_text())
+        before, *after = measures["measures"]
+        measures |= {"best": step, "measures": [before, after[0] | {"step": step}, *after]}
         (run / "measures.json").write_text(json.dumps(measures))
         shutil.copytree(run / "model", run / "best")
         write_step(run / "best", step)
