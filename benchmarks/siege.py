@@ -73,7 +73,7 @@ class Caller:
 
     def __init__(self, url: str, address: str) -> None:
         self.owner = secrets.token_urlsafe(24)
-        headers = {"X-Forwarded-For": address}  # believed of a proxy on this machine
+        headers = {"X-Forwarded-For": address}  # believed of a proxy on this machine, where one is declared
         self.http = httpx.Client(base_url=url, headers=headers, timeout=PATIENCE)
 
     def call(self, name: str, **inputs: object) -> list:
@@ -252,7 +252,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        server, url, _ = serve(Path(folder), os.environ | {"DREAMBOOTH_PUBLIC": "true"})
+        server, url, _ = serve(
+            Path(folder), os.environ | {"DREAMBOOTH_PUBLIC": "true", "DREAMBOOTH_HOSTS": "studio.example"}
+        )
         try:
             print(besiege(url, server.pid, Path(folder), args.seconds, "toybox").describe())
         finally:

@@ -21,9 +21,10 @@ import socket
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
+from weakref import WeakValueDictionary
 
 from anyio import to_thread
 from gradio.routes import App, ORJSONResponse
@@ -40,6 +41,10 @@ from dreambooth.ui.login import COOKIE, checked_cookie, new_cookie
 
 PAGES = ("/", "/login/huggingface", "/login/callback")
 """Where a link on another site may lead, with what the browser knows of the visitor: the page, and the Hub's login."""
+DEAR = ("/", "/config", "/gradio_api/info", "/gradio_api/openapi.json", "/gradio_api/runs")
+"""What Gradio makes anew, from the whole page, each time that somebody asks: a twentieth of a second's work."""
+PROXIED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+"""Headers by which a proxy or a tunnel is known."""
 
 MAX_BODY, MAX_TOOL_BODY = 2**20, 32 * 2**20
 """The most bytes of a request: what the page sends is some kilobytes. An MCP client sends its photos in it, too."""
@@ -59,9 +64,15 @@ MAX_COMING, KEPT_A_DAY = MAX_KEPT // 4, MAX_KEPT // 2
 """How much of that one client may have on its way at once, and fill in a day."""
 MIN_FREE = 2 * 2**30
 """Bytes of the disk that no upload may take: a checkpoint of Stable Diffusion's adapter, and the system's own."""
-A_MINUTE = {"read": 12_000, "act": 6_000, "login": 120, "upload": 240, "bytes": 100 * 2**20}
+A_MINUTE = {
+    "read": 12_000, "act": 6_000, "page": 240, "session": 240, "login": 120, "upload": 240, "bytes": 100 * 2**20,
+}  # fmt: skip
 """What one client may ask for within a minute, by kind of request, and the bytes of its `act`s. A page is 130 files and
-polls once a second: for 20 visitors behind one address, three tabs each, and room to spare."""
+polls once a second: for 20 visitors behind one address, three tabs each, and room to spare. Each tab is a session."""
+PAGES_AT_ONCE = 4
+"""Of what is `DEAR` that is made for one client at the same time; further ones wait for their turn."""
+MAX_SESSION, MAX_SESSIONS = 64, 20_000
+"""Characters of a session's name, where Gradio's have a dozen; and how many are known: those last heard of."""
 AT_ONCE = 300
 """The most requests of one client that are open; a tab keeps two so."""
 MAX_CLIENTS = 10_000
@@ -144,6 +155,8 @@ class Clients:
         self._open: dict[str, int] = {}
         self._kept, self._looked, self._looking = 0, -float("inf"), asyncio.Lock()
         self._coming: Counter[str] = Counter()
+        self._sessions: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     def take(self, client: str, kind: str, amount: int = 1) -> None:
         """Count it. Raises `RefusalError` where that is more than one client may: what is left grows back evenly."""
@@ -162,6 +175,21 @@ class Clients:
             raise RefusalError(429, f"From your address {asked} that the studio takes no more for now. "
                                f"Try again in {later}.")  # fmt: skip
         counts[kind] = (left - amount, now)
+
+    def see_session(self, client: str, name: str) -> None:
+        """Count a session that is new. Raises `RefusalError` where there are too many."""
+        if (client, name) not in self._sessions:
+            self.take(client, "session")
+        self._sessions[client, name] = None
+        self._sessions.move_to_end((client, name))
+        if len(self._sessions) > MAX_SESSIONS:
+            self._sessions.popitem(last=False)
+
+    async def turn(self, client: str) -> Callable[[], None]:
+        """Wait until a page may be made for the client; what then ends its turn."""
+        turns = self._turns.setdefault(client, asyncio.Semaphore(PAGES_AT_ONCE))
+        await turns.acquire()
+        return turns.release
 
     @contextmanager
     def one_more(self, client: str) -> Iterator[None]:
@@ -257,6 +285,7 @@ class Exchange:
         self.greeting = ""
         self.started = False
         """Whether an answer is on its way."""
+        self.until_started = ExitStack()
         self._ended = False
         self._waited, self._arrived = 0.0, 0
         self._refusal: RefusalError | None = None
@@ -323,6 +352,7 @@ class Exchange:
             return
         if message["type"] == "http.response.start":
             self.started = True
+            self.until_started.close()
             headers = MutableHeaders(scope=message)
             for name in [name for name in headers if name.startswith("access-control-")]:
                 del headers[name]  # no other site's page may read it
@@ -405,7 +435,12 @@ class Guard:
         """Bound what is asked for, and what is sent; the `receive` with which Gradio reads what was let through."""
         path = self._path(scope)
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            self.clients.take(client, "login" if path.startswith("/login") else "read")
+            dear = (path.rstrip("/") or "/") in DEAR
+            self.clients.take(client, "login" if path.startswith("/login") else "page" if dear else "read")
+            self._check_sessions(client, _sessions_in(scope))
+            if dear:
+                exchange.until_started.callback(await self.clients.turn(client))
+                until_answered.callback(exchange.until_started.close)
             return exchange.receive
         kind = headers.get("content-type", "")
         if scope["method"] == "POST" and path == "/gradio_api/upload":
@@ -432,16 +467,21 @@ class Guard:
                 raise RefusalError(400, f"A request has at most {MAX_ITEMS} lists, objects and commas. Send less.")
 
         body = await exchange.read_all(MAX_TOOL_BODY if tool and self.hosts.tools else MAX_BODY, count)
-        if len(body) > MAX_PROMPT:
-            await to_thread.run_sync(_check_json, body, tool)
-        else:
-            _check_json(body, tool)
+        large = len(body) > MAX_PROMPT
+        named = await to_thread.run_sync(_check_json, body, tool) if large else _check_json(body, tool)
+        self._check_sessions(client, named | _sessions_in(scope))
         waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive_again() -> Message:
             return waiting.pop() if waiting else await exchange.receive()
 
         return receive_again
+
+    def _check_sessions(self, client: str, named: set[str]) -> None:
+        if any(len(name) > MAX_SESSION for name in named):
+            raise RefusalError(400, f"A session_hash has at most {MAX_SESSION} characters.")
+        for name in named:
+            self.clients.see_session(client, name)
 
     def _path(self, scope: Scope) -> str:
         """The path as Gradio's routes have it."""
@@ -461,8 +501,11 @@ class Guard:
             raise RefusalError(
                 403, f"This studio is not known as {shown}. Whoever runs it lists its names in DREAMBOOTH_HOSTS."
             )
-        if not (self.hosts.space or self.hosts.declared):
-            del headers["x-forwarded-proto"]  # nobody said that there is a proxy
+        if not (self.hosts.space or self.hosts.declared) and any(name in headers for name in PROXIED):
+            raise RefusalError(
+                403, "This came through a proxy or a tunnel, and the studio knows of none. Whoever runs it lists the "
+                "name under which browsers reach it in DREAMBOOTH_HOSTS."
+            )  # fmt: skip
 
     def _check_site(self, scope: Scope, headers: MutableHeaders) -> None:
         """Refuse what a page of another site sends, all but a visit to the page."""
@@ -484,7 +527,7 @@ class Guard:
             raise RefusalError(403, "The studio fetches nothing from an address.")
         if "deep_link" in scope["path"]:
             raise RefusalError(404, "The studio has no links to filled-in pages.")
-        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        query = _query(scope)
         if any(name == "deep_link" for name, _ in query):
             kept = [(name, value) for name, value in query if name != "deep_link"]
             scope["query_string"] = urlencode(kept).encode()
@@ -557,10 +600,22 @@ class _Pairs(list):
     """A JSON object with every key that is written, also one that is written twice."""
 
 
-def _check_json(body: bytes, strings: bool) -> None:
-    """Refuse what is no JSON, too deep, or names an address in a file's place (`strings`: wherever one begins)."""
+def _query(scope: Scope) -> list[tuple[str, str]]:
+    return parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+
+
+def _sessions_in(scope: Scope) -> set[str]:
+    """The sessions that a request's address names."""
+    paths = re.findall(r"/(?:heartbeat|stream)/([^/]+)", scope["path"])
+    return {*paths, *(value for name, value in _query(scope) if name == "session_hash")}
+
+
+def _check_json(body: bytes, strings: bool) -> set[str]:
+    """Refuse what is no JSON, too deep, or names an address in a file's place (`strings`: wherever one begins). What is
+    left: the sessions that it names."""
+    sessions: set[str] = set()
     if not body:
-        return
+        return sessions
     try:
         waiting = [(json.loads(body, object_pairs_hook=_Pairs), 1)]
     except (ValueError, RecursionError):
@@ -571,6 +626,10 @@ def _check_json(body: bytes, strings: bool) -> None:
             raise RefusalError(400, f"The request's lists lie more than {MAX_DEPTH} deep in each other.")
         if isinstance(value, _Pairs):
             for key, inner in value:
+                if key == "session_hash" and inner is not None:
+                    if not isinstance(inner, str):
+                        raise RefusalError(400, "A session_hash is a text.")
+                    sessions.add(inner)
                 if isinstance(inner, str) and _ADDRESS.match(inner) and (
                     key == "path" or (key == "url" and not inner.startswith(("http://", "https://")))
                 ):  # a file's `url` is where its sender saw it, of which Gradio makes nothing  # fmt: skip
@@ -580,6 +639,7 @@ def _check_json(body: bytes, strings: bool) -> None:
             waiting += [(inner, depth + 1) for inner in value]
         elif strings and isinstance(value, str) and re.match(r"\s*https?:", value, re.IGNORECASE):
             raise RefusalError(400, "A photo is the file itself (data:image/png;base64,…), not an address.")
+    return sessions
 
 
 def _policy(hosts: Hosts) -> str:

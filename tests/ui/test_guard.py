@@ -42,6 +42,7 @@ def asked(
     method: str = "POST", path: str = "/gradio_api/queue/join", headers: dict | None = None, *, query: str = "",
     body: bytes | list[bytes] = b"{}", hosts: str = "", around: dict | None = None, scheme: str = "http",
     clients: Clients | None = None, client: str = "192.0.2.1", arrives: Callable[[], None] = lambda: None,
+    known: Hosts | None = None,
 ) -> Answer:  # fmt: skip
     """One request to a guard, in front of a server that answers everything, and to any site, as Gradio does."""
     seen, sent, got = [], [], []
@@ -68,7 +69,7 @@ def asked(
         "scheme": scheme, "client": (client, 5),
     }  # fmt: skip
     counted = clients or Clients(Path(__file__).parent)
-    asyncio.run(Guard(gradio, Hosts(settings, around or {}), counted)(scope, receive, send))
+    asyncio.run(Guard(gradio, known or Hosts(settings, around or {}), counted)(scope, receive, send))
     kept = httpx.Headers(sent[0]["headers"])
     return Answer(sent[0]["status"], kept, b"".join(part.get("body", b"") for part in sent[1:]), seen, b"".join(got))
 
@@ -113,11 +114,28 @@ def test_a_name_that_a_proxy_forwards_is_one_of_the_studios():
     assert asked(headers={"x-forwarded-host": "studio.example"}, hosts="studio.example").status == 200
 
 
-def test_nobody_says_https_where_there_is_no_proxy():
+@pytest.mark.parametrize(
+    "name", ["Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP"]
+)
+def test_a_proxy_that_rewrites_the_host_is_declared(name: str):
+    """Else the studio would take who comes through it for the one who runs it."""
+    came = {name.lower(): "localhost" if name.endswith("Host") else "https"}
+    for method, path in (("GET", "/"), ("POST", "/gradio_api/queue/join")):
+        got = asked(method, path, came)
+        assert (got.status, got.seen) == (403, [])
+        assert "DREAMBOOTH_HOSTS" in got.body.decode()
+        assert asked(method, path, came, hosts="studio.example").status == 200
+        assert asked(method, path, came, around=SPACE).status == 200
+        assert asked(method, path).status == 200
+    linked = Hosts(StudioSettings(), {})
+    linked.declare("https://abc.gradio.live")
+    assert asked("GET", "/", came, known=linked).status == 200, "whose link Gradio makes itself"
+
+
+def test_nobody_speaks_for_gradios_own_server_of_pages():
     forwarded = {"x-forwarded-proto": "https", "x-gradio-server": "http://evil.example"}
-    [seen] = asked(headers=forwarded).seen
-    assert not {"x-forwarded-proto", "x-gradio-server"} & set(seen.headers)
     [seen] = asked(headers=forwarded, hosts="studio.example").seen
+    assert "x-gradio-server" not in seen.headers
     assert seen.headers["x-forwarded-proto"] == "https"
 
 
@@ -457,9 +475,11 @@ def test_uploads_in_sum_stay_below_a_bound_and_leave_the_disk_its_room(clients, 
 
 @pytest.mark.parametrize(("method", "path", "kind"), [
     ("GET", "/assets/a.js", "read"), ("POST", "/gradio_api/queue/join", "act"), ("GET", "/login/huggingface", "login"),
+    ("GET", "/", "page"), ("GET", "/config/", "page"), ("GET", "/gradio_api/info", "page"),
 ])  # fmt: skip
 def test_requests_a_minute_have_a_bound_for_each_client(method, path, kind, clients, now, monkeypatch):
-    assert guard.A_MINUTE[kind] >= {"read": 20 * 3 * 133, "act": 20 * 3 * 60, "login": 20 * 3}[kind], "behind one NAT"
+    at_least = {"read": 20 * 3 * 133, "act": 20 * 3 * 60, "login": 20 * 3, "page": 20 * 3 * 3}[kind]
+    assert guard.A_MINUTE[kind] >= at_least, "behind one NAT"
     monkeypatch.setitem(guard.A_MINUTE, kind, 60)
     statuses = [asked(method, path, clients=clients).status for _ in range(62)]
     assert statuses == [200] * 60 + [429] * 2
@@ -469,6 +489,76 @@ def test_requests_a_minute_have_a_bound_for_each_client(method, path, kind, clie
     assert [asked(method, path, clients=clients).status for _ in range(2)] == [200, 429], "one a second comes back"
     said = asked(clients=clients, method=method, path=path).body.decode()
     assert "From your address there have been too many requests" in said
+
+
+def in_a_session(name: object, where: str, clients: Clients | None = None, **more: object) -> int:
+    """The status of a request that names a session."""
+    if where == "body":
+        return asked(body=json.dumps({"data": [], "session_hash": name}).encode(), clients=clients, **more).status
+    if where == "path":
+        return asked("GET", f"/gradio_api/heartbeat/{name}", clients=clients, **more).status
+    return asked("GET", "/gradio_api/queue/data", query=f"session%5Fhash={name}", clients=clients, **more).status
+
+
+@pytest.mark.parametrize("where", ["body", "query", "path"])
+def test_new_sessions_a_minute_have_a_bound_and_so_have_their_names(where: str, clients, now, monkeypatch):
+    assert in_a_session("a" * guard.MAX_SESSION, where) == 200
+    assert in_a_session("a" * (guard.MAX_SESSION + 1), where) == 400
+    assert guard.A_MINUTE["session"] >= 20 * 3 * 3, "behind one NAT, each tab loaded some times"
+    monkeypatch.setitem(guard.A_MINUTE, "session", 3)
+    assert [in_a_session(name, where, clients) for name in "abca"] == [200] * 4
+    assert [in_a_session(name, where, clients) for name in "abcd"] == [200] * 3 + [429]
+    assert in_a_session("d", where, clients, client="192.0.2.2") == 200
+    now[0] += 20
+    assert in_a_session("d", where, clients) == 200
+
+
+def test_a_session_is_a_text_and_the_table_of_them_has_a_bound(clients, monkeypatch):
+    assert in_a_session(None, "body") == 200
+    for odd in (1, ["a"], {"a": 1}, True):
+        assert in_a_session(odd, "body") == 400
+    monkeypatch.setattr(guard, "MAX_SESSIONS", 50)
+    for number in range(100):
+        clients.see_session(str(number), "a")
+    assert len(clients._sessions) == 50
+
+
+def test_a_clients_pages_are_made_some_at_a_time(clients, monkeypatch):
+    """And none has to wait for a browser that reads its answer slowly, or for another client's."""
+    monkeypatch.setattr(guard, "PAGES_AT_ONCE", 2)
+    made: list[str] = []
+
+    async def several() -> None:
+        over, read = asyncio.Event(), asyncio.Event()
+
+        async def gradio(scope, receive, send):
+            made.append(scope["client"][0])
+            await over.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def send(message):
+            await read.wait()
+
+        hosts = Hosts(StudioSettings(), {})
+        visits = [
+            asyncio.create_task(Guard(gradio, hosts, clients)({
+                "type": "http", "method": "GET", "path": path, "query_string": b"", 
+                "headers": [(b"host", b"localhost")], "scheme": "http", "client": (client, 5),
+            }, None, send))
+            for client, path in [("a", "/"), ("a", "/config"), ("a", "/"), ("b", "/"), ("a", "/theme.css")]
+        ]  # fmt: skip
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert made == ["a", "a", "b", "a"]
+        over.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert made == ["a", "a", "b", "a", "a"]
+        read.set()
+        await asyncio.gather(*visits)
+
+    asyncio.run(several())
+    assert not clients._turns
 
 
 def test_bytes_a_minute_have_a_bound_as_well(clients, monkeypatch):
@@ -496,7 +586,7 @@ def test_the_table_of_clients_has_a_bound(clients, monkeypatch):
 def counted_as(client: str, forwarded: str = "", around: dict | None = None) -> str:
     seen = Clients(Path(__file__).parent)
     headers = {"x-forwarded-for": forwarded} if forwarded else {}
-    answer = asked(client=client, headers=headers, around=around, clients=seen)
+    answer = asked(client=client, headers=headers, around=around, clients=seen, hosts="studio.example")
     [name] = seen._clients
     assert [address_of(request) for request in answer.seen] == [name], "the queue counts by the same"
     return name

@@ -112,7 +112,9 @@ def test_a_call_whose_answer_nobody_reads_is_given_up(make_lines):
 
 @pytest.fixture(scope="module")
 def public(tiny_model: Path, photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serve(tmp_path_factory.mktemp("public"), tiny_model, photo_folder, public="true") as studio:
+    with serve(
+        tmp_path_factory.mktemp("public"), tiny_model, photo_folder, public="true", hosts="studio.example"
+    ) as studio:
         yield studio
 
 

@@ -15,7 +15,8 @@ MEMORY = 4 * 2**30
 
 @pytest.mark.attack
 def test_no_visitor_pays_for_what_strangers_do(tiny_model: Path, photo_folder: Path, tmp_path: Path):
-    with serve(tmp_path, tiny_model, photo_folder, public="true", disk_gb=str(DISK / 1e9)) as served:
+    limits = {"public": "true", "disk_gb": str(DISK / 1e9)}
+    with serve(tmp_path, tiny_model, photo_folder, **limits, hosts="studio.example") as served:
         report = besiege(served.url, served.process.pid, tmp_path, 15, "tiny-sd")
         assert report.refused == [], report.describe()
         assert report.gone == [], report.describe()
