@@ -39,6 +39,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dreambooth.ui.limits import StudioSettings
 from dreambooth.ui.login import COOKIE, checked_cookie, new_cookie
 
+SECURE_COOKIE = f"__Host-{COOKIE}"
+"""The visitor's cookie over https: by this name a browser takes it from the studio itself alone, not from a site whose
+name ends like the studio's, or over http."""
 PAGES = ("/", "/login/huggingface", "/login/callback")
 """Where a link on another site may lead, with what the browser knows of the visitor: the page, and the Hub's login."""
 DEAR = ("/", "/config", "/gradio_api/info", "/gradio_api/openapi.json", "/gradio_api/runs")
@@ -533,16 +536,28 @@ class Guard:
             scope["query_string"] = urlencode(kept).encode()
 
     def _greet(self, scope: Scope, headers: MutableHeaders) -> str:
-        """Give the visitor of the page their cookie, in this request already; the Set-Cookie header that keeps it."""
-        if scope["method"] != "GET" or self._path(scope) != "/":
-            return ""
-        cookies = cookie_parser("; ".join(headers.getlist("cookie")))
-        cookies[COOKIE] = checked_cookie(cookies.get(COOKIE)) or new_cookie()
-        headers["cookie"] = "; ".join(f"{name}={value}" for name, value in cookies.items())
-        # A Space is shown in a frame of huggingface.co, where only such cookies are sent.
+        """Pass the visitor's cookie on as `COOKIE`, where the browser sent one and no second that a site put there.
+        The page's visitor is given one, in this request already. Returns the Set-Cookie header that keeps it."""
         https = "https" in (scope["scheme"], headers.get("x-forwarded-proto", "").partition(",")[0].strip())
+        name, own, passed = SECURE_COOKIE if https else COOKIE, [], []
+        for part in "; ".join(headers.getlist("cookie")).split(";"):
+            for key, value in cookie_parser(part).items():
+                if key == name:
+                    own.append(value)
+                elif key not in (COOKIE, SECURE_COOKIE):
+                    passed.append(part.strip())
+        visitor = checked_cookie(own[0]) if len(own) == 1 else ""
+        visits = scope["method"] == "GET" and self._path(scope) == "/"
+        if visits and not visitor:
+            visitor = new_cookie()
+        if visitor:
+            passed.append(f"{COOKIE}={visitor}")
+        del headers["cookie"]
+        if passed:
+            headers["cookie"] = "; ".join(passed)
+        # A Space is shown in a frame of huggingface.co, where only such cookies are sent.
         site = "Secure; SameSite=None; Partitioned" if https else "SameSite=Lax"
-        return f"{COOKIE}={cookies[COOKIE]}; HttpOnly; Path=/; Max-Age={_YEAR}; {site}"
+        return f"{name}={visitor}; HttpOnly; Path=/; Max-Age={_YEAR}; {site}" if visits else ""
 
 
 class Parts:

@@ -26,7 +26,7 @@ from dreambooth.files import atomic_file
 from dreambooth.hub import Token, local_token, sign_in
 
 COOKIE = "dreambooth-visitor"
-"""The browser's own id, which no script can read."""
+"""The browser's own id, which no script can read: as the guard passes it on, whatever browsers call it."""
 REMEMBERED = 600.0
 """Seconds for which the name behind a token is known without asking the Hub again: a page asks once a second."""
 UNANSWERED = 15.0

@@ -15,11 +15,11 @@ import httpx
 import pytest
 from starlette.requests import Request
 
-from dreambooth.ui import guard
+from dreambooth.ui import guard, lines
 from dreambooth.ui.guard import Clients, Guard, Hosts
 from dreambooth.ui.limits import StudioSettings
 from dreambooth.ui.lines import address_of
-from dreambooth.ui.login import COOKIE
+from dreambooth.ui.login import COOKIE, cookie_of
 from tests.ui.conftest import SECONDS, Served
 
 OWN = {"host": "localhost:7860"}
@@ -235,6 +235,33 @@ def test_in_the_frame_of_a_space_the_cookie_is_sent_as_well():
         asked("GET", "/", scheme="https"),
     ):
         assert got.headers["set-cookie"].endswith("; Secure; SameSite=None; Partitioned")
+
+
+@pytest.mark.parametrize(("scheme", "name", "other"), [
+    ("https", guard.SECURE_COOKIE, COOKIE), ("http", COOKIE, guard.SECURE_COOKIE),
+])  # fmt: skip
+def test_a_visitor_is_known_by_a_cookie_that_nobody_else_put_there(scheme: str, name: str, other: str):
+    """Over https a site whose name ends like the studio's can set cookies for it, but none that is `__Host-`."""
+    mine, planted = "a" * 32, "b" * 32
+
+    def known(*cookies: str, method: str = "POST", path: str = "/gradio_api/queue/join") -> tuple[str, Answer]:
+        got = asked(method, path, {"cookie": "; ".join(cookies)}, scheme=scheme)
+        [seen] = got.seen
+        assert lines._visitor("a session", seen) == (cookie_of(seen) or "a session"), "the queue counts by the same"
+        return cookie_of(seen), got
+
+    for method, path in (("POST", "/gradio_api/queue/join"), ("GET", "/"), ("GET", "/gradio_api/queue/data")):
+        found, got = known('x="1 2"', f"{other}={planted}", f"{name}={mine}", method=method, path=path)
+        assert found == mine
+        assert got.seen[0].headers["cookie"] == f'x="1 2"; {COOKIE}={mine}'
+    assert got.headers.get("set-cookie") is None
+    for cookies in ([f"{other}={planted}"], [f"{name}={planted}", f"{name}={mine}"], [f"{name}={mine}"] * 2, ["="]):
+        assert known(*cookies)[0] == ""
+        found, got = known(*cookies, method="GET", path="/")
+        assert re.fullmatch(r"[A-Za-z0-9_-]{32}", found)
+        assert found not in (mine, planted)
+        assert got.headers["set-cookie"].startswith(f"{name}={found}; HttpOnly; Path=/; ")
+        assert "Domain" not in got.headers["set-cookie"]
 
 
 def test_a_request_has_a_bound_whether_it_tells_its_length_or_not():
