@@ -26,6 +26,9 @@ HEADER = """
 </header>
 """
 DAY = 24 * 60 * 60
+SESSIONS = 1000
+"""Pages whose state is kept, each of which takes 0.6 MB with a copy of the whole page's configuration. The guard bounds
+how many a client opens."""
 GRACE = 8.0
 """Seconds for checkpoints when the studio is stopped. Docker kills ten after SIGTERM (`docker stop`), the Hub 30."""
 
@@ -79,7 +82,7 @@ def build(studio: Studio | None = None) -> gr.Blocks:
             selected = tab.select(**listing)
         selected.then(**publishing.sign_in)  # the Hub is asked when a tab that is about it is opened, not before
         gallery_tab.select(**list_published)
-    page.queue()
+    page.queue(api_open=False)  # else whoever posts to a function itself goes past the lines
     page._queue = Lines(page, studio.settings.max_drawings)
     return page
 
@@ -106,6 +109,8 @@ def launch() -> None:
             max_file_size="50mb",
             ssr_mode=False,  # neither a server of Node's in front of the guard,
             num_workers=0,  # nor others beside it
+            share=login.shared(),  # else Gradio makes a link by itself in some notebooks, for anybody
+            state_session_capacity=SESSIONS,
             enable_monitoring=False,
             quiet=True,
             prevent_thread_lock=True,

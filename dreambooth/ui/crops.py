@@ -68,17 +68,17 @@ def wire(
     cropping, chosen = Cropping(studio), edited.chosen
     sliders = [edited.share, edited.across, edited.down]
     seen = [edited.picture, edited.caption]
-    latest = {"trigger_mode": "always_last", **QUIET}
-    marked.select(
-        cropping.choose, [photos, crops], [chosen, edited.group, *seen, *sliders], trigger_mode="always_last",
-        show_progress="hidden", api_visibility="private",  # queued: Gradio 6.31 shows no errors of other events
-    )  # fmt: skip
+    latest = {  # queued: they decode photos, and Gradio 6.31 shows no errors of other events
+        "trigger_mode": "always_last", "show_progress": "hidden", "api_visibility": "private",
+        "concurrency_id": "crops", "concurrency_limit": 1,
+    }  # fmt: skip
+    marked.select(cropping.choose, [photos, crops], [chosen, edited.group, *seen, *sliders], **latest)
     changes = (
         gr.on([s.input for s in sliders], cropping.move, [chosen, crops, *sliders], [crops, *seen], **latest),
         edited.picture.select(cropping.centre, [chosen, crops], [crops, *seen, *sliders], **latest),
         edited.reset.click(cropping.reset, [chosen, crops], [crops, *seen, *sliders], **latest),
     )
-    for change in changes:  # `crops.change` would not do: in Gradio 6.31 an event past the queue tells no such change
+    for change in changes:
         change.success(**check, show_progress="hidden", api_visibility="private")
     return {"fn": forget, "inputs": [photos, crops, chosen], "outputs": [crops, chosen, edited.group], **QUIET}
 

@@ -136,7 +136,7 @@ def build(studio: Studio, owner: gr.Component) -> tuple[Form, dict[str, Any]]:
         api_description="What a PNG that was drawn here was made with; the model only where it is yours to draw with.",
     )  # fmt: skip
     gr.api(
-        actions.models, api_name="models", queue=False,
+        actions.models, api_name="models",
         api_description="What you can draw with, by the name that /generate takes: your finished runs, base models. "
         "`steps` are the best and the last of a run that keeps both models, `adapters` what can be added to it.",
     )  # fmt: skip

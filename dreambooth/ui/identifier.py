@@ -45,7 +45,7 @@ def build(studio: Studio, identifier: gr.Textbox, base_model: gr.Textbox, new_wo
     for chip in chips:
         chip.click(lambda word: word, chip, identifier, **QUIET)
     gr.api(
-        lookup.identifier_advice, api_name="identifier_advice", queue=False,
+        lookup.identifier_advice, api_name="identifier_advice",
         api_description="How a base model reads a word: tokens, how rare it is, and better words to mean a subject.",
     )  # fmt: skip
 

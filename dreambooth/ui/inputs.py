@@ -6,10 +6,13 @@ shows, or fails with a trace that quotes it.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import html
 import math
 import sys
 import traceback
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -25,6 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from dreambooth.config import MAX_BRACKETS, MAX_FOREIGN_YAML
 from dreambooth.errors import ConfigError, PhotoError
 from dreambooth.ui.limits import MAX_LETTERS
+from dreambooth.ui.lines import address_of
 from dreambooth.ui.login import Visitors
 from dreambooth.ui.studio import plain_words
 
@@ -33,6 +37,9 @@ BROKEN = "Something went wrong in the server. What it was is in its log. Try aga
 MOST = 2**53
 """Numbers beyond are not exact in a browser (Number.MAX_SAFE_INTEGER, ECMA-262)."""
 
+AT_ONCE = 8
+"""Events past the queue that are handled at once for one address, of the 40 threads that there are for everybody's."""
+
 
 class Page(gr.Blocks):
     """The page, whose handlers get values of the right kind, the visitor's own id as `owner`, and tell errors as
@@ -40,6 +47,7 @@ class Page(gr.Blocks):
 
     def __init__(self, visitors: Visitors, **arguments: Any) -> None:
         self.visitors = visitors
+        self._turns = weakref.WeakValueDictionary[str, asyncio.Semaphore]()
         super().__init__(**arguments)
 
     async def process_api(self, block_fn: BlockFunction | int, *arguments: Any, **named: Any) -> dict[str, Any]:
@@ -78,15 +86,22 @@ class Page(gr.Blocks):
     ) -> dict[str, Any]:  # fmt: skip
         """Put the visitor's id in the place of what came as `owner`; were this not called, nobody would own a run."""
         fn = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
-        if iterator is None:
-            check_event(fn, event_data)
-            if (place := owner_place(fn)) is not None:
-                (request, token), *_ = special_args(_who, [], requests, None, token=oauth_token)
-                found = await anyio.to_thread.run_sync(self.visitors.visitor, processed_input[place], request, token)
-                processed_input = [*processed_input[:place], found, *processed_input[place + 1 :]]
-        return await super().call_function(
-            fn, processed_input, iterator, requests, event_id, event_data, in_event_listener, state, oauth_token
-        )
+        async with contextlib.nullcontext() if fn.queue else self._turn(requests):
+            if iterator is None:
+                check_event(fn, event_data)
+                if (place := owner_place(fn)) is not None:
+                    (request, token), *_ = special_args(_who, [], requests, None, token=oauth_token)
+                    visitor = self.visitors.visitor
+                    found = await anyio.to_thread.run_sync(visitor, processed_input[place], request, token)
+                    processed_input = [*processed_input[:place], found, *processed_input[place + 1 :]]
+            return await super().call_function(
+                fn, processed_input, iterator, requests, event_id, event_data, in_event_listener, state, oauth_token
+            )
+
+    def _turn(self, request: gr.Request | None) -> asyncio.Semaphore:
+        """What lets an address have so many events past the queue handled at once; others of it wait."""
+        address = address_of(request) if request else ""
+        return self._turns.setdefault(address, asyncio.Semaphore(AT_ONCE))
 
 
 def _who(request: gr.Request, token: gr.OAuthToken | None) -> None:

@@ -53,14 +53,19 @@ def offered() -> bool:
     return bool(os.environ.get("SPACE_ID") and os.environ.get("OAUTH_CLIENT_ID"))
 
 
+def shared() -> bool:
+    """Whether a link is to be made by which anybody gets to the studio, as `GRADIO_SHARE` alone says."""
+    return os.environ.get("GRADIO_SHARE", "").lower() == "true"
+
+
 def for_oneself(*, public: bool) -> bool:
     """Whether who uses the studio is who runs it, whose token is the machine's: not public, and for this machine alone.
 
     `GRADIO_SERVER_NAME`, `GRADIO_SHARE` and `DREAMBOOTH_HOSTS` say whether others reach it; without the last the guard
     lets nobody through who asks for it by another name than this machine's.
     """
-    host, shared = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), os.environ.get("GRADIO_SHARE", "")
-    within = (host in ("localhost", "::1", "[::1]") or host.startswith("127.")) and shared.lower() != "true"
+    host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    within = (host in ("localhost", "::1", "[::1]") or host.startswith("127.")) and not shared()
     return within and not (public or os.environ.get("SPACE_ID") or os.environ.get("DREAMBOOTH_HOSTS", "").strip())
 
 

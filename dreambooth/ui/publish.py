@@ -118,7 +118,7 @@ def build(studio: Studio, owner: gr.Component, account: gr.Component) -> Events:
     form.run.input(actions.prefill, [owner, form.run, account], prefilled, **QUIET)
     gr.on([part.change for part in told], actions.contents, [owner, *told], contents, **QUIET)
     gr.api(
-        actions.publishing, api_name="publishing", queue=False,
+        actions.publishing, api_name="publishing",
         api_description="How publishing one of your runs stands: `state` is null, waiting, uploading, interrupted, "
         "failed or published; `done` and `total` are bytes; `reason` says what went wrong.",
     )  # fmt: skip

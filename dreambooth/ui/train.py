@@ -235,8 +235,8 @@ def _wire_runs(actions: Actions, owner: gr.components.Component, sure: Sure, ref
     gr.on([live.headline.click, live.history.click], _chosen, None, live.run, **QUIET)
     ticking = [live.run.change, gr.Timer(POLL).tick]
     gr.on(ticking, actions.watch, [owner, live.run, live.seen], list(vars(live).values()), **QUIET)
-    gr.api(actions.runs, api_name="runs", api_description=f"Your runs, newest first. {OWNER_HELP}", queue=False)
-    gr.api(actions.run_status, api_name="run_status", api_description="Where one of your runs stands.", queue=False)
+    gr.api(actions.runs, api_name="runs", api_description=f"Your runs, newest first. {OWNER_HELP}")
+    gr.api(actions.run_status, api_name="run_status", api_description="Where one of your runs stands.")
 
 
 def _ask_for_consent(class_noun: str | None, recipe: str, kept: Sequence[Kept] = ()) -> dict:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from starlette.requests import Request
 from dreambooth.config import TOYBOX
 from dreambooth.ui import build, inputs
 from dreambooth.ui.inputs import Page, check_inputs
-from dreambooth.ui.login import new_owner
+from dreambooth.ui.login import Visitors, new_owner
 from dreambooth.ui.studio import Studio
 
 ANNA = new_owner()
@@ -37,9 +38,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return build(Studio(root, {TOYBOX: TOYBOX}, Worker(root, parallel=0)))
 
 
-def request() -> gr.Request:
+def request(address: str = "127.0.0.1") -> gr.Request:
     """As a page of the studio's own makes it."""
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": [(b"origin", b"http://x")]}
+    scope["client"] = (address, 1)
     return gr.Request(Request(scope), session_hash="a-page-of-this-test")
 
 
@@ -72,6 +74,36 @@ def test_no_component_that_only_shows_something_is_an_input(page: Page):
         "textbox", "uploadbutton",
     }  # fmt: skip
     assert "html" in kinds.values(), "else this looked at nothing"
+
+
+@pytest.mark.attack
+def test_one_address_has_so_many_events_past_the_queue_handled_at_once(tmp_path):
+    async def look() -> None:
+        begun, ended = Counter(), asyncio.Event()
+
+        async def work(request: gr.Request) -> None:
+            begun[request.client.host] += 1
+            await ended.wait()
+
+        with Page(Visitors(tmp_path)) as page:
+            gr.Button().click(work, queue=False)
+            gr.Button().click(work)
+        past, queued = page.fns.values()
+
+        def ask(fn: Any, address: str) -> asyncio.Task:
+            call = page.call_function(fn, [], requests=request(address))
+            return asyncio.create_task(call)
+
+        asked = [ask(past, "a") for _ in range(2 * inputs.AT_ONCE)]
+        asked += [ask(past, "b"), *(ask(queued, "c") for _ in range(2 * inputs.AT_ONCE))]
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert begun == {"a": inputs.AT_ONCE, "b": 1, "c": 2 * inputs.AT_ONCE}
+        ended.set()
+        await asyncio.gather(*asked)
+        assert begun["a"] == 2 * inputs.AT_ONCE, "the others had their turns"
+
+    asyncio.run(look())
 
 
 def test_every_owner_is_found_by_the_page_itself(page: Page):

@@ -145,6 +145,25 @@ def test_who_fills_the_line_keeps_nobody_from_the_page(public: Served, tmp_path:
     assert client.predict(anna, api_name="/runs") == []
 
 
+@pytest.mark.attack
+def test_nobody_gets_past_the_lines(public: Served, tmp_path: Path):
+    functions = (
+        "check_photos", "start_training", "generate", "models", "runs", "run_status", "publishing", "identifier_advice",
+    )  # fmt: skip
+    for way in ("run", "api"):
+        for name in functions:
+            answer = httpx.post(f"{public.url}gradio_api/{way}/{name}", json={"data": []}, timeout=SECONDS)
+            assert (answer.status_code, list(answer.json())) == (404, ["detail"])
+            assert "does not accept direct HTTP POST requests" in answer.json()["detail"]
+    sent = httpx.post(f"{public.url}gradio_api/call/check_photos", json={"data": [[], None]}, timeout=SECONDS).json()
+    told = httpx.get(f"{public.url}gradio_api/call/check_photos/{sent['event_id']}", timeout=SECONDS).text
+    assert "event: complete" in told
+    assert "No photos yet" in told
+    client = visitor(public.url, tmp_path)
+    assert client.predict(new_owner(), api_name="/runs") == []
+    assert client.predict("robot", api_name="/identifier_advice")["verdict"]
+
+
 def test_an_api_caller_is_told_in_a_sentence(public: Served, tmp_path: Path):
     client = visitor(public.url, tmp_path)
     slow = ("tiny-sd", "a dog", "", 100, 3.0, 0, 16)

@@ -13,6 +13,7 @@ import pytest
 from dreambooth import ui
 from dreambooth.cli import prepare_for_the_studio
 from dreambooth.errors import ConfigError
+from dreambooth.ui import login
 from dreambooth.ui.studio import Studio
 from tests.ui.conftest import ROOT, serve
 
@@ -96,24 +97,47 @@ def test_whom_else_the_proxies_are_not_for_stays(monkeypatch, name):
     assert os.environ["no_proxy"] == "corp.example,10.0.0.1,127.0.0.1,localhost,::1,192.168.1.7"
 
 
-def test_who_stops_the_studio_has_checkpoints_written_before_open_pages_are_waited_for(tmp_path, monkeypatch, studio):
-    done = []
+@pytest.fixture
+def launched(tmp_path, monkeypatch, studio) -> SimpleNamespace:
+    """What a studio does that is launched and stopped at once: what was `done`, and what Gradio was `told`."""
+    seen = SimpleNamespace(done=[], told={})
 
     def interrupted(_seconds: float) -> None:
         raise KeyboardInterrupt
 
     page = SimpleNamespace(
         is_running=True,
-        launch=lambda _app, **_: (_app, "http://127.0.0.1:7860", None),
-        close=lambda verbose: done.append("page"),
-        block_thread=lambda: done.append("page"),
+        launch=lambda _app, **told: (_app, "http://127.0.0.1:7860", seen.told.update(told)),
+        close=lambda verbose: seen.done.append("page"),
+        block_thread=lambda: seen.done.append("page"),
     )
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     monkeypatch.setattr(ui.Studio, "from_environment", lambda: studio)
-    monkeypatch.setattr(studio.worker, "close", lambda seconds: done.append("checkpoints"))
+    monkeypatch.setattr(studio.worker, "close", lambda seconds: seen.done.append("checkpoints"))
     monkeypatch.setattr(ui, "build", lambda _: page)
     monkeypatch.setattr(ui, "keep_house", lambda *_: None)
     monkeypatch.setattr(ui.signal, "signal", lambda *_: None)
     monkeypatch.setattr(ui.time, "sleep", interrupted)
+    return seen
+
+
+def test_who_stops_the_studio_has_checkpoints_written_before_open_pages_are_waited_for(launched):
     ui.launch()
-    assert done == ["checkpoints", "page"]
+    assert launched.done == ["checkpoints", "page"]
+
+
+@pytest.mark.attack
+def test_only_who_runs_the_studio_lets_others_to_it(launched, monkeypatch):
+    """In such a notebook Gradio would make a link by itself, by which anybody acted with the machine's token."""
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    for shared, link in (("", False), ("false", False), ("true", True), ("True", True)):
+        monkeypatch.setenv("GRADIO_SHARE", shared)
+        ui.launch()
+        assert launched.told["share"] is link
+        assert login.for_oneself(public=False) is not link
+
+
+@pytest.mark.attack
+def test_pages_that_are_opened_take_a_bounded_share_of_memory(launched):
+    ui.launch()
+    assert launched.told["state_session_capacity"] <= 1000  # 0.6 MB each
