@@ -72,6 +72,8 @@ A_MINUTE = {
 }  # fmt: skip
 """What one client may ask for within a minute, by kind of request, and the bytes of its `act`s. A page is 130 files and
 polls once a second: for 20 visitors behind one address, three tabs each, and room to spare. Each tab is a session."""
+OF_A_NETWORK = 4
+"""Times as much for a whole /48 of IPv6, the most that a customer is given: 2**16 of what counts as a client."""
 PAGES_AT_ONCE = 4
 """Of what is `DEAR` that is made for one client at the same time; further ones wait for their turn."""
 MAX_SESSION, MAX_SESSIONS = 64, 20_000
@@ -162,7 +164,13 @@ class Clients:
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     def take(self, client: str, kind: str, amount: int = 1) -> None:
-        """Count it. Raises `RefusalError` where that is more than one client may: what is left grows back evenly."""
+        """Count it, for the client's network as well. Raises `RefusalError` where that is more than one may: what is
+        left grows back evenly."""
+        self._take(client, kind, amount)
+        if client.endswith("/64"):
+            self._take(str(ipaddress.ip_network(client).supernet(new_prefix=48)), kind, amount / OF_A_NETWORK)
+
+    def _take(self, client: str, kind: str, amount: float) -> None:
         by_time = {"uploaded": (UPLOADS_AN_HOUR, 3600, "an hour"), "kept": (KEPT_A_DAY, 24 * 3600, "a day")}
         most, seconds, later = by_time[kind] if kind in by_time else (A_MINUTE[kind], 60, "a minute")
         counts = self._clients.setdefault(client, {})

@@ -614,7 +614,7 @@ def counted_as(client: str, forwarded: str = "", around: dict | None = None) -> 
     seen = Clients(Path(__file__).parent)
     headers = {"x-forwarded-for": forwarded} if forwarded else {}
     answer = asked(client=client, headers=headers, around=around, clients=seen, hosts="studio.example")
-    [name] = seen._clients
+    name = next(iter(seen._clients))
     assert [address_of(request) for request in answer.seen] == [name], "the queue counts by the same"
     return name
 
@@ -625,6 +625,15 @@ def test_a_client_is_the_address_that_its_own_proxy_saw():
     assert counted_as("10.0.0.3", "1.1.1.1, 8.8.8.8, 10.0.0.7", around) == "8.8.8.8"
     assert counted_as("10.0.0.3", "nonsense", around) == "10.0.0.3"
     assert counted_as("2001:4860:1:2:3:4:5:6") == counted_as("2001:4860:1:2:9:9:9:9") == "2001:4860:1:2::/64"
+
+
+def test_a_network_of_ipv6_is_counted_as_some_clients(clients, monkeypatch):
+    monkeypatch.setitem(guard.A_MINUTE, "act", 2)
+    homes = [f"2001:4860:1:{number}::5" for number in range(9)]
+    taken = [asked(clients=clients, client=home).status for home in homes]
+    assert taken == [200] * 2 * guard.OF_A_NETWORK + [429]
+    assert asked(clients=clients, client="2001:4860:2::5").status == 200
+    assert [asked(clients=clients, client="2001:4860:3::5").status for _ in range(3)] == [200, 200, 429]
 
 
 def test_every_answer_tells_the_browser_what_it_may_do_with_it():
