@@ -221,7 +221,8 @@ class Child:
         while process.poll() is None:
             now = time.monotonic()
             with contextlib.suppress(psutil.Error):
-                if seen.memory_info().rss > memory:
+                family = (seen, *seen.children(recursive=True))
+                if sum(one.memory_info().rss for one in family) > memory:
                     self._why = f"it took more than the {memory / 1e9:.0f} GB of memory that it may"
             if now - self._heard > SILENCE:
                 self._why = f"nothing was heard of it for {SILENCE} seconds"
@@ -235,7 +236,7 @@ class Child:
     def _read(self, stream: IO[bytes], orders: Sequence[Order], tell: Tell) -> bool:
         """Tell on what the child tells; whether it came to an end."""
         left = list(orders)
-        while (news := _receive(stream)) is not None:
+        while (news := _receive(stream, left[0].count if left else 0)) is not None:
             self._heard = time.monotonic()
             kind, said = news
             if kind == "step":
@@ -279,10 +280,10 @@ def _send(stream: IO[bytes], kind: str, said: Any, pixels: Sequence[bytes] = ())
     stream.flush()
 
 
-def _receive(stream: IO[bytes]) -> tuple[str, Any] | None:
+def _receive(stream: IO[bytes], most: int) -> tuple[str, Any] | None:
     """What the child sends next; None at its end, and for what `_send` would not send, since it is not to be trusted.
 
-    Pictures come as (picture, problem, precision).
+    Of more than `most` pictures none is read. Pictures come as (picture, problem, precision).
     """
     length = int.from_bytes(stream.read(4), "little")
     try:
@@ -293,6 +294,8 @@ def _receive(stream: IO[bytes]) -> tuple[str, Any] | None:
         if kind == "error":
             name, message, hint = (str(words)[:_MOST_WORDS] for words in said)
             return kind, (name, message, hint)
+        if len(said) > most:
+            raise ValueError("more pictures than were asked for")
         return kind, [_picture(stream, *facts) for facts in said]
     except (ValueError, TypeError, RecursionError):
         return None

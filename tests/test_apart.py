@@ -121,6 +121,9 @@ def test_whatever_ends_the_child_is_a_sentence(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(("limits", "code", "words"), [
     ({"WORKING_MEMORY": 10**8, "LEAST_MEMORY": 0, "PER_FILE_BYTE": 0}, "x = b'1' * 2**29; import time; time.sleep(600)",
      "it took more than the 0 GB"),
+    ({"WORKING_MEMORY": 10**8, "LEAST_MEMORY": 0, "PER_FILE_BYTE": 0},
+     "import subprocess; subprocess.run([sys.executable, '-c', 'x = b\"1\" * 2**29; import time; time.sleep(60)'])",
+     "it took more than the 0 GB"),
     ({"SILENCE": 1}, "import time; time.sleep(600)", "nothing was heard of it for 1 seconds"),
     ({"LONGEST": 1}, "import time\nwhile True: send('step', [0, 1]); time.sleep(0.01)", "it took more than 0 minutes"),
 ])  # fmt: skip
@@ -191,11 +194,22 @@ def test_what_is_sent_is_received():
     apart._send(stream, "pictures", [(3, 2, "", "no")], [picture.tobytes()])
     apart._send(stream, "end", [])
     stream.seek(0)
-    assert apart._receive(stream) == ("step", (1, 2))
-    kind, [(image, *words)] = apart._receive(stream)
+    assert apart._receive(stream, 1) == ("step", (1, 2))
+    kind, [(image, *words)] = apart._receive(stream, 1)
     assert (kind, image.tobytes(), words) == ("pictures", picture.tobytes(), ["", "no"])
-    assert apart._receive(stream) == ("end", [])
-    assert apart._receive(stream) is None
+    assert apart._receive(stream, 0) == ("end", [])
+    assert apart._receive(stream, 0) is None
+
+
+@pytest.mark.attack
+def test_no_more_pictures_are_read_than_were_asked_for():
+    stream = io.BytesIO()
+    apart._send(stream, "pictures", [(2, 2, "", "no")] * 3, [bytes(12)] * 3)
+    stream.seek(0)
+    assert apart._receive(stream, 2) is None
+    assert len(stream.read()) == 3 * 12, "not one"
+    stream.seek(0)
+    assert len(apart._receive(stream, 3)[1]) == 3
 
 
 def test_an_order_is_the_same_behind_json():

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import html
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import gradio as gr
 from PIL import Image, UnidentifiedImageError
 
-from dreambooth.bombs import check_structure
 from dreambooth.config import SamplingConfig, SubjectConfig
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError
 from dreambooth.generate import (
@@ -24,6 +23,7 @@ from dreambooth.generate import (
     save_picture,
     shown_adapters,
 )
+from dreambooth.photos import shown_pixels
 from dreambooth.prompts import suggestions
 from dreambooth.runs import Run
 from dreambooth.ui import drawing, login, models
@@ -433,9 +433,10 @@ def _as_words(name: str, value: str) -> str:
 def read_settings(path: str | None) -> dict[str, str]:
     """What a PNG says that it was made with; raises `PhotoError` where it says nothing of the kind."""
     try:
-        check_structure(Path(path or ""))
-        with Image.open(path or "", formats=["PNG"]) as image:
-            found = {name: str(image.info[name]) for name in SETTINGS if name in image.info}
+        found = {}
+        if 0 < math.prod(shown_pixels(path or "")) <= Image.MAX_IMAGE_PIXELS:  # beyond, Pillow warns in the log
+            with Image.open(path or "", formats=["PNG"]) as image:
+                found = {name: str(image.info[name]) for name in SETTINGS if name in image.info}
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
         found = {}
     if not {"prompt", "steps", "guidance_scale", "seed"} <= set(found):

@@ -222,7 +222,7 @@ def account_id(name: str, root: Path) -> Visitor:
 def settle(name: str, root: Path) -> None:
     """Give an account a nonce, where it has none, and its runs that bear a mark of former ids that of the present."""
     if not _nonces(name, root):
-        _add_nonce(name, root)
+        _add_nonce(name, root, first=True)
     *former, present = _account_ids(name, root)
     marks = {mark(one) for one in former}
     for run in root.glob("[!.]*"):
@@ -256,9 +256,11 @@ def _nonces(name: str, root: Path) -> list[str]:
         return []
 
 
-def _add_nonce(name: str, root: Path) -> None:
+def _add_nonce(name: str, root: Path, *, first: bool = False) -> None:
     path = _account_file(name, root)
     with FileLock(root / ".login-key.lock"):
+        if first and _nonces(name, root):  # another login at the same time was sooner
+            return
         path.parent.mkdir(mode=0o700, exist_ok=True)
         nonces = [*_nonces(name, root), secrets.token_urlsafe(16)]
         with atomic_file(path) as partial:

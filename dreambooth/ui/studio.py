@@ -28,7 +28,15 @@ from dreambooth.config import TOYBOX, Config, load_preset, which_model
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.families import family_of
 from dreambooth.fetch import fetch_model
-from dreambooth.files import atomic_file, atomic_folder, cache_home, check_writable, named_path, sync_all
+from dreambooth.files import (
+    atomic_file,
+    atomic_folder,
+    cache_home,
+    check_writable,
+    named_path,
+    shown_size,
+    sync_all,
+)  # fmt: skip
 from dreambooth.hub import Account
 from dreambooth.machine import resolve_device
 from dreambooth.methods.words import PATTERN, read_words
@@ -77,6 +85,9 @@ KEPT_SHAPE = 2
 `coach.EXTREME_ASPECT` on."""
 UNKNOWN_RESOLUTION = 512
 """Taken for a base model that would have to be downloaded to know better; Stable Diffusion 1.5's."""
+BEHIND_ONE_ADDRESS = 2
+"""Times a visitor's bytes that runs of one address which wait or train may come to take: owners are free to make up,
+and what theirs were promised would make room of others' runs."""
 
 DAMAGED = (
     "This run is damaged: its settings can't be read.",
@@ -326,7 +337,7 @@ class Studio:
 
         def make_sure() -> list[Run]:
             """Raise `RunError` where they may not be queued; else the runs that make room."""
-            self._refuse_too_many_runs(owner, len(configs))
+            self._refuse_too_many_runs(owner, len(configs), sum(sizes))
             if pair_with and self.partner(pair_with):
                 raise RunError("This run was trained both ways already.", "Its other one is in the list of runs.")
             return self._room_for(owner, sum(sizes), len(sizes), needed)
@@ -372,7 +383,7 @@ class Studio:
         with self._deciding:
             if (status := run.status) not in ("interrupted", "failed", "cancelled"):
                 raise RunError(f"This run is {status}.", "Only one that ended early can be resumed.")
-            self._refuse_too_many_runs(owner, 1)
+            self._refuse_too_many_runs(owner, 1, room.promised(run))
             for doomed in self._room_for(owner, max(0, room.promised(run) - run.size), 0, [run]):
                 doomed.delete()
             self._asked_from[run.id] = lines.caller()
@@ -434,8 +445,8 @@ class Studio:
 
     # -- limits
 
-    def _refuse_too_many_runs(self, owner: str, coming: int) -> None:
-        """Raise `RunError` where so many more may not wait."""
+    def _refuse_too_many_runs(self, owner: str, coming: int, size: int) -> None:
+        """Raise `RunError` where so many more, which may come to take `size` bytes, may not wait."""
         each, all_ = self.settings.max_waiting, self.settings.max_queue
         if each is not None:
             moving = sum(run.moving for run in list_runs(self.root) if self._is_owned(run.path, owner))
@@ -446,14 +457,21 @@ class Studio:
                 )  # fmt: skip
         if all_ is not None and self.worker.waiting + coming > all_:
             raise RunError(f"The queue is full: {self.worker.waiting} trainings wait.", "Come back later.")
-        if all_ is not None and (address := lines.caller()):
+        if address := lines.caller():
             moving = {run: who for run, who in self._asked_from.items() if Run(self.root / run).moving}
             self._asked_from.clear()
             self._asked_from.update(moving)
-            from_there = list(moving.values()).count(address)
-            if from_there + coming > max(all_ // 2, each or 0):
-                raise RunError(f"{from_there} trainings that were asked for from your address wait or run.",
+            from_there = [run for run, who in moving.items() if who == address]
+            if all_ is not None and len(from_there) + coming > max(all_ // 2, each or 0):
+                raise RunError(f"{len(from_there)} trainings that were asked for from your address wait or run.",
                                "Wait for one to finish, or stop it.")  # fmt: skip
+            promised, given = sum(room.promised(Run(self.root / run)) for run in from_there), self.settings.visitor_gb
+            if given is not None and promised + size > BEHIND_ONE_ADDRESS * given * 1e9:
+                raise RunError(
+                    f"Trainings that were asked for from your address may come to take {shown_size(promised)}, and "
+                    f"this one {shown_size(size)} more; {BEHIND_ONE_ADDRESS * given:g} GB at once are the limit here.",
+                    "Wait for one to finish, or stop it.",
+                )
 
     def _room_for(self, owner: str, coming: int, new: int, needed: Sequence[Run] = ()) -> list[Run]:
         """The runs that make room for `new` ones of this visitor and `coming` bytes, none of which is `needed`.

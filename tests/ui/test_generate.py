@@ -291,6 +291,15 @@ def test_nothing_is_picked_where_there_is_no_picture(actions: Actions, tmp_path:
         assert (path, facts.visible, button.visible) == (None, False, False)
 
 
+@pytest.mark.attack
+def test_a_huge_picture_does_not_write_into_the_log(tmp_path: Path, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    Image.new("RGB", (8, 8)).save(tmp_path / "huge.png")
+    with pytest.raises(PhotoError, match="does not say how it was made"):
+        read_settings(str(tmp_path / "huge.png"))
+    assert not [one for one in recwarn if issubclass(one.category, Image.DecompressionBombWarning)]
+
+
 def test_a_picture_without_settings_is_refused(actions: Actions, tmp_path: Path):
     (tmp_path / "text.png").write_text("not a picture")
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")

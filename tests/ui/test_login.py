@@ -114,6 +114,23 @@ def test_an_account_has_an_owner_id_of_its_own_in_each_studio(tmp_path: Path):
         assert one.removeprefix("account:").encode() not in path.read_bytes()
 
 
+@pytest.mark.attack
+def test_two_first_logins_at_once_give_an_account_one_id(tmp_path: Path, monkeypatch):
+    login.settle("bert", tmp_path)
+    real, sooner = login._add_nonce, []
+
+    def late(name: str, root: Path, **how: bool) -> None:
+        monkeypatch.setattr(login, "_add_nonce", real)
+        login.settle(name, root)  # the other login's
+        sooner.append(login.account_id(name, root))
+        real(name, root, **how)
+
+    monkeypatch.setattr(login, "_add_nonce", late)
+    login.settle("anna", tmp_path)
+    assert sooner == [login.account_id("anna", tmp_path)]
+    assert len(login._nonces("anna", tmp_path)) == 1
+
+
 def test_who_knows_an_accounts_id_is_not_that_account(tmp_path: Path):
     """Not even by its own words: what a caller gives is plain text, and has no colon."""
     login.settle("anna", tmp_path)

@@ -591,6 +591,22 @@ def roomy(root: Path, tiny_model: Path):
     return lambda **settings: studios.studio(root, tiny_model, **settings)
 
 
+@pytest.mark.attack
+def test_one_address_is_not_promised_the_disk_under_many_ids(roomy, photos: list[str], monkeypatch):
+    coming = bytes_of(roomy(), photos)
+    studio, address = roomy(visitor_gb=1.5 * coming / 1e9, disk_gb=20 * coming / 1e9), ["203.0.113.1"]
+    monkeypatch.setattr(studio_module.lines, "caller", lambda: address[0])
+    asked = settings(base_model=studio.model("tiny-sd"))
+    first, *_ = (studio.start(new_owner(), asked, photos)[0] for _ in range(3))
+    with pytest.raises(RunError, match=r"from your address may come to take .* at once are the limit here"):
+        studio.start(new_owner(), asked, photos)
+    address[0] = "203.0.113.2"
+    assert studio.start(BERT, asked, photos)
+    address[0] = "203.0.113.1"
+    studio.worker.stop(first)
+    assert studio.start(new_owner(), asked, photos)
+
+
 def test_a_newcomer_costs_nobody_a_run_of_this_day(roomy, photos: list[str]):
     coming, large = bytes_of(roomy(), photos), 50_000_000
     studio = roomy(disk_gb=(large + coming) / 1e9)
