@@ -37,7 +37,7 @@ def make_lines() -> Callable[..., Lines]:
 
 
 def asked(address: str, cookie: str = "") -> Request:
-    headers = [(b"cookie", f"{COOKIE}={cookie}".encode())] if cookie else []
+    headers = [(b"cookie", f"{COOKIE}={cookie:a<32}".encode())] if cookie else []
     return Request({"type": "http", "method": "POST", "path": "/", "headers": headers, "client": (address, 1)})
 
 
