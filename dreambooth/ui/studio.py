@@ -36,7 +36,7 @@ from dreambooth.files import (
     named_path,
     shown_size,
     sync_all,
-)  # fmt: skip
+)
 from dreambooth.hub import Account
 from dreambooth.machine import resolve_device
 from dreambooth.methods.words import PATTERN, read_words
