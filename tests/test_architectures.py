@@ -114,11 +114,11 @@ def with_words(name: str, key: str, count: int):
 
 
 ATTACKS = {
-    "another tokenizer": (with_index(tokenizer=["transformers", "PreTrainedTokenizerFast"]), "no CLIPTokenizer"),
-    "any class": (with_index(text_encoder=["transformers", "LlamaForCausalLM"]), "no CLIPTextModel"),
-    "a class of another part": (with_index(unet=["diffusers", "UNet3DConditionModel"]), "no UNet2DConditionModel"),
-    "another autoencoder": (with_index(vae=["diffusers", "ConsistencyDecoderVAE"]), "no AutoencoderKL"),
-    "another scheduler": (with_index(scheduler=["diffusers", "DPMSolverSDEScheduler"]), "no DDIMScheduler"),
+    "another tokenizer": (with_index(tokenizer=["transformers", "PreTrainedTokenizerFast"]), "its tokenizer is"),
+    "any class": (with_index(text_encoder=["transformers", "LlamaForCausalLM"]), "its text_encoder is"),
+    "a class of another part": (with_index(unet=["diffusers", "UNet3DConditionModel"]), "its unet is"),
+    "another autoencoder": (with_index(vae=["diffusers", "ConsistencyDecoderVAE"]), "its vae is"),
+    "another scheduler": (with_index(scheduler=["diffusers", "DPMSolverSDEScheduler"]), "its scheduler is"),
     "no list": (with_index(scheduler={"diffusers": 1}), "its scheduler is"),
     "deep blocks": (with_fact("unet/config.json", transformer_layers_per_block=400), "is above 1"),
     "deep blocks, listed": (with_fact("unet/config.json", transformer_layers_per_block=[1, [9]]), "holds lists"),
