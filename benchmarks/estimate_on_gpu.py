@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.full_size import SUBJECT, build
-from dreambooth.config import Config, override
+from dreambooth.config.settings import Config, override
 from dreambooth.events import Metric
 from dreambooth.machine import resolve_device
 from dreambooth.preflight import gib, roughly

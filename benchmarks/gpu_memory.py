@@ -17,13 +17,13 @@ import torch
 import dreambooth
 from benchmarks.full_size import describe
 from dreambooth import preflight
-from dreambooth.config import TOYBOX, Config
+from dreambooth.config.settings import TOYBOX, Config
 from dreambooth.errors import ConfigError
 from dreambooth.fetch import fetch_model
 from dreambooth.machine import Speed
 from dreambooth.rehearsal import GIB, Rehearsal, gib
 
-PRESETS = sorted(path.stem for path in (Path(dreambooth.__file__).parent / "presets").glob("*.yaml"))
+PRESETS = sorted(path.stem for path in (Path(dreambooth.__file__).parent / "config" / "presets").glob("*.yaml"))
 CARDS = (12, 16, 24, 80)
 CONTEXT = 0.6
 """GiB of a card that CUDA's context and a desktop take: a guess, since it depends on driver and card."""

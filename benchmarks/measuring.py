@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dreambooth import events
 from dreambooth.cli import quiet_third_parties
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.runs import Run
 
 SUBJECT = Path(__file__).parent.parent / "dreambooth" / "toybox" / "subjects" / "backpack"

@@ -18,7 +18,7 @@ from torch import Tensor
 from dreambooth import merge
 from dreambooth.adapters import load_model
 from dreambooth.cli import quiet_third_parties
-from dreambooth.config import TOYBOX
+from dreambooth.config.settings import TOYBOX
 from dreambooth.generate import find_model
 from dreambooth.methods.custom_diffusion import projections, read_weights
 from dreambooth.prompts import LIVE_CLASSES, paper_prompts, suggestions

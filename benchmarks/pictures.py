@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from dreambooth.cli import quiet_third_parties
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.files import atomic_file
 from dreambooth.generate import generate, open_source
 from dreambooth.photos import contact_sheet, find_photos

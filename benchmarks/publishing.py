@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.full_size import SUBJECT, build
 from dreambooth import events
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.runs import Run
 from tests.hub import LoopbackHub
 

@@ -20,7 +20,7 @@ from diffusers import DDPMScheduler
 
 from dreambooth import events
 from dreambooth.cli import quiet_third_parties
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.dataset import class_variants, photo_variants
 from dreambooth.families import load_pipeline
 from dreambooth.fetch import fetch_model

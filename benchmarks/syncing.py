@@ -17,7 +17,7 @@ from unittest import mock
 
 from dreambooth import events
 from dreambooth.cli import quiet_third_parties
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.runs import Run
 
 SUBJECT = Path(__file__).parent.parent / "dreambooth" / "toybox" / "subjects" / "backpack"

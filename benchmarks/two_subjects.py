@@ -19,7 +19,7 @@ from PIL import Image
 
 from dreambooth import metrics
 from dreambooth.cli import quiet_third_parties
-from dreambooth.config import Config, EvaluationConfig
+from dreambooth.config.settings import Config, EvaluationConfig
 from dreambooth.encoders import Dino, load_encoders
 from dreambooth.generate import draw_jobs, open_source
 from dreambooth.merge import Part, merge

@@ -11,7 +11,7 @@ from typing import Annotated
 from diffusers import DiffusionPipeline
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from dreambooth.config import LEARNS_WORD, TOYBOX, Config, MethodName
+from dreambooth.config.settings import LEARNS_WORD, TOYBOX, Config, MethodName
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.families import Family, load_pipeline, shown_name, what_helps
 from dreambooth.fetch import ADAPTER, TOYBOX_FOLDER, fetch_from_hub, fingerprint

@@ -20,7 +20,7 @@ from PIL import Image
 
 from dreambooth import events
 from dreambooth.adapters import is_adapter
-from dreambooth.config import TOYBOX, Config
+from dreambooth.config.settings import TOYBOX, Config
 from dreambooth.errors import ConfigError, RunError
 from dreambooth.evaluate import BASE, FILE, Evaluation, trained_model
 from dreambooth.generate import Which, save_picture

@@ -26,7 +26,7 @@ from dreambooth.events import Event
 from dreambooth.files import check_writable, disk_trouble, named_path, refuse_taken, runs_root
 
 if TYPE_CHECKING:
-    from dreambooth.config import Config
+    from dreambooth.config.settings import Config
     from dreambooth.evaluate import Evaluation
     from dreambooth.runs import Run
     from dreambooth.study import StudyConfig
@@ -108,7 +108,7 @@ class _ModelType(click.ParamType):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Raises `ConfigError`, which names the option."""
-        from dreambooth.config import which_model
+        from dreambooth.config.settings import which_model
 
         name = param.opts[0] if isinstance(param, click.Option) else param.make_metavar(ctx)
         if not value.strip():
@@ -237,7 +237,7 @@ def generate(
     quiet_third_parties()
     from pydantic import ValidationError
 
-    from dreambooth.config import identifier_in
+    from dreambooth.config.settings import identifier_in
     from dreambooth.fetch import fetch_model
     from dreambooth.generate import fewer_at_once, open_source, save_picture, shown_adapters
     from dreambooth.generate import generate as draw
@@ -294,7 +294,7 @@ def compare(config_file: Path, overrides: tuple[str, ...], out: Path | None) -> 
 
     What is done already is kept: after a stop, the same command goes on.
     """
-    from dreambooth.config import Config
+    from dreambooth.config.settings import Config
 
     config = Config.load(config_file, overrides)
     quiet_third_parties()
@@ -315,7 +315,7 @@ def batch(batch_file: Path, overrides: tuple[str, ...], out: Path | None) -> Non
     One that fails is told at once and at the end, and the others go on. What is done already is kept: after a stop, or
     for what failed, give the same command again.
     """
-    from dreambooth.config import read_yaml
+    from dreambooth.config.settings import read_yaml
 
     read_yaml(batch_file)  # a file that is not there is told at once
     quiet_third_parties()
@@ -350,7 +350,7 @@ def evaluate_run(
     if base and which != "last":
         raise click.UsageError("--base measures the model before training; it has no --which.")
     quiet_third_parties()
-    from dreambooth.config import Config, merge
+    from dreambooth.config.settings import Config, merge
     from dreambooth.evaluate import Evaluation, base_model, evaluate, run_photos, trained_model
     from dreambooth.monitor import read_measures
     from dreambooth.reports import write_report
@@ -687,7 +687,7 @@ def _stopped_by_signal() -> Iterator[Callable[[], bool]]:
 
 def _config_of(source: str, overrides: tuple[str, ...]) -> Config:
     """The settings in a file, or of a published model for hub:USER/NAME[@REVISION]."""
-    from dreambooth.config import Config
+    from dreambooth.config.settings import Config
 
     if not source.startswith("hub:"):
         return Config.load(named_path(source, "CONFIG.yaml"), overrides)

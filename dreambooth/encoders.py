@@ -36,7 +36,7 @@ from transformers import (
     ViTModel,
 )
 
-from dreambooth.config import TOYBOX, EvaluationConfig
+from dreambooth.config.settings import TOYBOX, EvaluationConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError, first_line
 from dreambooth.families import shown_name, what_helps
 from dreambooth.fetch import arrive, download_told

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from dreambooth import events, metrics
 from dreambooth.adapters import read_step
-from dreambooth.config import Config, identifier_in
+from dreambooth.config.settings import Config, identifier_in
 from dreambooth.encoders import Encoders, PerceptualDistance, embed_files, load_encoders
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.events import Event

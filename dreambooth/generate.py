@@ -19,7 +19,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from torch import nn
 
 from dreambooth.adapters import fetch_base, is_adapter, is_model, load_model, read_adapter, read_step
-from dreambooth.config import (
+from dreambooth.config.settings import (
     TOYBOX,
     Config,
     SamplingConfig,

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils._http import default_client_factory
 
-from dreambooth.config import TOYBOX
+from dreambooth.config.settings import TOYBOX
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, first_line
 
 TAG = "dreambooth-studio"

@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from dreambooth.adapters import Adapter, fetch_base, is_adapter, load_model, read_adapter, write_adapter
-from dreambooth.config import MOST_SUBJECTS, TOYBOX
+from dreambooth.config.settings import MOST_SUBJECTS, TOYBOX
 from dreambooth.errors import ConfigError
 from dreambooth.families import Family, shown_name
 from dreambooth.files import atomic_folder, refuse_taken

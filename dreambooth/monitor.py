@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import ConfigDict, FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
 
 from dreambooth import metrics
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.encoders import Encoders
 from dreambooth.errors import ModelError, RunError
 from dreambooth.events import Metric, Warning

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dreambooth import prior
 from dreambooth.bombs import check_structure
-from dreambooth.config import TOYBOX, Config
+from dreambooth.config.settings import TOYBOX, Config
 from dreambooth.errors import ConfigError
 from dreambooth.families import family_of
 from dreambooth.fetch import fetch_files, fetch_model, list_files

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dreambooth.config import TOYBOX, Config, usual_preset
+from dreambooth.config.settings import TOYBOX, Config, usual_preset
 from dreambooth.dataset import ENCODE_BATCH
 from dreambooth.errors import ConfigError
 from dreambooth.generate import MAX_BATCH

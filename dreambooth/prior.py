@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dreambooth.config import Config, SamplingConfig
+from dreambooth.config.settings import Config, SamplingConfig
 from dreambooth.errors import ModelError, first_line
 from dreambooth.fetch import fingerprint
 from dreambooth.files import atomic_file, cache_home, clear_leftovers, hidden_name

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
-from dreambooth.config import (
+from dreambooth.config.settings import (
     MAX_FOREIGN_YAML,
     MOST_SUBJECTS,
     TOYBOX,

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from dreambooth import events
 from dreambooth.adapters import is_model
 from dreambooth.captions import sources_of
-from dreambooth.config import Config, read_yaml
+from dreambooth.config.settings import Config, read_yaml
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.events import Event
 from dreambooth.fetch import fingerprint

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dreambooth import events
 from dreambooth.captions import caption_photos
-from dreambooth.config import (
+from dreambooth.config.settings import (
     Config,
     SamplingConfig,
     absolute,

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dreambooth.config import LARGE_WORDS, SMALL_WORDS, Config, identifier_in, together_prompt
+from dreambooth.config.settings import LARGE_WORDS, SMALL_WORDS, Config, identifier_in, together_prompt
 from dreambooth.errors import ConfigError, ModelError, PhotoError, first_line
 from dreambooth.families import what_helps
 from dreambooth.machine import one_model_at_a_time

@@ -32,7 +32,7 @@ from dreambooth.adapters import is_adapter, is_model, load_model, read_step, sav
 from dreambooth.captions import caption_photos, sources_of
 from dreambooth.checkpoints import Checkpoint, Writer, list_checkpoints
 from dreambooth.coach import coach
-from dreambooth.config import MAX_EXAMPLES, Config, together_prompt
+from dreambooth.config.settings import MAX_EXAMPLES, Config, together_prompt
 from dreambooth.cores import share_cores
 from dreambooth.dataset import (
     CLASS,

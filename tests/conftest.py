@@ -11,7 +11,7 @@ from dreambooth.cli import quiet_third_parties
 
 quiet_third_parties()
 
-from dreambooth.config import Config  # noqa: E402
+from dreambooth.config.settings import Config  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.hub import hub  # noqa: E402, F401 (the fixture of the loopback Hub)
 

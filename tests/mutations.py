@@ -123,7 +123,7 @@ MUTATIONS = (
              "prior.drop_damaged(class_folder, config.prior.num_images, resolution)", "()",
              "tests/test_train.py::test_damaged_class_images_are_drawn_again_and_that_is_said"),
     # ---- the dataset
-    Mutation("a word is taught with its class", "dreambooth/config.py",
+    Mutation("a word is taught with its class", "dreambooth/config/settings.py",
              'self.word.templates if self.method == "textual_inversion" else ()', "()",
              "tests/methods/test_words.py::test_a_word_alone_is_taught_with_templates_and_not_with_its_class"),
     Mutation("the ground about a smaller photo is learned", DATASET, "torch.full((1, side, side), -1.0)",

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dreambooth.captions import caption_photos, find_captions
-from dreambooth.config import SubjectConfig
+from dreambooth.config.settings import SubjectConfig
 from dreambooth.errors import PhotoError
 from dreambooth.photos import find_photos
 from tests.test_files import SAVED

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from dreambooth.adapters import load_model, write_step
 from dreambooth.card import Licence, assemble, base_licence
-from dreambooth.config import Config, merge, read_yaml, to_yaml
+from dreambooth.config.settings import Config, merge, read_yaml, to_yaml
 from dreambooth.errors import ConfigError, HubError, RunError
 from dreambooth.evaluate import Evaluation
 from dreambooth.families import load_pipeline

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from dreambooth import cli, events
 from dreambooth.adapters import read_adapter, write_step
 from dreambooth.checkpoints import list_checkpoints
-from dreambooth.config import Config, to_yaml
+from dreambooth.config.settings import Config, to_yaml
 from dreambooth.errors import ConfigError
 from dreambooth.evaluate import Evaluation
 from dreambooth.hub import TAG

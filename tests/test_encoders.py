@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer, ViTModel
 
 from dreambooth import encoders, photos
-from dreambooth.config import EvaluationConfig
+from dreambooth.config.settings import EvaluationConfig
 from dreambooth.encoders import Encoders, PatchDistance, embed_files, fetch_encoder, load_encoders
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError
 from tests import pictures, tiny

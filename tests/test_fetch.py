@@ -22,7 +22,7 @@ from safetensors.torch import load, save, save_file
 
 from dreambooth import fetch
 from dreambooth.adapters import Adapter, fetch_base, load_model, read_adapter
-from dreambooth.config import MAX_FOREIGN_YAML, MOST_SUBJECTS, MOST_VECTORS, Config
+from dreambooth.config.settings import MAX_FOREIGN_YAML, MOST_SUBJECTS, MOST_VECTORS, Config
 from dreambooth.errors import DreamBoothError, HubError, ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.fetch import (

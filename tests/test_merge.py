@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from dreambooth.adapters import load_model, read_adapter, write_adapter
-from dreambooth.config import MOST_SUBJECTS, Config
+from dreambooth.config.settings import MOST_SUBJECTS, Config
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.generate import draw, find_model

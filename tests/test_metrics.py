@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dreambooth import metrics
-from dreambooth.config import EvaluationConfig
+from dreambooth.config.settings import EvaluationConfig
 from dreambooth.encoders import load_encoders
 from dreambooth.metrics import METRICS, Estimate, estimate_mean, paired_difference, student_quantile
 

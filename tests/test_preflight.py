@@ -18,7 +18,7 @@ import dreambooth
 from benchmarks.full_size import describe
 from dreambooth import machine, preflight, study
 from dreambooth import rehearsal as rehearsal_module
-from dreambooth.config import TOYBOX, Config, EvaluationConfig
+from dreambooth.config.settings import TOYBOX, Config, EvaluationConfig
 from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import STABLE_DIFFUSION, load_pipeline
@@ -29,7 +29,7 @@ from dreambooth.rehearsal import Rehearsal, blank_pipeline, fitting_batch
 from tests import tiny
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
-CONFIGS, PRESETS = Path(__file__).parent.parent / "configs", Path(dreambooth.__file__).parent / "presets"
+CONFIGS, PRESETS = Path(__file__).parent.parent / "configs", Path(dreambooth.__file__).parent / "config" / "presets"
 SPEED = Speed(flops=1e11, bandwidth=1e10, call=1e-6)
 AMPLE = 2**40
 STEP_ONLY = {"prior__enabled": False, "train__sample_every": 0}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth.config import EvaluationConfig
+from dreambooth.config.settings import EvaluationConfig
 from dreambooth.encoders import load_encoders
 from dreambooth.evaluate import BASE
 from dreambooth.metrics import Estimate, pairs

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from dreambooth import events
 from dreambooth.adapters import load_model
-from dreambooth.config import Config, merge
+from dreambooth.config.settings import Config, merge
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError, RunError
 from dreambooth.fetch import fetch_from_hub
 from dreambooth.generate import draw

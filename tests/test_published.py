@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save
 
-from dreambooth.config import MOST_SUBJECTS, MOST_VECTORS, Config
+from dreambooth.config.settings import MOST_SUBJECTS, MOST_VECTORS, Config
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError
 from dreambooth.fetch import MAX_HEADER
 from dreambooth.hub import TAG, sign_in

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from dreambooth import checkpoints, events, prior
 from dreambooth.checkpoints import list_checkpoints
-from dreambooth.config import Config, preset_names
+from dreambooth.config.settings import Config, preset_names
 from dreambooth.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variants, encode, photo_variants
 from dreambooth.errors import ConfigError, ModelError, PhotoError, RunError
 from dreambooth.families import load_pipeline

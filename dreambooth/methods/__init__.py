@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.families import Family, store_matrices_in
 
 Load = Callable[[DiffusionPipeline, Family, Sequence[tuple[Path, float]]], None]

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, ModelError, first_line
 from dreambooth.families import Family
 from dreambooth.machine import one_model_at_a_time

@@ -9,7 +9,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.families import Family, name_plainly
 from dreambooth.files import copy_or_link
 from dreambooth.methods import Distance, Method, Trainable, freeze, text_learning_rate

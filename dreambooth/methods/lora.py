@@ -15,7 +15,7 @@ from peft.tuners.lora.dora import DoraLinearLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, first_line
 from dreambooth.families import Family
 from dreambooth.machine import one_model_at_a_time

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError
 from dreambooth.families import Family
 from dreambooth.machine import one_model_at_a_time

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from dreambooth.config import LEARNS_WORD, TOYBOX, Config
+from dreambooth.config.settings import LEARNS_WORD, TOYBOX, Config
 from dreambooth.evaluate import BASE, ENCODER_OF, FILE, Evaluation
 from dreambooth.files import shown_size
 from dreambooth.hub import TAG

@@ -21,7 +21,7 @@ from PIL import Image
 
 from dreambooth import metrics
 from dreambooth.cli import quiet_third_parties
-from dreambooth.config import TOYBOX, Config, EvaluationConfig, SamplingConfig
+from dreambooth.config.settings import TOYBOX, Config, EvaluationConfig, SamplingConfig
 from dreambooth.encoders import load_encoders
 from dreambooth.errors import DreamBoothError, ModelError
 from dreambooth.files import atomic_file

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from dreambooth.config import Config, SamplingConfig
+from dreambooth.config.settings import Config, SamplingConfig
 from dreambooth.encoders import Encoders, load_encoders
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.generate import Picture, check_request

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from dreambooth.apart import Child, News, Order, Step, Weights, draw
-from dreambooth.config import SamplingConfig
+from dreambooth.config.settings import SamplingConfig
 from dreambooth.ui.lines import DRAWING
 from dreambooth.ui.report import duration
 from dreambooth.ui.studio import QUIET, gpu_is_lent, in_plain_words

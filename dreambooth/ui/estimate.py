@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from dreambooth.config import TOYBOX, Config
+from dreambooth.config.settings import TOYBOX, Config
 from dreambooth.errors import DreamBoothError, ModelError
 from dreambooth.fetch import fetch_model
 from dreambooth.files import shown_size

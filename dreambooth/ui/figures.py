@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dreambooth import metrics
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.encoders import Encoders
 from dreambooth.evaluate import group_of
 from dreambooth.metrics import METRICS, Estimate

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import gradio as gr
 from PIL import Image, UnidentifiedImageError
 
-from dreambooth.config import SamplingConfig, SubjectConfig
+from dreambooth.config.settings import SamplingConfig, SubjectConfig
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError
 from dreambooth.generate import (
     MAX_BATCH,

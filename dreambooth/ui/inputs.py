@@ -25,7 +25,7 @@ from gradio.helpers import special_args
 from gradio.utils import get_function_params
 from pydantic import TypeAdapter, ValidationError
 
-from dreambooth.config import MAX_BRACKETS, MAX_FOREIGN_YAML
+from dreambooth.config.settings import MAX_BRACKETS, MAX_FOREIGN_YAML
 from dreambooth.errors import ConfigError, PhotoError
 from dreambooth.ui.limits import MAX_LETTERS
 from dreambooth.ui.lines import address_of

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from dreambooth import events
-from dreambooth.config import together_prompt
+from dreambooth.config.settings import together_prompt
 from dreambooth.runs import Run, Status
 from dreambooth.ui.report import ENDINGS, STAGES, Report, duration
 

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from dreambooth import generate
 from dreambooth.adapters import fetch_base, is_adapter, is_model, read_adapter, read_step
 from dreambooth.architectures import facts
-from dreambooth.config import LEARNS_WORD, TOYBOX, Config, SamplingConfig, load_preset
+from dreambooth.config.settings import LEARNS_WORD, TOYBOX, Config, SamplingConfig, load_preset
 from dreambooth.errors import ConfigError, DreamBoothError, ModelError, RunError
 from dreambooth.families import check_architecture, family_of
 from dreambooth.fetch import (

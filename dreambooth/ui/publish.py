@@ -14,7 +14,7 @@ import gradio as gr
 from pydantic import ValidationError
 
 from dreambooth.adapters import is_adapter
-from dreambooth.config import TOYBOX
+from dreambooth.config.settings import TOYBOX
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.files import shown_size
 from dreambooth.generate import Which

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dreambooth import events
-from dreambooth.config import LEARNS_WORD, Config
+from dreambooth.config.settings import LEARNS_WORD, Config
 from dreambooth.errors import RunError
 from dreambooth.methods import get_method
 from dreambooth.metrics import METRICS

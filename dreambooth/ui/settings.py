@@ -13,7 +13,7 @@ from gradio.components import Component
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from dreambooth.config import LEARNS_WORD, MAX_FOREIGN_YAML, TOYBOX, Config, load_preset
+from dreambooth.config.settings import LEARNS_WORD, MAX_FOREIGN_YAML, TOYBOX, Config, load_preset
 from dreambooth.errors import ConfigError
 from dreambooth.methods import methods
 from dreambooth.ui import login

@@ -24,7 +24,7 @@ import gradio as gr
 from PIL import Image
 
 from dreambooth import events, prior
-from dreambooth.config import TOYBOX, Config, load_preset, which_model
+from dreambooth.config.settings import TOYBOX, Config, load_preset, which_model
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.families import family_of
 from dreambooth.fetch import fetch_model

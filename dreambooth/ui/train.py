@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from dreambooth.config import LEARNS_WORD
+from dreambooth.config.settings import LEARNS_WORD
 from dreambooth.errors import ConfigError, DreamBoothError, ModelError, RunError
 from dreambooth.methods import methods
 from dreambooth.runs import Run, Status

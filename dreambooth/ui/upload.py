@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth import toybox
 from dreambooth.coach import Finding, coach
-from dreambooth.config import MOST_SUBJECTS, TOYBOX, Config, together_prompt
+from dreambooth.config.settings import MOST_SUBJECTS, TOYBOX, Config, together_prompt
 from dreambooth.errors import ConfigError, PhotoError
 from dreambooth.photos import IMAGE_SUFFIXES, SHOWN, Crop, Prepared, show_crop
 from dreambooth.toybox.world import CLASSES

@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from dreambooth.adapters import Adapter, save_trained, write_adapter
-from dreambooth.config import LEARNS_WORD, Config, SamplingConfig
+from dreambooth.config.settings import LEARNS_WORD, Config, SamplingConfig
 from dreambooth.families import Family, load_pipeline
 from dreambooth.fetch import fetch_model, fingerprint
 from dreambooth.generate import draw

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dreambooth.adapters import load_model
-from dreambooth.config import NEUTRAL_TEMPLATES
+from dreambooth.config.settings import NEUTRAL_TEMPLATES
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.methods.words import Words, add_tokens, file_name, read_words

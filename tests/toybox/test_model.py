@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.fetch import TOYBOX_FOLDER
 from dreambooth.generate import generate, open_source
 from dreambooth.photos import find_photos, prepare_photos

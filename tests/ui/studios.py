@@ -11,7 +11,7 @@ import torch
 
 from dreambooth import events
 from dreambooth.adapters import save_trained, write_step
-from dreambooth.config import Config, merge
+from dreambooth.config.settings import Config, merge
 from dreambooth.families import load_pipeline
 from dreambooth.fetch import fetch_model
 from dreambooth.methods import get_method

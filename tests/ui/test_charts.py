@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from dreambooth.config import EvaluationConfig
+from dreambooth.config.settings import EvaluationConfig
 from dreambooth.monitor import Measure, Measures, best_of
 from dreambooth.ui import charts, theme
 from dreambooth.ui.charts import Level, Line

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth.config import Config, EvaluationConfig
+from dreambooth.config.settings import Config, EvaluationConfig
 from dreambooth.encoders import Encoders, load_encoders
 from dreambooth.reports import Cell, Line
 from dreambooth.ui import figures

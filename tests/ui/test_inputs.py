@@ -14,7 +14,7 @@ from gradio.state_holder import SessionState
 from gradio.utils import get_function_params
 from starlette.requests import Request
 
-from dreambooth.config import TOYBOX
+from dreambooth.config.settings import TOYBOX
 from dreambooth.ui import build, inputs
 from dreambooth.ui.inputs import Page, check_inputs
 from dreambooth.ui.login import Visitors, new_owner

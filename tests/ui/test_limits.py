@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError
 from dreambooth.ui.limits import PUBLIC_CAPS, StudioSettings, is_person, refuse_too_much
 from dreambooth.ui.studio import RECIPES

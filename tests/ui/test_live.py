@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dreambooth import events
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.monitor import Measure, Measures
 from dreambooth.runs import Run
 from dreambooth.ui import live

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth import events, fetch
-from dreambooth.config import SamplingConfig
+from dreambooth.config.settings import SamplingConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, RunError
 from dreambooth.fetch import TOYBOX_FOLDER, fetch_from_hub
 from dreambooth.runs import Run

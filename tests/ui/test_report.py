@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth import events
-from dreambooth.config import Config
+from dreambooth.config.settings import Config
 from dreambooth.runs import Run
 from dreambooth.ui import report as reports
 from dreambooth.ui.report import Digest, Digests, duration, title_of

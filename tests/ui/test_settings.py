@@ -5,7 +5,7 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from dreambooth.config import TOYBOX, Config
+from dreambooth.config.settings import TOYBOX, Config
 from dreambooth.errors import ConfigError
 from dreambooth.ui import settings
 from dreambooth.ui.settings import ELSEWHERE, ON_TOP, Choices, Setting, all_settings, further_settings, value_of

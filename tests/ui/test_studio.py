@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageStat
 
 from dreambooth import events
-from dreambooth.config import Config, merge
+from dreambooth.config.settings import Config, merge
 from dreambooth.errors import ConfigError, PhotoError, RunError
 from dreambooth.photos import MIN_SIDE, Crop, checked_crop, find_photos, prepare_photo, prepare_photos, shown_pixels
 from dreambooth.runs import Run, Worker, list_runs

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from dreambooth import events
-from dreambooth.config import TOYBOX, load_preset
+from dreambooth.config.settings import TOYBOX, load_preset
 from dreambooth.errors import ModelError
 from dreambooth.photos import Crop
 from dreambooth.preflight import Estimate

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreambooth.config import (
+from dreambooth.config.settings import (
     MAX_FOREIGN_YAML,
     Config,
     load_preset,
@@ -61,7 +61,7 @@ def test_every_preset_validates_with_a_subject_and_with_another_base_model(name,
 def test_every_preset_names_the_source_of_its_numbers(name):
     import dreambooth
 
-    text = (Path(dreambooth.__file__).parent / "presets" / f"{name}.yaml").read_text()
+    text = (Path(dreambooth.__file__).parent / "config" / "presets" / f"{name}.yaml").read_text()
     assert text.startswith("# ")
     assert len(text.splitlines()[0]) > 40
 

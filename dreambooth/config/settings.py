@@ -509,7 +509,7 @@ class Config(_Settings):
     """A whole run: what `train` reads, and what the run directory keeps so that the run can be repeated."""
 
     preset: str | None = Field(
-        None, description="Recipe that fills in what this file leaves out; see `dreambooth/presets`."
+        None, description="Recipe that fills in what this file leaves out; see `dreambooth/config/presets`."
     )
     base_model: str = Field(
         TOYBOX,
