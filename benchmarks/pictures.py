@@ -15,7 +15,7 @@ from dreambooth.cli import quiet_third_parties
 from dreambooth.config.settings import Config
 from dreambooth.files import atomic_file
 from dreambooth.generate import generate, open_source
-from dreambooth.photos import contact_sheet, find_photos
+from dreambooth.photos.prepare import contact_sheet, find_photos
 from dreambooth.runs import Run
 from dreambooth.toybox.world import CONTEXTS
 

@@ -23,7 +23,7 @@ from dreambooth.config.settings import Config, EvaluationConfig
 from dreambooth.encoders import Dino, load_encoders
 from dreambooth.generate import draw_jobs, open_source
 from dreambooth.merge import Part, merge
-from dreambooth.photos import contact_sheet
+from dreambooth.photos.prepare import contact_sheet
 from dreambooth.runs import Run
 from dreambooth.toybox.figures import SUBJECTS
 from dreambooth.toybox.world import CONTEXTS, HELD_OUT_FROM, Scene, identity, render, sample_subject

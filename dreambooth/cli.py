@@ -593,9 +593,9 @@ def photos() -> None:
 @click.option("--sheet", type=_NEW_FILE, callback=_picture_file, help="Write a picture of the crops.")
 def check_photos(folder: Path, resolution: int, sheet: Path | None) -> None:
     """The photo coach: what would make the training better."""
-    from dreambooth.captions import find_captions
-    from dreambooth.coach import coach
-    from dreambooth.photos import contact_sheet, find_photos, passed_over, prepare_photos
+    from dreambooth.photos.captions import find_captions
+    from dreambooth.photos.coach import coach
+    from dreambooth.photos.prepare import contact_sheet, find_photos, passed_over, prepare_photos
 
     found = find_photos(folder)
     prepared = prepare_photos(found, resolution)
@@ -707,7 +707,7 @@ def _run_to_resume(config: Config, run_dir: Path | None, source: str) -> Run:
 
     Its own config.yaml as the `source` asks to go on with what it has copied.
     """
-    from dreambooth.photos import join_names
+    from dreambooth.photos.prepare import join_names
     from dreambooth.runs import Run, list_runs
 
     if run_dir is None:
@@ -775,7 +775,7 @@ def _write_preview(path: Path, base_model: str, words: list[str], class_noun: st
     from dreambooth.files import atomic_file
     from dreambooth.generate import generate as draw
     from dreambooth.generate import open_source
-    from dreambooth.photos import contact_sheet
+    from dreambooth.photos.prepare import contact_sheet
     from dreambooth.tokens import preview_prompts
 
     source = open_source(base_model)

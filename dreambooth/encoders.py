@@ -42,7 +42,7 @@ from dreambooth.families import shown_name, what_helps
 from dreambooth.fetch import arrive, download_told
 from dreambooth.files import atomic_file, disk_trouble
 from dreambooth.machine import one_model_at_a_time
-from dreambooth.photos import open_photo
+from dreambooth.photos.prepare import open_photo
 
 DINO = "facebook/dino-vits16"
 """Source: paper §4.1, ViT-S/16."""

@@ -42,7 +42,7 @@ from dreambooth.hub import name_of
 from dreambooth.machine import resolve_device, resolve_precision
 from dreambooth.metrics import Estimate
 from dreambooth.monitor import read_measures
-from dreambooth.photos import contact_sheet
+from dreambooth.photos.prepare import contact_sheet
 from dreambooth.prompts import suggestions
 from dreambooth.tokens import Reader
 

@@ -36,7 +36,7 @@ from dreambooth.files import atomic_file
 from dreambooth.hub import TAG, Token
 from dreambooth.machine import DTYPES, resolve_precision
 from dreambooth.monitor import BLANK, read_measures
-from dreambooth.photos import is_blank
+from dreambooth.photos.prepare import is_blank
 from dreambooth.rehearsal import fitting_batch
 
 SCHEDULERS = {

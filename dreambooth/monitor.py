@@ -25,7 +25,7 @@ from dreambooth.encoders import Encoders
 from dreambooth.errors import ModelError, RunError
 from dreambooth.events import Metric, Warning
 from dreambooth.files import atomic_file
-from dreambooth.photos import is_blank
+from dreambooth.photos.prepare import is_blank
 
 FILE = "measures.json"
 _STRICT = ConfigDict(extra="forbid", strict=True)

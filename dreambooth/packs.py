@@ -17,7 +17,6 @@ from huggingface_hub.hf_api import DatasetInfo
 from PIL import Image
 
 from dreambooth import prior
-from dreambooth.bombs import check_structure
 from dreambooth.config.settings import TOYBOX, Config
 from dreambooth.errors import ConfigError
 from dreambooth.families import family_of
@@ -26,7 +25,8 @@ from dreambooth.files import scratch_folder
 from dreambooth.generate import save_picture
 from dreambooth.hub import TAG, Account, Token, name_of, plain_failures
 from dreambooth.machine import resolve_device, resolve_precision
-from dreambooth.photos import is_blank
+from dreambooth.photos.bombs import check_structure
+from dreambooth.photos.prepare import is_blank
 
 PACK_TAG = "class-images"
 WANTED = "a pack of class images that `class-images push` made"

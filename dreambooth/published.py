@@ -37,7 +37,7 @@ from dreambooth.files import atomic_folder, cache_home, read_text, scratch_folde
 from dreambooth.hub import TAG, Token, plain_failures
 from dreambooth.methods import get_method
 from dreambooth.methods.words import PATTERN
-from dreambooth.photos import IMAGE_SUFFIXES, open_photo
+from dreambooth.photos.prepare import IMAGE_SUFFIXES, open_photo
 from dreambooth.reports.model_card import CONFIG, PHOTOS, WORDS, method_of, photos_of
 
 WANTED = "a model that was published with this product"

@@ -26,7 +26,6 @@ from safetensors import SafetensorError
 
 from dreambooth import events
 from dreambooth.adapters import is_model
-from dreambooth.captions import sources_of
 from dreambooth.config.settings import Config, read_yaml
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.events import Event
@@ -45,7 +44,8 @@ from dreambooth.files import (
 )
 from dreambooth.machine import memory_promised, resolve_device
 from dreambooth.methods.words import learned_word, read_words
-from dreambooth.photos import join_names
+from dreambooth.photos.captions import sources_of
+from dreambooth.photos.prepare import join_names
 from dreambooth.train import SOURCES, train
 
 _TAIL = 4096  # bytes: holds the last line of nearly every run's events

@@ -23,7 +23,6 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dreambooth import events
-from dreambooth.captions import caption_photos
 from dreambooth.config.settings import (
     Config,
     SamplingConfig,
@@ -54,7 +53,8 @@ from dreambooth.files import atomic_file, atomic_folder
 from dreambooth.generate import Which
 from dreambooth.machine import resolve_device
 from dreambooth.monitor import Measures, read_measures
-from dreambooth.photos import MIN_SIDE, find_photos, prepare_photos, save_prepared
+from dreambooth.photos.captions import caption_photos
+from dreambooth.photos.prepare import MIN_SIDE, find_photos, prepare_photos, save_prepared
 from dreambooth.preflight import check as preflight
 from dreambooth.rehearsal import fitting_batch
 from dreambooth.reports import Cost, cost_of, write_costs, write_csvs, write_report

@@ -29,9 +29,7 @@ from torch import Tensor
 
 from dreambooth import events, packs, prior
 from dreambooth.adapters import is_adapter, is_model, load_model, read_step, save_trained
-from dreambooth.captions import caption_photos, sources_of
 from dreambooth.checkpoints import Checkpoint, Writer, list_checkpoints
-from dreambooth.coach import coach
 from dreambooth.config.settings import MAX_EXAMPLES, Config, together_prompt
 from dreambooth.cores import share_cores
 from dreambooth.dataset import (
@@ -60,7 +58,9 @@ from dreambooth.methods import Trainable, get_method, store_frozen_in
 from dreambooth.methods.words import keep_learned_word
 from dreambooth.monitor import Monitor, exhausted, read_measures
 from dreambooth.objectives import dreambooth_loss
-from dreambooth.photos import find_photos, passed_over, prepare_photos, side_by_side, write_prepared
+from dreambooth.photos.captions import caption_photos, sources_of
+from dreambooth.photos.coach import coach
+from dreambooth.photos.prepare import find_photos, passed_over, prepare_photos, side_by_side, write_prepared
 from dreambooth.preflight import check as preflight
 from dreambooth.rehearsal import enable_gradient_checkpointing
 from dreambooth.tokens import Reader

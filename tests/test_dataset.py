@@ -25,7 +25,7 @@ from dreambooth.dataset import (
     sizes,
 )
 from dreambooth.families import load_pipeline
-from dreambooth.photos import side_by_side
+from dreambooth.photos.prepare import side_by_side
 from tests.tiny import finish
 
 

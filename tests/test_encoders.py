@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer, ViTModel
 
-from dreambooth import encoders, photos
+from dreambooth import encoders
 from dreambooth.config.settings import EvaluationConfig
 from dreambooth.encoders import Encoders, PatchDistance, embed_files, fetch_encoder, load_encoders
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError
+from dreambooth.photos import prepare as photos
 from tests import pictures, tiny
 from tests.test_fetch import closed_port, loopback_hub, point_client_at
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from dreambooth import events, prior
 from dreambooth.errors import ModelError
 from dreambooth.families import load_pipeline
-from dreambooth.photos import is_blank
+from dreambooth.photos.prepare import is_blank
 from dreambooth.runs import Run
 from tests import tiny
 

@@ -26,7 +26,7 @@ from dreambooth.encoders import load_encoders
 from dreambooth.errors import DreamBoothError, ModelError
 from dreambooth.files import atomic_file
 from dreambooth.generate import Source, generate, open_source
-from dreambooth.photos import contact_sheet, find_photos, prepare_photo
+from dreambooth.photos.prepare import contact_sheet, find_photos, prepare_photo
 from dreambooth.runs import Run
 from dreambooth.toybox import world
 from dreambooth.toybox.judge import (

@@ -15,7 +15,7 @@ from dreambooth.encoders import Encoders, load_encoders
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.generate import Picture, check_request
 from dreambooth.machine import resolve_device
-from dreambooth.photos import join_names, open_photo
+from dreambooth.photos.prepare import join_names, open_photo
 from dreambooth.reports import Cell, Line, draw_sheet
 from dreambooth.reports.tables import capital
 from dreambooth.runs import Run

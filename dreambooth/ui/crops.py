@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from dreambooth.errors import PhotoError
-from dreambooth.photos import MIN_SIDE, Crop, Prepared, prepare_photo, show_crop
+from dreambooth.photos.prepare import MIN_SIDE, Crop, Prepared, prepare_photo, show_crop
 from dreambooth.ui.inputs import numbers
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words
 

@@ -23,7 +23,7 @@ from dreambooth.generate import (
     save_picture,
     shown_adapters,
 )
-from dreambooth.photos import shown_pixels
+from dreambooth.photos.prepare import shown_pixels
 from dreambooth.prompts import suggestions
 from dreambooth.runs import Run
 from dreambooth.ui import drawing, login, models

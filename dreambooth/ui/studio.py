@@ -40,7 +40,7 @@ from dreambooth.files import (
 from dreambooth.hub import Account
 from dreambooth.machine import resolve_device
 from dreambooth.methods.words import PATTERN, read_words
-from dreambooth.photos import MIN_SIDE, Crop, checked_crop, join_names, open_photo, shown_pixels, subject_crop
+from dreambooth.photos.prepare import MIN_SIDE, Crop, checked_crop, join_names, open_photo, shown_pixels, subject_crop
 from dreambooth.preflight import disk_bytes, png_bytes
 from dreambooth.publish import Publication, read_state
 from dreambooth.runs import Run, Worker, list_runs

@@ -16,10 +16,10 @@ import gradio as gr
 from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth import toybox
-from dreambooth.coach import Finding, coach
 from dreambooth.config.settings import MOST_SUBJECTS, TOYBOX, Config, together_prompt
 from dreambooth.errors import ConfigError, PhotoError
-from dreambooth.photos import IMAGE_SUFFIXES, SHOWN, Crop, Prepared, show_crop
+from dreambooth.photos.coach import Finding, coach
+from dreambooth.photos.prepare import IMAGE_SUFFIXES, SHOWN, Crop, Prepared, show_crop
 from dreambooth.toybox.world import CLASSES
 from dreambooth.ui import crops as boxes
 from dreambooth.ui import identifier as lookup

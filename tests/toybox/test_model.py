@@ -7,7 +7,7 @@ from diffusers import StableDiffusionPipeline
 from dreambooth.config.settings import Config
 from dreambooth.fetch import TOYBOX_FOLDER
 from dreambooth.generate import generate, open_source
-from dreambooth.photos import find_photos, prepare_photos
+from dreambooth.photos.prepare import find_photos, prepare_photos
 from dreambooth.runs import Run
 
 SUBJECTS = TOYBOX_FOLDER.parent / "subjects"
@@ -24,7 +24,7 @@ def test_files_are_small_and_stock_diffusers_loads_them():
 
 
 def test_every_sample_subject_has_five_photos_that_the_coach_likes():
-    from dreambooth.coach import coach
+    from dreambooth.photos.coach import coach
 
     folders = sorted(SUBJECTS.iterdir())
     assert len(folders) >= 6

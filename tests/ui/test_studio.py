@@ -18,7 +18,15 @@ from PIL import Image, ImageChops, ImageStat
 from dreambooth import events
 from dreambooth.config.settings import Config, merge
 from dreambooth.errors import ConfigError, PhotoError, RunError
-from dreambooth.photos import MIN_SIDE, Crop, checked_crop, find_photos, prepare_photo, prepare_photos, shown_pixels
+from dreambooth.photos.prepare import (
+    MIN_SIDE,
+    Crop,
+    checked_crop,
+    find_photos,
+    prepare_photo,
+    prepare_photos,
+    shown_pixels,
+)
 from dreambooth.runs import Run, Worker, list_runs
 from dreambooth.ui import room
 from dreambooth.ui import studio as studio_module

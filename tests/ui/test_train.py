@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 from dreambooth import events
 from dreambooth.config.settings import TOYBOX, load_preset
 from dreambooth.errors import ModelError
-from dreambooth.photos import Crop
+from dreambooth.photos.prepare import Crop
 from dreambooth.preflight import Estimate
 from dreambooth.runs import Run
 from dreambooth.ui import estimate, train, upload

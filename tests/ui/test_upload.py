@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from dreambooth.errors import ConfigError, PhotoError
-from dreambooth.photos import SHOWN, Crop, prepare_photo, show_crop
+from dreambooth.photos.prepare import SHOWN, Crop, prepare_photo, show_crop
 from dreambooth.runs import Worker
 from dreambooth.ui import crops, upload
 from dreambooth.ui.identifier import Lookup, as_word

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
-from dreambooth.bombs import BombError, check_structure
 from dreambooth.errors import PhotoError, RunError
 from dreambooth.files import atomic_folder, disk_trouble
+from dreambooth.photos.bombs import BombError, check_structure
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".apng", ".webp", ".heic", ".heif", ".hif"}

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-from dreambooth.coach import coach
-from dreambooth.photos import find_photos, prepare_photo, prepare_photos
+from dreambooth.photos.coach import coach
+from dreambooth.photos.prepare import find_photos, prepare_photo, prepare_photos
 from tests.pictures import encoded, saved, scene
 
-DATASET = Path(__file__).parents[2] / "shared" / "dreambooth-dataset"
+DATASET = Path(__file__).parents[3] / "shared" / "dreambooth-dataset"
 SUBJECTS = sorted(path for path in DATASET.iterdir() if path.is_dir()) if DATASET.is_dir() else []
 
 

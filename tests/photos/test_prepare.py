@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageDraw, ImageStat
 from PIL.PngImagePlugin import PngInfo
 
-from dreambooth import photos
 from dreambooth.errors import PhotoError, RunError
-from dreambooth.photos import (
+from dreambooth.photos import prepare as photos
+from dreambooth.photos.prepare import (
     Crop,
     contact_sheet,
     find_photos,

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dreambooth.captions import caption_photos, find_captions
 from dreambooth.config.settings import SubjectConfig
 from dreambooth.errors import PhotoError
-from dreambooth.photos import find_photos
+from dreambooth.photos.captions import caption_photos, find_captions
+from dreambooth.photos.prepare import find_photos
 from tests.test_files import SAVED
 
 PLAIN = "a photo of sks dog"

@@ -1,0 +1,1 @@
+"""The subject's photos: found, checked, cropped, captioned, and advised on."""
