@@ -238,11 +238,11 @@ def generate(
     from pydantic import ValidationError
 
     from dreambooth.config.settings import identifier_in
+    from dreambooth.families.tokens import Reader
     from dreambooth.fetch import fetch_model
     from dreambooth.generate import fewer_at_once, open_source, save_picture, shown_adapters
     from dreambooth.generate import generate as draw
     from dreambooth.machine import resolve_device
-    from dreambooth.tokens import Reader
 
     if not all(prompt.strip() for prompt in prompts):
         raise ConfigError("--prompt is empty.", "Say what to draw.")
@@ -555,8 +555,8 @@ def _picture_file(_context: click.Context, _option: click.Parameter, path: Path 
 def tokens(base_model: str, words: tuple[str, ...], class_noun: str, preview: Path | None) -> None:
     """Help to choose the identifier: judge words, or suggest rare ones."""
     quiet_third_parties()
+    from dreambooth.families.tokens import advise, load_text_side, suggest
     from dreambooth.fetch import fetch_model
-    from dreambooth.tokens import advise, load_text_side, suggest
 
     tokenizer, text_encoder = load_text_side(fetch_model(base_model))
     advice = [advise(w, tokenizer, text_encoder) for w in words] or suggest(tokenizer, text_encoder)
@@ -772,11 +772,11 @@ def _carry_out(study: StudyConfig, out: Path) -> None:
 
 
 def _write_preview(path: Path, base_model: str, words: list[str], class_noun: str) -> None:
+    from dreambooth.families.tokens import preview_prompts
     from dreambooth.files import atomic_file
     from dreambooth.generate import generate as draw
     from dreambooth.generate import open_source
     from dreambooth.photos.prepare import contact_sheet
-    from dreambooth.tokens import preview_prompts
 
     source = open_source(base_model)
     prompts = [prompt for word in words for prompt in preview_prompts(word, class_noun)]

@@ -27,6 +27,7 @@ from dreambooth.config.settings import Config, identifier_in
 from dreambooth.encoders import Encoders, PerceptualDistance, embed_files, load_encoders
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.events import Event
+from dreambooth.families.tokens import Reader
 from dreambooth.fetch import fetch_model, fingerprint
 from dreambooth.files import atomic_file, clear_leftovers
 from dreambooth.generate import (
@@ -44,7 +45,6 @@ from dreambooth.metrics import Estimate
 from dreambooth.monitor import read_measures
 from dreambooth.photos.prepare import contact_sheet
 from dreambooth.prompts import suggestions
-from dreambooth.tokens import Reader
 
 FILE = "metrics.json"
 BASE = "base model"

@@ -34,10 +34,10 @@ from huggingface_hub.utils import validate_repo_id
 from dreambooth.config.settings import MAX_FOREIGN_YAML, MOST_SUBJECTS, MOST_VECTORS, TOYBOX
 from dreambooth.errors import DreamBoothError, HubError, ModelError, first_line
 from dreambooth.families import MAX_VOCABULARY, family_of, loaded_files, shown_name, what_helps
+from dreambooth.families.words import PATTERN
 from dreambooth.files import cache_home, make_folder, sync
 from dreambooth.hub import Token, redact, visitors_cache
 from dreambooth.methods import methods
-from dreambooth.methods.words import PATTERN
 
 MAX_SMALL_FILE = 2**24
 """Bytes of a model's file that holds no weights; the largest, CLIP's vocabulary in `tokenizer.json`, has 4 MB."""

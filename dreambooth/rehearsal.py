@@ -31,10 +31,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from transformers import CLIPTextModel
 
-from dreambooth.architectures import text_config
 from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, ModelError, first_line
 from dreambooth.families import Family, check_architecture, family_of, store_matrices_in, what_helps
+from dreambooth.families.architectures import text_config
 from dreambooth.machine import PROGRAM, Speed, available_memory, one_model_at_a_time
 from dreambooth.methods import Trainable, freeze, get_method, store_frozen_in
 

@@ -29,6 +29,7 @@ from dreambooth.adapters import is_model
 from dreambooth.config.settings import Config, read_yaml
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.events import Event
+from dreambooth.families.words import learned_word, read_words
 from dreambooth.fetch import fingerprint
 from dreambooth.files import (
     PATIENCE,
@@ -43,7 +44,6 @@ from dreambooth.files import (
     sync_open,
 )
 from dreambooth.machine import memory_promised, resolve_device
-from dreambooth.methods.words import learned_word, read_words
 from dreambooth.photos.captions import sources_of
 from dreambooth.photos.prepare import join_names
 from dreambooth.train import SOURCES, train

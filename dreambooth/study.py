@@ -48,6 +48,7 @@ from dreambooth.evaluate import (
 )
 from dreambooth.events import Event
 from dreambooth.families import family_of
+from dreambooth.families.tokens import Reader
 from dreambooth.fetch import fetch_model
 from dreambooth.files import atomic_file, atomic_folder
 from dreambooth.generate import Which
@@ -60,7 +61,6 @@ from dreambooth.rehearsal import fitting_batch
 from dreambooth.reports import Cost, cost_of, write_costs, write_csvs, write_report
 from dreambooth.runs import Run, explain
 from dreambooth.subjects import CLASSES_FILE, PAPER, PAPER_REPO, fetch_paper_subjects, list_subjects
-from dreambooth.tokens import Reader
 
 PPL: dict[str, dict[str, Any]] = {
     "without PPL": {"prior": {"enabled": False}},

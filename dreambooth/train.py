@@ -50,12 +50,13 @@ from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, HubError, ModelError, RunError
 from dreambooth.events import Event
 from dreambooth.families import Family, family_of, load_pipeline, use_fastest_attention
+from dreambooth.families.tokens import Reader
+from dreambooth.families.words import keep_learned_word
 from dreambooth.fetch import fetch_model, fingerprint
 from dreambooth.files import atomic_folder
 from dreambooth.generate import MAX_BATCH, draw, save_picture
 from dreambooth.machine import DTYPES, peak_memory, reset_peak_memory, resolve_device, resolve_precision
 from dreambooth.methods import Trainable, get_method, store_frozen_in
-from dreambooth.methods.words import keep_learned_word
 from dreambooth.monitor import Monitor, exhausted, read_measures
 from dreambooth.objectives import dreambooth_loss
 from dreambooth.photos.captions import caption_photos, sources_of
@@ -63,7 +64,6 @@ from dreambooth.photos.coach import coach
 from dreambooth.photos.prepare import find_photos, passed_over, prepare_photos, side_by_side, write_prepared
 from dreambooth.preflight import check as preflight
 from dreambooth.rehearsal import enable_gradient_checkpointing
-from dreambooth.tokens import Reader
 
 for _state in (PartialState, AcceleratorState, GradientState):  # else runs in two threads change each other's precision
     _state._shared_state = ThreadLocalSharedDict()

@@ -125,7 +125,7 @@ MUTATIONS = (
     # ---- the dataset
     Mutation("a word is taught with its class", "dreambooth/config/settings.py",
              'self.word.templates if self.method == "textual_inversion" else ()', "()",
-             "tests/methods/test_words.py::test_a_word_alone_is_taught_with_templates_and_not_with_its_class"),
+             "tests/families/test_words.py::test_a_word_alone_is_taught_with_templates_and_not_with_its_class"),
     Mutation("the ground about a smaller photo is learned", DATASET, "torch.full((1, side, side), -1.0)",
              "torch.full((1, side, side), 1.0)",
              "tests/test_dataset.py::test_of_a_smaller_photo_its_own_place_is_learned_and_no_more"),

@@ -17,7 +17,7 @@ from dreambooth import apart
 from dreambooth.apart import Child, Order, Step, Weights, draw
 from dreambooth.config.settings import SamplingConfig
 from dreambooth.errors import ConfigError, ModelError, RunError
-from tests.test_architectures import safety_checker
+from tests.families.test_architectures import safety_checker
 
 QUICK = SamplingConfig(steps=2)
 

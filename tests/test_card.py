@@ -25,10 +25,10 @@ from dreambooth.config.settings import Config, merge, read_yaml, to_yaml
 from dreambooth.errors import ConfigError, HubError, RunError
 from dreambooth.evaluate import Evaluation
 from dreambooth.families import load_pipeline
+from dreambooth.families.words import read_words
 from dreambooth.generate import finished_model, generate, open_source
 from dreambooth.hub import TAG
 from dreambooth.methods.lora import FILE as LORA
-from dreambooth.methods.words import read_words
 from dreambooth.metrics import METRICS
 from dreambooth.monitor import read_measures
 from dreambooth.reports.model_card import method_of

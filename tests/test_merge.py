@@ -14,10 +14,10 @@ from dreambooth.adapters import load_model, read_adapter, write_adapter
 from dreambooth.config.settings import MOST_SUBJECTS, Config
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import load_pipeline
+from dreambooth.families.words import read_words, write_words
 from dreambooth.generate import draw, find_model
 from dreambooth.merge import RIDGE, Part, check_told_apart, constrained, directions, merge, ordinary_captions, part_of
 from dreambooth.methods.custom_diffusion import FILE, projections, read_weights, save_weights
-from dreambooth.methods.words import read_words, write_words
 from dreambooth.runs import Run
 from dreambooth.toybox.world import vocabulary
 from tests import tiny

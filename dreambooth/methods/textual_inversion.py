@@ -10,9 +10,9 @@ from diffusers import DiffusionPipeline
 from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError
 from dreambooth.families import Family
+from dreambooth.families.words import PATTERN, add_words, load_words, save_words
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.methods import Method, Trainable, freeze, text_learning_rate
-from dreambooth.methods.words import PATTERN, add_words, load_words, save_words
 
 
 @one_model_at_a_time

@@ -12,9 +12,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from dreambooth.config.settings import LEARNS_WORD, TOYBOX, Config
 from dreambooth.evaluate import BASE, ENCODER_OF, FILE, Evaluation
+from dreambooth.families import words
 from dreambooth.files import shown_size
 from dreambooth.hub import TAG
-from dreambooth.methods import get_method, words
+from dreambooth.methods import get_method
 from dreambooth.metrics import METRICS
 from dreambooth.monitor import Measures
 from dreambooth.reports.published import caution

@@ -20,10 +20,12 @@ from pydantic import ValidationError
 
 from dreambooth import generate
 from dreambooth.adapters import fetch_base, is_adapter, is_model, read_adapter, read_step
-from dreambooth.architectures import facts
 from dreambooth.config.settings import LEARNS_WORD, TOYBOX, Config, SamplingConfig, load_preset
 from dreambooth.errors import ConfigError, DreamBoothError, ModelError, RunError
 from dreambooth.families import check_architecture, family_of
+from dreambooth.families.architectures import facts
+from dreambooth.families.tokens import Reader, load_tokenizer
+from dreambooth.families.words import add_tokens, read_words
 from dreambooth.fetch import (
     SAFETY_CHECKER,
     TOYBOX_FOLDER,
@@ -35,10 +37,8 @@ from dreambooth.fetch import (
 from dreambooth.generate import Which
 from dreambooth.hub import Token, visitors_cache
 from dreambooth.methods import get_method
-from dreambooth.methods.words import add_tokens, read_words
 from dreambooth.monitor import Measures, read_measures
 from dreambooth.runs import Run
-from dreambooth.tokens import Reader, load_tokenizer
 from dreambooth.ui.drawing import Weights
 from dreambooth.ui.report import counted
 from dreambooth.ui.studio import Studio, title

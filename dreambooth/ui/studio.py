@@ -27,6 +27,8 @@ from dreambooth import events, prior
 from dreambooth.config.settings import TOYBOX, Config, load_preset, which_model
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.families import family_of
+from dreambooth.families.tokens import Reader
+from dreambooth.families.words import PATTERN, read_words
 from dreambooth.fetch import fetch_model
 from dreambooth.files import (
     atomic_file,
@@ -39,12 +41,10 @@ from dreambooth.files import (
 )
 from dreambooth.hub import Account
 from dreambooth.machine import resolve_device
-from dreambooth.methods.words import PATTERN, read_words
 from dreambooth.photos.prepare import MIN_SIDE, Crop, checked_crop, join_names, open_photo, shown_pixels, subject_crop
 from dreambooth.preflight import disk_bytes, png_bytes
 from dreambooth.publish import Publication, read_state
 from dreambooth.runs import Run, Worker, list_runs
-from dreambooth.tokens import Reader
 from dreambooth.ui import lines, room
 from dreambooth.ui.limits import StudioSettings, is_person, refuse_too_large, refuse_too_much
 from dreambooth.ui.login import checked_owner, mark, mark_of

@@ -1,4 +1,4 @@
-"""Each method by itself, on tiny models; what all have in common is in `tests/test_methods.py`."""
+"""Each method by itself, on tiny models; what all have in common is in `tests/methods/test_methods.py`."""
 
 from pathlib import Path
 

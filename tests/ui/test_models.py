@@ -18,8 +18,8 @@ from dreambooth.ui.drawing import Weights
 from dreambooth.ui.models import open_model
 from dreambooth.ui.studio import Studio
 from tests import tiny
+from tests.families.test_architectures import safety_checker
 from tests.hub import LoopbackHub
-from tests.test_architectures import safety_checker
 from tests.ui import studios
 from tests.ui.studios import ANNA, BERT
 

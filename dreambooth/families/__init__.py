@@ -22,7 +22,8 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dreambooth.architectures import (
+from dreambooth.errors import ModelError, first_line
+from dreambooth.families.architectures import (
     MAX_NUMBER,
     MAX_VOCABULARY,
     UnknownArchitectureError,
@@ -32,7 +33,6 @@ from dreambooth.architectures import (
     facts,
     text_config,
 )
-from dreambooth.errors import ModelError, first_line
 from dreambooth.files import disk_trouble
 from dreambooth.hub import visitors_cache
 from dreambooth.machine import available_memory, one_model_at_a_time

@@ -10,7 +10,7 @@ from dreambooth.adapters import load_model
 from dreambooth.config.settings import NEUTRAL_TEMPLATES
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import load_pipeline
-from dreambooth.methods.words import Words, add_tokens, file_name, read_words
+from dreambooth.families.words import Words, add_tokens, file_name, read_words
 from tests.methods import attached, claimed, distance, method_settings, pixels, trained
 
 WORD = "learned_embeds.safetensors"

@@ -12,10 +12,10 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from dreambooth import architectures, families
-from dreambooth.architectures import CLASSES, check_classes, count_numbers, facts
+from dreambooth import families
 from dreambooth.errors import ModelError
-from dreambooth.families import STABLE_DIFFUSION, check_architecture, load_pipeline, load_safety_checker
+from dreambooth.families import STABLE_DIFFUSION, architectures, check_architecture, load_pipeline, load_safety_checker
+from dreambooth.families.architectures import CLASSES, check_classes, count_numbers, facts
 from dreambooth.fetch import TOYBOX_FOLDER
 from dreambooth.machine import Speed
 from dreambooth.rehearsal import Rehearsal, blank_pipeline

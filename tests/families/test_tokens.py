@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dreambooth import tokens
 from dreambooth.errors import ConfigError, ModelError
-from dreambooth.families import load_pipeline
-from dreambooth.methods.words import add_words
+from dreambooth.families import load_pipeline, tokens
+from dreambooth.families.words import add_words
 from dreambooth.toybox.tokenizer import RARE_WORDS, build_tokenizer
 from tests import tiny
 

@@ -27,8 +27,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from dreambooth.config.settings import LARGE_WORDS, SMALL_WORDS, Config, identifier_in, together_prompt
 from dreambooth.errors import ConfigError, ModelError, PhotoError, first_line
 from dreambooth.families import what_helps
+from dreambooth.families.words import add_tokens, new_words
 from dreambooth.machine import one_model_at_a_time
-from dreambooth.methods.words import add_tokens, new_words
 
 Verdict = Literal["good", "fair", "poor"]
 
