@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreambooth import merge
-from dreambooth.adapters import load_model
 from dreambooth.cli import quiet_third_parties
 from dreambooth.config.settings import TOYBOX
 from dreambooth.generate import find_model
 from dreambooth.methods.custom_diffusion import projections, read_weights
+from dreambooth.models import merge
+from dreambooth.models.adapters import load_model
 from dreambooth.prompts import LIVE_CLASSES, paper_prompts, suggestions
 from dreambooth.toybox.world import CLASSES, caption, random_scene
 

@@ -23,7 +23,7 @@ from dreambooth.cli import quiet_third_parties
 from dreambooth.config.settings import Config
 from dreambooth.dataset import class_variants, photo_variants
 from dreambooth.families import load_pipeline
-from dreambooth.fetch import fetch_model
+from dreambooth.models.fetch import fetch_model
 from dreambooth.prior import class_images
 from dreambooth.runs import Run
 

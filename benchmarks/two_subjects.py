@@ -22,7 +22,7 @@ from dreambooth.cli import quiet_third_parties
 from dreambooth.config.settings import Config, EvaluationConfig
 from dreambooth.encoders import Dino, load_encoders
 from dreambooth.generate import draw_jobs, open_source
-from dreambooth.merge import Part, merge
+from dreambooth.models.merge import Part, merge
 from dreambooth.photos.prepare import contact_sheet
 from dreambooth.runs import Run
 from dreambooth.toybox.figures import SUBJECTS

@@ -19,12 +19,12 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
 from dreambooth import events
-from dreambooth.adapters import is_adapter
 from dreambooth.config.settings import TOYBOX, Config
 from dreambooth.errors import ConfigError, RunError
 from dreambooth.evaluate import BASE, FILE, Evaluation, trained_model
 from dreambooth.generate import Which, save_picture
 from dreambooth.hub import Token, name_of, plain_failures
+from dreambooth.models.adapters import is_adapter
 from dreambooth.monitor import FILE as MEASURES
 from dreambooth.monitor import Measures, bounds_of, read_measures
 from dreambooth.reports import Cell, Line, draw_sheet, drift_plot, gallery, loss_plot, progress_plot

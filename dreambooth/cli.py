@@ -239,10 +239,10 @@ def generate(
 
     from dreambooth.config.settings import identifier_in
     from dreambooth.families.tokens import Reader
-    from dreambooth.fetch import fetch_model
     from dreambooth.generate import fewer_at_once, open_source, save_picture, shown_adapters
     from dreambooth.generate import generate as draw
     from dreambooth.machine import resolve_device
+    from dreambooth.models.fetch import fetch_model
 
     if not all(prompt.strip() for prompt in prompts):
         raise ConfigError("--prompt is empty.", "Say what to draw.")
@@ -405,9 +405,9 @@ def fuse(source: str, out: Path, scale: float, base_model: str | None, which: st
     run are told.
     """
     quiet_third_parties()
-    from dreambooth import adapters
-    from dreambooth.fetch import fetch_model
     from dreambooth.generate import find_model
+    from dreambooth.models import adapters
+    from dreambooth.models.fetch import fetch_model
 
     found = find_model(source, which=which, base=fetch_model(base_model) if base_model else None)
     adapters.fuse(found.model, out, found.base, scale=scale)
@@ -431,7 +431,7 @@ def export(source: str, out: Path, which: str) -> None:
     """
     quiet_third_parties()
     from dreambooth.generate import find_model
-    from dreambooth.kohya import export_kohya
+    from dreambooth.models.kohya import export_kohya
 
     for remark in export_kohya(find_model(source, which=which).model, out):
         click.echo(remark, err=True)
@@ -456,9 +456,9 @@ def merge_runs(
     RUN may be a folder or a Hub id that holds such an adapter, too.
     """
     quiet_third_parties()
-    from dreambooth.fetch import fetch_model
     from dreambooth.generate import find_model
-    from dreambooth.merge import merge, part_of
+    from dreambooth.models.fetch import fetch_model
+    from dreambooth.models.merge import merge, part_of
 
     captions = _read_lines(captions_file, "caption") if captions_file else None
     base = fetch_model(base_model) if base_model else None
@@ -556,7 +556,7 @@ def tokens(base_model: str, words: tuple[str, ...], class_noun: str, preview: Pa
     """Help to choose the identifier: judge words, or suggest rare ones."""
     quiet_third_parties()
     from dreambooth.families.tokens import advise, load_text_side, suggest
-    from dreambooth.fetch import fetch_model
+    from dreambooth.models.fetch import fetch_model
 
     tokenizer, text_encoder = load_text_side(fetch_model(base_model))
     advice = [advise(w, tokenizer, text_encoder) for w in words] or suggest(tokenizer, text_encoder)

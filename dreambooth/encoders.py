@@ -39,9 +39,9 @@ from transformers import (
 from dreambooth.config.settings import TOYBOX, EvaluationConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError, first_line
 from dreambooth.families import shown_name, what_helps
-from dreambooth.fetch import arrive, download_told
 from dreambooth.files import atomic_file, disk_trouble
 from dreambooth.machine import one_model_at_a_time
+from dreambooth.models.fetch import arrive, download_told
 from dreambooth.photos.prepare import open_photo
 
 DINO = "facebook/dino-vits16"

@@ -22,13 +22,11 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from dreambooth import events, metrics
-from dreambooth.adapters import read_step
 from dreambooth.config.settings import Config, identifier_in
 from dreambooth.encoders import Encoders, PerceptualDistance, embed_files, load_encoders
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.events import Event
 from dreambooth.families.tokens import Reader
-from dreambooth.fetch import fetch_model, fingerprint
 from dreambooth.files import atomic_file, clear_leftovers
 from dreambooth.generate import (
     Source,
@@ -42,6 +40,8 @@ from dreambooth.generate import (
 from dreambooth.hub import name_of
 from dreambooth.machine import resolve_device, resolve_precision
 from dreambooth.metrics import Estimate
+from dreambooth.models.adapters import read_step
+from dreambooth.models.fetch import fetch_model, fingerprint
 from dreambooth.monitor import read_measures
 from dreambooth.photos.prepare import contact_sheet
 from dreambooth.prompts import suggestions

@@ -18,7 +18,6 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from torch import nn
 
-from dreambooth.adapters import fetch_base, is_adapter, is_model, load_model, read_adapter, read_step
 from dreambooth.config.settings import (
     TOYBOX,
     Config,
@@ -31,10 +30,11 @@ from dreambooth.config.settings import (
 from dreambooth.cores import share_cores
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.families import Family, shown_name, store_matrices_in, use_fastest_attention
-from dreambooth.fetch import fetch_model
 from dreambooth.files import atomic_file
 from dreambooth.hub import TAG, Token
 from dreambooth.machine import DTYPES, resolve_precision
+from dreambooth.models.adapters import fetch_base, is_adapter, is_model, load_model, read_adapter, read_step
+from dreambooth.models.fetch import fetch_model
 from dreambooth.monitor import BLANK, read_measures
 from dreambooth.photos.prepare import is_blank
 from dreambooth.rehearsal import fitting_batch

@@ -20,11 +20,11 @@ from dreambooth import prior
 from dreambooth.config.settings import TOYBOX, Config
 from dreambooth.errors import ConfigError
 from dreambooth.families import family_of
-from dreambooth.fetch import fetch_files, fetch_model, list_files
 from dreambooth.files import scratch_folder
 from dreambooth.generate import save_picture
 from dreambooth.hub import TAG, Account, Token, name_of, plain_failures
 from dreambooth.machine import resolve_device, resolve_precision
+from dreambooth.models.fetch import fetch_files, fetch_model, list_files
 from dreambooth.photos.bombs import check_structure
 from dreambooth.photos.prepare import is_blank
 

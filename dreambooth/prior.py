@@ -26,9 +26,9 @@ from torch import Tensor
 
 from dreambooth.config.settings import Config, SamplingConfig
 from dreambooth.errors import ModelError, first_line
-from dreambooth.fetch import fingerprint
 from dreambooth.files import atomic_file, cache_home, clear_leftovers, hidden_name
 from dreambooth.generate import draw, save_picture
+from dreambooth.models.fetch import fingerprint
 from dreambooth.photos.prepare import contact_sheet, is_blank
 
 KEPT_SECONDS = 3600.0  # since their last use, for which class images are not trimmed: drawing 600 notes each picture

@@ -26,14 +26,14 @@ from huggingface_hub.hf_api import RepoFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from dreambooth import card, events
-from dreambooth.adapters import STEP
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError, RunError, first_line
 from dreambooth.events import Event
 from dreambooth.families import FAMILIES, loaded_files
-from dreambooth.fetch import INDEX
 from dreambooth.files import PATIENCE, atomic_file, clear_leftovers, is_held, scratch_folder, sync
 from dreambooth.generate import Which, finished_model
 from dreambooth.hub import TAG, Account, check_repo_id, plain_failures, redact
+from dreambooth.models.adapters import STEP
+from dreambooth.models.fetch import INDEX
 from dreambooth.reports.model_card import PHOTOS
 from dreambooth.runs import Run, explain
 

@@ -33,10 +33,10 @@ from dreambooth.config.settings import (
 )
 from dreambooth.errors import ConfigError, ModelError, PhotoError
 from dreambooth.families.words import PATTERN
-from dreambooth.fetch import check_header, check_words, fetch_files, list_files
 from dreambooth.files import atomic_folder, cache_home, read_text, scratch_folder
 from dreambooth.hub import TAG, Token, plain_failures
 from dreambooth.methods import get_method
+from dreambooth.models.fetch import check_header, check_words, fetch_files, list_files
 from dreambooth.photos.prepare import IMAGE_SUFFIXES, open_photo
 from dreambooth.reports.model_card import CONFIG, PHOTOS, WORDS, method_of, photos_of
 

@@ -25,12 +25,10 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from dreambooth import events
-from dreambooth.adapters import is_model
 from dreambooth.config.settings import Config, read_yaml
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.events import Event
 from dreambooth.families.words import learned_word, read_words
-from dreambooth.fetch import fingerprint
 from dreambooth.files import (
     PATIENCE,
     atomic_file,
@@ -44,6 +42,8 @@ from dreambooth.files import (
     sync_open,
 )
 from dreambooth.machine import memory_promised, resolve_device
+from dreambooth.models.adapters import is_model
+from dreambooth.models.fetch import fingerprint
 from dreambooth.photos.captions import sources_of
 from dreambooth.photos.prepare import join_names
 from dreambooth.train import SOURCES, train

@@ -49,10 +49,10 @@ from dreambooth.evaluate import (
 from dreambooth.events import Event
 from dreambooth.families import family_of
 from dreambooth.families.tokens import Reader
-from dreambooth.fetch import fetch_model
 from dreambooth.files import atomic_file, atomic_folder
 from dreambooth.generate import Which
 from dreambooth.machine import resolve_device
+from dreambooth.models.fetch import fetch_model
 from dreambooth.monitor import Measures, read_measures
 from dreambooth.photos.captions import caption_photos
 from dreambooth.photos.prepare import MIN_SIDE, find_photos, prepare_photos, save_prepared

@@ -28,7 +28,6 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth import events, packs, prior
-from dreambooth.adapters import is_adapter, is_model, load_model, read_step, save_trained
 from dreambooth.checkpoints import Checkpoint, Writer, list_checkpoints
 from dreambooth.config.settings import MAX_EXAMPLES, Config, together_prompt
 from dreambooth.cores import share_cores
@@ -52,11 +51,12 @@ from dreambooth.events import Event
 from dreambooth.families import Family, family_of, load_pipeline, use_fastest_attention
 from dreambooth.families.tokens import Reader
 from dreambooth.families.words import keep_learned_word
-from dreambooth.fetch import fetch_model, fingerprint
 from dreambooth.files import atomic_folder
 from dreambooth.generate import MAX_BATCH, draw, save_picture
 from dreambooth.machine import DTYPES, peak_memory, reset_peak_memory, resolve_device, resolve_precision
 from dreambooth.methods import Trainable, get_method, store_frozen_in
+from dreambooth.models.adapters import is_adapter, is_model, load_model, read_step, save_trained
+from dreambooth.models.fetch import fetch_model, fingerprint
 from dreambooth.monitor import Monitor, exhausted, read_measures
 from dreambooth.objectives import dreambooth_loss
 from dreambooth.photos.captions import caption_photos, sources_of

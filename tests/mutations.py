@@ -47,7 +47,7 @@ class Mutation(NamedTuple):
 
 TRAIN, OPTIMISATION = "dreambooth/train.py", "tests/test_optimisation.py"
 PRIOR, DATASET, METRICS = "dreambooth/prior.py", "dreambooth/dataset.py", "dreambooth/metrics.py"
-CHECKPOINTS, MERGE = "dreambooth/checkpoints.py", "dreambooth/merge.py"
+CHECKPOINTS, MERGE = "dreambooth/checkpoints.py", "dreambooth/models/merge.py"
 FILES, RUNS = "dreambooth/files.py", "dreambooth/runs.py"
 SETTING = f"{OPTIMISATION}::test_the_weights_are_those_of_the_loop_with_the_setting"
 RATES = f"{OPTIMISATION}::test_each_method_trains_what_it_should_at_rates_of_their_own"
@@ -154,11 +154,11 @@ MUTATIONS = (
     # ---- merging
     Mutation("merging protects nothing", MERGE,
              "return torch.cholesky_solve(words.T, torch.linalg.cholesky(ordinary + everywhere)).T", "return words",
-             "tests/test_merge.py::test_the_formula_solves_the_constrained_problem"),
+             "tests/models/test_merge.py::test_the_formula_solves_the_constrained_problem"),
     Mutation("merging starts from the first adapter", MERGE, "base, scale=0, adapters", "base, scale=1, adapters",
-             "tests/test_merge.py::test_the_adapter_holds_what_the_formula_gives"),
+             "tests/models/test_merge.py::test_the_adapter_holds_what_the_formula_gives"),
     Mutation("merging heeds the last captions alone", MERGE, "total + rows.T @ rows, count + len(rows)",
-             "rows.T @ rows, len(rows)", "tests/test_merge.py::test_the_adapter_holds_what_the_formula_gives"),
+             "rows.T @ rows, len(rows)", "tests/models/test_merge.py::test_the_adapter_holds_what_the_formula_gives"),
     # ---- what is saved
     Mutation("a folder gets its name before the disk has it", FILES, "        sync_all(partial)\n", "",
              "tests/test_files.py::test_so_does_a_folder_with_all_that_is_in_it"),
@@ -177,8 +177,8 @@ MUTATIONS = (
              "tests/test_runs.py::test_a_run_that_ends_between_two_looks_is_never_interrupted"),
     Mutation("a damaged line is the end of a run", "dreambooth/events.py", "    lost += 1\n", "    raise\n",
              "tests/test_runs.py::test_a_damaged_line_is_lost_and_not_the_run[zeros]"),
-    Mutation("a damaged download is taken", "dreambooth/fetch.py", "if found[path] != blob.name]", "if False]",
-             "tests/test_fetch.py::test_what_a_power_cut_damaged_comes_again_and_what_was_found_whole_is_not_read_again"
+    Mutation("a damaged download is taken", "dreambooth/models/fetch.py", "if found[path] != blob.name]", "if False]",
+             "tests/models/test_fetch.py::test_what_a_power_cut_damaged_comes_again_and_what_was_found_whole_is_not_read_again"
              "[zeros]"),
 )  # fmt: skip
 

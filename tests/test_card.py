@@ -19,7 +19,6 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth.adapters import load_model, write_step
 from dreambooth.card import Licence, assemble, base_licence
 from dreambooth.config.settings import Config, merge, read_yaml, to_yaml
 from dreambooth.errors import ConfigError, HubError, RunError
@@ -30,6 +29,7 @@ from dreambooth.generate import finished_model, generate, open_source
 from dreambooth.hub import TAG
 from dreambooth.methods.lora import FILE as LORA
 from dreambooth.metrics import METRICS
+from dreambooth.models.adapters import load_model, write_step
 from dreambooth.monitor import read_measures
 from dreambooth.reports.model_card import method_of
 from dreambooth.runs import Run

@@ -26,7 +26,7 @@ from dreambooth.encoders import Encoders, PatchDistance, embed_files, fetch_enco
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError
 from dreambooth.photos import prepare as photos
 from tests import pictures, tiny
-from tests.test_fetch import closed_port, loopback_hub, point_client_at
+from tests.models.test_fetch import closed_port, loopback_hub, point_client_at
 
 PHOTOS = sorted((Path(encoders.__file__).parent / "toybox" / "subjects").glob("*/*.png"))
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from dreambooth import events
-from dreambooth.adapters import write_step
 from dreambooth.encoders import load_encoders
 from dreambooth.errors import DreamBoothError, ModelError, RunError
 from dreambooth.evaluate import trained_model
 from dreambooth.generate import draw as really_draw
 from dreambooth.generate import finished_model
+from dreambooth.models.adapters import write_step
 from dreambooth.monitor import Measure, Monitor, best_of, read_measures
 from dreambooth.runs import Run
 from tests import tiny

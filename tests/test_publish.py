@@ -18,12 +18,12 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from dreambooth import events
-from dreambooth.adapters import load_model
 from dreambooth.config.settings import Config, merge
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError, RunError
-from dreambooth.fetch import fetch_from_hub
 from dreambooth.generate import draw
 from dreambooth.hub import TAG, Account, sign_in
+from dreambooth.models.adapters import load_model
+from dreambooth.models.fetch import fetch_from_hub
 from dreambooth.publish import Publication, PublishState, publish, read_state
 from dreambooth.runs import Run
 from tests import hub_wire, tiny

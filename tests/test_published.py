@@ -16,8 +16,8 @@ from safetensors.torch import save
 
 from dreambooth.config.settings import MOST_SUBJECTS, MOST_VECTORS, Config
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError
-from dreambooth.fetch import MAX_HEADER
 from dreambooth.hub import TAG, sign_in
+from dreambooth.models.fetch import MAX_HEADER
 from dreambooth.publish import Publication, publish
 from dreambooth.published import (
     MAX_PICTURE,

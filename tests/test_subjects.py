@@ -10,7 +10,7 @@ import pytest
 from dreambooth.errors import ConfigError, HubError
 from dreambooth.subjects import fetch_paper_subjects, list_subjects, read_class_nouns
 from tests import tiny
-from tests.test_fetch import closed_port, loopback_hub, point_client_at
+from tests.models.test_fetch import closed_port, loopback_hub, point_client_at
 from tests.test_files import SAVED
 
 TABLE = "Classes\n\nsubject_name,class\ndog6,dog\nbear_plushie,stuffed animal\ndog10,dog\n\nPrompts\n\nObject Prompts\n"

@@ -16,9 +16,9 @@ from huggingface_hub.errors import HFValidationError
 
 from dreambooth.config.settings import TOYBOX, Config
 from dreambooth.errors import DreamBoothError, ModelError
-from dreambooth.fetch import fetch_model
 from dreambooth.files import shown_size
 from dreambooth.machine import available_memory, probe, resolve_device, resolve_precision
+from dreambooth.models.fetch import fetch_model
 from dreambooth.preflight import Estimate, check, gib, roughly
 from dreambooth.rehearsal import Rehearsal
 from dreambooth.ui.limits import StudioSettings, refuse_too_much

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from dreambooth.config.settings import TOYBOX
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families.tokens import COMMON, RARE, Advice, advise, load_text_side, preview_prompts, suggest
-from dreambooth.fetch import fetch_model
+from dreambooth.models.fetch import fetch_model
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words
 
 SUGGESTIONS = 5

@@ -19,14 +19,17 @@ import gradio as gr
 from pydantic import ValidationError
 
 from dreambooth import generate
-from dreambooth.adapters import fetch_base, is_adapter, is_model, read_adapter, read_step
 from dreambooth.config.settings import LEARNS_WORD, TOYBOX, Config, SamplingConfig, load_preset
 from dreambooth.errors import ConfigError, DreamBoothError, ModelError, RunError
 from dreambooth.families import check_architecture, family_of
 from dreambooth.families.architectures import facts
 from dreambooth.families.tokens import Reader, load_tokenizer
 from dreambooth.families.words import add_tokens, read_words
-from dreambooth.fetch import (
+from dreambooth.generate import Which
+from dreambooth.hub import Token, visitors_cache
+from dreambooth.methods import get_method
+from dreambooth.models.adapters import fetch_base, is_adapter, is_model, read_adapter, read_step
+from dreambooth.models.fetch import (
     SAFETY_CHECKER,
     TOYBOX_FOLDER,
     fetch_from_hub,
@@ -34,9 +37,6 @@ from dreambooth.fetch import (
     fetch_safety_checker,
     fingerprint,
 )
-from dreambooth.generate import Which
-from dreambooth.hub import Token, visitors_cache
-from dreambooth.methods import get_method
 from dreambooth.monitor import Measures, read_measures
 from dreambooth.runs import Run
 from dreambooth.ui.drawing import Weights

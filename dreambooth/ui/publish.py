@@ -13,13 +13,13 @@ from urllib.parse import quote
 import gradio as gr
 from pydantic import ValidationError
 
-from dreambooth.adapters import is_adapter
 from dreambooth.config.settings import TOYBOX
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.files import shown_size
 from dreambooth.generate import Which
 from dreambooth.hub import check_repo_id, name_of, sign_in
 from dreambooth.methods import get_method
+from dreambooth.models.adapters import is_adapter
 from dreambooth.publish import Publication, PublishState, read_state
 from dreambooth.runs import Run
 from dreambooth.train import TOGETHER

@@ -29,7 +29,6 @@ from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.families import family_of
 from dreambooth.families.tokens import Reader
 from dreambooth.families.words import PATTERN, read_words
-from dreambooth.fetch import fetch_model
 from dreambooth.files import (
     atomic_file,
     atomic_folder,
@@ -41,6 +40,7 @@ from dreambooth.files import (
 )
 from dreambooth.hub import Account
 from dreambooth.machine import resolve_device
+from dreambooth.models.fetch import fetch_model
 from dreambooth.photos.prepare import MIN_SIDE, Crop, checked_crop, join_names, open_photo, shown_pixels, subject_crop
 from dreambooth.preflight import disk_bytes, png_bytes
 from dreambooth.publish import Publication, read_state

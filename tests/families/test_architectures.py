@@ -16,8 +16,8 @@ from dreambooth import families
 from dreambooth.errors import ModelError
 from dreambooth.families import STABLE_DIFFUSION, architectures, check_architecture, load_pipeline, load_safety_checker
 from dreambooth.families.architectures import CLASSES, check_classes, count_numbers, facts
-from dreambooth.fetch import TOYBOX_FOLDER
 from dreambooth.machine import Speed
+from dreambooth.models.fetch import TOYBOX_FOLDER
 from dreambooth.rehearsal import Rehearsal, blank_pipeline
 
 SD_1 = {

@@ -24,10 +24,10 @@ from dreambooth.families import (
     use_fastest_attention,
     what_helps,
 )
-from dreambooth.fetch import fetch_from_hub, fingerprint
+from dreambooth.models.fetch import fetch_from_hub, fingerprint
 from dreambooth.runs import Run
 from tests import tiny
-from tests.test_fetch import repo_files
+from tests.models.test_fetch import repo_files
 
 # ---- Loading
 

@@ -6,11 +6,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dreambooth.adapters import load_model
 from dreambooth.config.settings import NEUTRAL_TEMPLATES
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.families.words import Words, add_tokens, file_name, read_words
+from dreambooth.models.adapters import load_model
 from tests.methods import attached, claimed, distance, method_settings, pixels, trained
 
 WORD = "learned_embeds.safetensors"

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from dreambooth.adapters import Adapter, save_trained, write_adapter
 from dreambooth.config.settings import LEARNS_WORD, Config, SamplingConfig
 from dreambooth.families import Family, load_pipeline
-from dreambooth.fetch import fetch_model, fingerprint
 from dreambooth.generate import draw
 from dreambooth.methods import Trainable, get_method
+from dreambooth.models.adapters import Adapter, save_trained, write_adapter
+from dreambooth.models.fetch import fetch_model, fingerprint
 from tests import tiny
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreambooth.adapters import load_model
 from dreambooth.errors import ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.methods.custom_diffusion import FILE, save_weights
+from dreambooth.models.adapters import load_model
 from tests.methods import attached, claimed, distance, method_settings, pixels, trained
 
 ENDS = ("attn2.to_k.weight", "attn2.to_v.weight")

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dreambooth import events
-from dreambooth.adapters import load_model
 from dreambooth.errors import ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.generate import generate, open_source
 from dreambooth.methods.lora import _inject
+from dreambooth.models.adapters import load_model
 from dreambooth.runs import Run
 from tests import tiny
 from tests.methods import attached, claimed, distance, method_settings, pixels, trained

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from dreambooth import events
-from dreambooth.adapters import fuse, is_adapter, load_model, read_adapter
 from dreambooth.config.settings import LEARNS_WORD, Config, preset_names, usual_preset
 from dreambooth.errors import ConfigError, RunError
 from dreambooth.families import FAMILIES, load_pipeline
 from dreambooth.generate import draw, generate, open_source
 from dreambooth.methods import get_method, methods
+from dreambooth.models.adapters import fuse, is_adapter, load_model, read_adapter
 from dreambooth.runs import Run
 from tests import tiny
 

@@ -5,8 +5,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from dreambooth.config.settings import Config
-from dreambooth.fetch import TOYBOX_FOLDER
 from dreambooth.generate import generate, open_source
+from dreambooth.models.fetch import TOYBOX_FOLDER
 from dreambooth.photos.prepare import find_photos, prepare_photos
 from dreambooth.runs import Run
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from dreambooth import events
-from dreambooth.adapters import save_trained, write_step
 from dreambooth.config.settings import Config, merge
 from dreambooth.families import load_pipeline
-from dreambooth.fetch import fetch_model
 from dreambooth.methods import get_method
+from dreambooth.models.adapters import save_trained, write_step
+from dreambooth.models.fetch import fetch_model
 from dreambooth.monitor import Measure, Measures
 from dreambooth.runs import Run, Worker
 from dreambooth.ui.limits import StudioSettings

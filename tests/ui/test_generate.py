@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from dreambooth.adapters import write_step
 from dreambooth.errors import PhotoError
 from dreambooth.generate import read_adapters, save_picture, shown_adapters
 from dreambooth.machine import resolve_precision
+from dreambooth.models.adapters import write_step
 from dreambooth.ui import drawing, models
 from dreambooth.ui.generate import Actions, read_settings
 from dreambooth.ui.studio import Studio

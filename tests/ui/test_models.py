@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth import events, fetch
+from dreambooth import events
 from dreambooth.config.settings import SamplingConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, RunError
-from dreambooth.fetch import TOYBOX_FOLDER, fetch_from_hub
+from dreambooth.models import fetch
+from dreambooth.models.fetch import TOYBOX_FOLDER, fetch_from_hub
 from dreambooth.runs import Run
 from dreambooth.ui import models
 from dreambooth.ui.drawing import Weights

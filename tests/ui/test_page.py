@@ -11,7 +11,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 
-from dreambooth.adapters import write_step
+from dreambooth.models.adapters import write_step
 from dreambooth.ui.login import COOKIE, Visitor, new_owner
 from tests.ui import studios
 from tests.ui.conftest import ROOT, Served, serve

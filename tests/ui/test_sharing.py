@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from dreambooth.fetch import TOYBOX_FOLDER
+from dreambooth.models.fetch import TOYBOX_FOLDER
 from dreambooth.ui.login import account_id, rotate
 from tests.hub import LoopbackHub
 from tests.ui import studios

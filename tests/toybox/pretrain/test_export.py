@@ -7,7 +7,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from transformers import AutoImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer, ViTModel
 
-from dreambooth.fetch import TOYBOX_FOLDER
+from dreambooth.models.fetch import TOYBOX_FOLDER
 from dreambooth.toybox import world
 from dreambooth.toybox.pretrain import export
 from dreambooth.toybox.pretrain.base import new_base

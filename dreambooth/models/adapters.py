@@ -15,12 +15,12 @@ from dreambooth.config.settings import LEARNS_WORD, TOYBOX, Config, MethodName
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.families import Family, load_pipeline, shown_name, what_helps
 from dreambooth.families.words import read_words
-from dreambooth.fetch import ADAPTER, TOYBOX_FOLDER, fetch_from_hub, fingerprint
 from dreambooth.files import atomic_folder, refuse_taken
 from dreambooth.hub import Token, name_of
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.methods import Trainable, get_method, methods
 from dreambooth.methods.full import forget_paths, use_classic_names
+from dreambooth.models.fetch import ADAPTER, TOYBOX_FOLDER, fetch_from_hub, fingerprint
 
 STEP = "step.json"
 """Beside a run's weights: after which step of its training they are these."""

@@ -20,12 +20,13 @@ import torch
 from huggingface_hub import constants, hf_api, snapshot_download
 from safetensors.torch import load, save, save_file
 
-from dreambooth import fetch
-from dreambooth.adapters import Adapter, fetch_base, load_model, read_adapter
 from dreambooth.config.settings import MAX_FOREIGN_YAML, MOST_SUBJECTS, MOST_VECTORS, Config
 from dreambooth.errors import DreamBoothError, HubError, ModelError
 from dreambooth.families import load_pipeline
-from dreambooth.fetch import (
+from dreambooth.hub import visitors_cache
+from dreambooth.models import fetch
+from dreambooth.models.adapters import Adapter, fetch_base, load_model, read_adapter
+from dreambooth.models.fetch import (
     MAX_HEADER,
     download_failure,
     fetch_files,
@@ -34,7 +35,6 @@ from dreambooth.fetch import (
     fingerprint,
     list_files,
 )
-from dreambooth.hub import visitors_cache
 from tests import tiny
 from tests.hub import LoopbackHub
 from tests.hub_repos import git_hash
@@ -405,7 +405,7 @@ def test_a_model_that_is_too_large_is_refused_before_its_weights_come(hub, tiny_
 
 @pytest.mark.parametrize("name", ["model_index.json", "tokenizer/tokenizer.json"])
 def test_a_file_that_would_fill_the_memory_is_not_fetched(hub, tiny_model, monkeypatch, name):
-    monkeypatch.setattr("dreambooth.fetch.MAX_SMALL_FILE", 50_000)
+    monkeypatch.setattr("dreambooth.models.fetch.MAX_SMALL_FILE", 50_000)
     files = repo_files(tiny_model)
     hub.add_repo("mona/dog", files | {name: files[name] + b" " * 50_000})
     with pytest.raises(ModelError, match=rf"mona/dog: {name} has [0-9,]+ bytes, too many for such a file"):

@@ -8,10 +8,10 @@ from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dreambooth.adapters import fuse
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import load_pipeline
-from dreambooth.kohya import export_kohya
+from dreambooth.models.adapters import fuse
+from dreambooth.models.kohya import export_kohya
 from tests.methods import claimed, distance, method_settings, pixels, trained
 
 UNET = [

@@ -16,7 +16,6 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from dreambooth.adapters import Adapter, fetch_base, is_adapter, load_model, read_adapter, write_adapter
 from dreambooth.config.settings import MOST_SUBJECTS, TOYBOX
 from dreambooth.errors import ConfigError
 from dreambooth.families import Family, shown_name
@@ -24,6 +23,7 @@ from dreambooth.families.words import read_words, write_words
 from dreambooth.files import atomic_folder, refuse_taken
 from dreambooth.generate import Found
 from dreambooth.methods.custom_diffusion import projections, read_weights, save_weights
+from dreambooth.models.adapters import Adapter, fetch_base, is_adapter, load_model, read_adapter, write_adapter
 from dreambooth.prompts import LIVE_CLASSES, paper_prompts
 from dreambooth.toybox.world import CLASSES, caption, random_scene
 

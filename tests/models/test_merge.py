@@ -10,14 +10,23 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
-from dreambooth.adapters import load_model, read_adapter, write_adapter
 from dreambooth.config.settings import MOST_SUBJECTS, Config
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.families.words import read_words, write_words
 from dreambooth.generate import draw, find_model
-from dreambooth.merge import RIDGE, Part, check_told_apart, constrained, directions, merge, ordinary_captions, part_of
 from dreambooth.methods.custom_diffusion import FILE, projections, read_weights, save_weights
+from dreambooth.models.adapters import load_model, read_adapter, write_adapter
+from dreambooth.models.merge import (
+    RIDGE,
+    Part,
+    check_told_apart,
+    constrained,
+    directions,
+    merge,
+    ordinary_captions,
+    part_of,
+)
 from dreambooth.runs import Run
 from dreambooth.toybox.world import vocabulary
 from tests import tiny
@@ -313,7 +322,7 @@ def test_what_can_not_be_read_back_is_not_kept(tiny_model, tmp_path, monkeypatch
         (folder / "learned_embeds.safetensors").write_bytes(b"half a file")
 
     parts = many(tmp_path, tiny_model, 2)
-    monkeypatch.setattr("dreambooth.merge.write_words", fail)
+    monkeypatch.setattr("dreambooth.models.merge.write_words", fail)
     with pytest.raises(ModelError, match="can't be read"):
         merge(parts, tmp_path / "out", CAPTIONS, tiny_model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dreambooth.adapters import is_adapter, read_adapter
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import shown_name
 from dreambooth.families.words import read_words
 from dreambooth.files import atomic_file, refuse_taken
 from dreambooth.methods.lora_file import FILE, read_weights
+from dreambooth.models.adapters import is_adapter, read_adapter
 
 PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
 """How names of the pipeline's parts begin there: `networks/lora.py` of kohya-ss/sd-scripts, for SD 1.x and 2.x."""

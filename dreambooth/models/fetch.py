@@ -66,7 +66,7 @@ _TO_CONVERT = (
     "Convert it: diffusers.StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), and give the folder."
 )
 
-TOYBOX_FOLDER = Path(__file__).parent / "toybox" / "model"
+TOYBOX_FOLDER = Path(__file__).parents[1] / "toybox" / "model"
 
 
 def fetch_model(base_model: str, revision: str | None = None, *, token: Token = None, adapters: bool = False) -> Path:
