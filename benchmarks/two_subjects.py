@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dreambooth import metrics
 from dreambooth.cli import quiet_third_parties
 from dreambooth.config.settings import Config, EvaluationConfig
-from dreambooth.encoders import Dino, load_encoders
 from dreambooth.generate import draw_jobs, open_source
+from dreambooth.metrics import metrics
+from dreambooth.metrics.encoders import Dino, load_encoders
 from dreambooth.models.merge import Part, merge
 from dreambooth.photos.prepare import contact_sheet
 from dreambooth.runs import Run

@@ -516,7 +516,7 @@ def _read_lines(path: Path, what: str) -> list[str]:
 
 def _print_figures(evaluation: Evaluation) -> None:
     """A line per metric: its mean and interval, what the photos score, and what measured it."""
-    from dreambooth.metrics import METRICS
+    from dreambooth.metrics.metrics import METRICS
 
     rows = [("", "mean [95 % interval]", "photos", "measured by")]
     for name, about in METRICS.items():

@@ -21,9 +21,8 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
-from dreambooth import events, metrics
+from dreambooth import events
 from dreambooth.config.settings import Config, identifier_in
-from dreambooth.encoders import Encoders, PerceptualDistance, embed_files, load_encoders
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.events import Event
 from dreambooth.families.tokens import Reader
@@ -39,7 +38,9 @@ from dreambooth.generate import (
 )
 from dreambooth.hub import name_of
 from dreambooth.machine import resolve_device, resolve_precision
-from dreambooth.metrics import Estimate
+from dreambooth.metrics import metrics
+from dreambooth.metrics.encoders import Encoders, PerceptualDistance, embed_files, load_encoders
+from dreambooth.metrics.metrics import Estimate
 from dreambooth.models.adapters import read_step
 from dreambooth.models.fetch import fetch_model, fingerprint
 from dreambooth.monitor import read_measures

@@ -19,12 +19,12 @@ from annotated_types import MinLen
 from PIL import Image
 from pydantic import ConfigDict, FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
 
-from dreambooth import metrics
 from dreambooth.config.settings import Config
-from dreambooth.encoders import Encoders
 from dreambooth.errors import ModelError, RunError
 from dreambooth.events import Metric, Warning
 from dreambooth.files import atomic_file
+from dreambooth.metrics import metrics
+from dreambooth.metrics.encoders import Encoders
 from dreambooth.photos.prepare import is_blank
 
 FILE = "measures.json"

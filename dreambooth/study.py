@@ -34,7 +34,6 @@ from dreambooth.config.settings import (
     to_yaml,
     validated,
 )
-from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError, first_line
 from dreambooth.evaluate import (
     BASE,
@@ -52,6 +51,7 @@ from dreambooth.families.tokens import Reader
 from dreambooth.files import atomic_file, atomic_folder
 from dreambooth.generate import Which
 from dreambooth.machine import resolve_device
+from dreambooth.metrics.encoders import load_encoders
 from dreambooth.models.fetch import fetch_model
 from dreambooth.monitor import Measures, read_measures
 from dreambooth.photos.captions import caption_photos

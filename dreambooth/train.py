@@ -45,7 +45,6 @@ from dreambooth.dataset import (
     prompt_ids,
     prompts_of_variants,
 )
-from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, HubError, ModelError, RunError
 from dreambooth.events import Event
 from dreambooth.families import Family, family_of, load_pipeline, use_fastest_attention
@@ -55,6 +54,7 @@ from dreambooth.files import atomic_folder
 from dreambooth.generate import MAX_BATCH, draw, save_picture
 from dreambooth.machine import DTYPES, peak_memory, reset_peak_memory, resolve_device, resolve_precision
 from dreambooth.methods import Trainable, get_method, store_frozen_in
+from dreambooth.metrics.encoders import load_encoders
 from dreambooth.models.adapters import is_adapter, is_model, load_model, read_step, save_trained
 from dreambooth.models.fetch import fetch_model, fingerprint
 from dreambooth.monitor import Monitor, exhausted, read_measures

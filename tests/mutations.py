@@ -46,7 +46,7 @@ class Mutation(NamedTuple):
 
 
 TRAIN, OPTIMISATION = "dreambooth/train.py", "tests/test_optimisation.py"
-PRIOR, DATASET, METRICS = "dreambooth/prior.py", "dreambooth/dataset.py", "dreambooth/metrics.py"
+PRIOR, DATASET, METRICS = "dreambooth/prior.py", "dreambooth/dataset.py", "dreambooth/metrics/metrics.py"
 CHECKPOINTS, MERGE = "dreambooth/checkpoints.py", "dreambooth/models/merge.py"
 FILES, RUNS = "dreambooth/files.py", "dreambooth/runs.py"
 SETTING = f"{OPTIMISATION}::test_the_weights_are_those_of_the_loop_with_the_setting"
@@ -144,13 +144,13 @@ MUTATIONS = (
     # ---- metrics
     Mutation("a photo is compared with itself", METRICS,
              "(every.sum(axis=1) - every.diagonal()) / (len(every) - 1)", "every.mean(axis=1)",
-             "tests/test_metrics.py::test_the_ceiling_compares_each_photo_with_the_others"),
+             "tests/metrics/test_metrics.py::test_the_ceiling_compares_each_photo_with_the_others"),
     Mutation("every interval is the normal one", METRICS, "student_quantile(confidence, count - 1)",
              "student_quantile(confidence, 999)",
-             "tests/test_metrics.py::test_the_interval_of_equal_groups_is_that_of_their_means"),
+             "tests/metrics/test_metrics.py::test_the_interval_of_equal_groups_is_that_of_their_means"),
     Mutation("groups are ignored", METRICS, "rows = range(len(values)) if groups is None else groups",
              "rows = range(len(values))",
-             "tests/test_metrics.py::test_pictures_of_one_prompt_are_not_independent_witnesses"),
+             "tests/metrics/test_metrics.py::test_pictures_of_one_prompt_are_not_independent_witnesses"),
     # ---- merging
     Mutation("merging protects nothing", MERGE,
              "return torch.cholesky_solve(words.T, torch.linalg.cholesky(ordinary + everywhere)).T", "return words",

@@ -28,7 +28,7 @@ from dreambooth.families.words import read_words
 from dreambooth.generate import finished_model, generate, open_source
 from dreambooth.hub import TAG
 from dreambooth.methods.lora import FILE as LORA
-from dreambooth.metrics import METRICS
+from dreambooth.metrics.metrics import METRICS
 from dreambooth.models.adapters import load_model, write_step
 from dreambooth.monitor import read_measures
 from dreambooth.reports.model_card import method_of

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from dreambooth import events
-from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.evaluate import BASE, Candidate, Evaluation, base_model, evaluate, run_photos, trained_model
 from dreambooth.generate import draw_jobs, generate, open_source, save_picture
-from dreambooth.metrics import METRICS
+from dreambooth.metrics.encoders import load_encoders
+from dreambooth.metrics.metrics import METRICS
 from dreambooth.models.adapters import write_step
 from dreambooth.monitor import Measure, Measures
 from dreambooth.runs import Run

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 
 from dreambooth import events
-from dreambooth.encoders import load_encoders
 from dreambooth.errors import DreamBoothError, ModelError, RunError
 from dreambooth.evaluate import trained_model
 from dreambooth.generate import draw as really_draw
 from dreambooth.generate import finished_model
+from dreambooth.metrics.encoders import load_encoders
 from dreambooth.models.adapters import write_step
 from dreambooth.monitor import Measure, Monitor, best_of, read_measures
 from dreambooth.runs import Run
 from tests import tiny
-from tests.test_encoders import NoFloat64
+from tests.metrics.test_encoders import NoFloat64
 from tests.test_train import assert_equal, weights
 
 BASE = Measure(0, dino=0.4, clip_i=0.5, clip_t=0.6, pres=0.4, div=0.5)
@@ -220,7 +220,7 @@ def scripted(monkeypatch):
     """A function that lets the sample pictures of each step say a DINO, between the base's 0.2 and a ceiling of 0.8."""
 
     def script(by_step):
-        monkeypatch.setattr("dreambooth.metrics.ceiling", lambda embeddings: np.array([0.8]))
+        monkeypatch.setattr("dreambooth.metrics.metrics.ceiling", lambda embeddings: np.array([0.8]))
         monkeypatch.setattr(
             Monitor, "_measured", lambda self, step, pictures: measure(step, ({0: 0.2} | by_step)[step])
         )

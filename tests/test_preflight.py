@@ -19,11 +19,11 @@ from benchmarks.full_size import describe
 from dreambooth import machine, preflight, study
 from dreambooth import rehearsal as rehearsal_module
 from dreambooth.config.settings import TOYBOX, Config, EvaluationConfig
-from dreambooth.encoders import load_encoders
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import STABLE_DIFFUSION, load_pipeline
 from dreambooth.machine import Speed, available_memory, check_optimizer, resolve_device, resolve_precision
 from dreambooth.methods import get_method, methods
+from dreambooth.metrics.encoders import load_encoders
 from dreambooth.preflight import check
 from dreambooth.rehearsal import Rehearsal, blank_pipeline, fitting_batch
 from tests import tiny

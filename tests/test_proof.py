@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from dreambooth.config.settings import EvaluationConfig
-from dreambooth.encoders import load_encoders
 from dreambooth.evaluate import BASE
-from dreambooth.metrics import Estimate, pairs
+from dreambooth.metrics.encoders import load_encoders
+from dreambooth.metrics.metrics import Estimate, pairs
 from dreambooth.reports import differences
 from dreambooth.study import StudyConfig, plan, run_study
 

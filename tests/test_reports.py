@@ -16,7 +16,7 @@ from dreambooth import events
 from dreambooth.errors import ConfigError
 from dreambooth.evaluate import BASE, ClassPicture, Evaluation, PromptScores, Sampler, SubjectPicture, group_of
 from dreambooth.generate import save_picture
-from dreambooth.metrics import METRICS, Estimate, estimate_mean
+from dreambooth.metrics.metrics import METRICS, Estimate, estimate_mean
 from dreambooth.monitor import Measure, Measures
 from dreambooth.reports import (
     Cell,

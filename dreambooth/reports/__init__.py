@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from dreambooth.evaluate import BASE, PHOTOS, Evaluation
 from dreambooth.files import atomic_file
-from dreambooth.metrics import METRICS
+from dreambooth.metrics.metrics import METRICS
 from dreambooth.monitor import Measures
 from dreambooth.reports.costs import Cost, cost_of, cost_table, cost_words, write_costs
 from dreambooth.reports.gallery import Cell, Line, draw_sheet, gallery

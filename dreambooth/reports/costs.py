@@ -14,7 +14,7 @@ from dreambooth import events
 from dreambooth.evaluate import Evaluation
 from dreambooth.events import Event
 from dreambooth.files import atomic_file, shown_size
-from dreambooth.metrics import METRICS
+from dreambooth.metrics.metrics import METRICS
 from dreambooth.reports.tables import AVERAGE, capital, conditions, escape, figure, heads, markdown_table, summary
 
 FILE = "costs.csv"

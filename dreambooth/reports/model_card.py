@@ -16,7 +16,7 @@ from dreambooth.families import words
 from dreambooth.files import shown_size
 from dreambooth.hub import TAG
 from dreambooth.methods import get_method
-from dreambooth.metrics import METRICS
+from dreambooth.metrics.metrics import METRICS
 from dreambooth.monitor import Measures
 from dreambooth.reports.published import caution
 from dreambooth.reports.tables import (

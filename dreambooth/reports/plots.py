@@ -11,7 +11,7 @@ import numpy as np
 
 from dreambooth.evaluate import BASE, Evaluation
 from dreambooth.files import atomic_file
-from dreambooth.metrics import METRICS
+from dreambooth.metrics.metrics import METRICS
 from dreambooth.monitor import Measures
 from dreambooth.reports.gallery import FAINT, INK, PAPER, RULE
 from dreambooth.reports.tables import capital, ceilings, conditions, summary

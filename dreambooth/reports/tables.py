@@ -12,7 +12,7 @@ import numpy as np
 from dreambooth.errors import ConfigError
 from dreambooth.evaluate import BASE, Evaluation, group_of
 from dreambooth.files import atomic_file
-from dreambooth.metrics import METRICS, Estimate, estimate_mean, paired_difference
+from dreambooth.metrics.metrics import METRICS, Estimate, estimate_mean, paired_difference
 
 CSVS = {
     "dino_results.csv": ("dino",), "clip_results.csv": ("clip_i", "clip_t"), "pres_results.csv": ("pres",),

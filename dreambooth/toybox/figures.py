@@ -19,13 +19,13 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from dreambooth import metrics
 from dreambooth.cli import quiet_third_parties
 from dreambooth.config.settings import TOYBOX, Config, EvaluationConfig, SamplingConfig
-from dreambooth.encoders import load_encoders
 from dreambooth.errors import DreamBoothError, ModelError
 from dreambooth.files import atomic_file
 from dreambooth.generate import Source, generate, open_source
+from dreambooth.metrics import metrics
+from dreambooth.metrics.encoders import load_encoders
 from dreambooth.photos.prepare import contact_sheet, find_photos, prepare_photo
 from dreambooth.runs import Run
 from dreambooth.toybox import world

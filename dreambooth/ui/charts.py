@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dreambooth.evaluate import ENCODER_OF
-from dreambooth.metrics import METRICS
+from dreambooth.metrics.metrics import METRICS
 from dreambooth.monitor import Measures, bounds_of
 from dreambooth.ui.report import Report
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from dreambooth.config.settings import Config, SamplingConfig
-from dreambooth.encoders import Encoders, load_encoders
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.generate import Picture, check_request
 from dreambooth.machine import resolve_device
+from dreambooth.metrics.encoders import Encoders, load_encoders
 from dreambooth.photos.prepare import join_names, open_photo
 from dreambooth.reports import Cell, Line, draw_sheet
 from dreambooth.reports.tables import capital

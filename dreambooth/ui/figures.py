@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dreambooth import metrics
 from dreambooth.config.settings import Config
-from dreambooth.encoders import Encoders
 from dreambooth.evaluate import group_of
-from dreambooth.metrics import METRICS, Estimate
+from dreambooth.metrics import metrics
+from dreambooth.metrics.encoders import Encoders
+from dreambooth.metrics.metrics import METRICS, Estimate
 from dreambooth.ui.charts import judge
 from dreambooth.ui.comparison import Comparison
 

@@ -17,7 +17,7 @@ from dreambooth import events
 from dreambooth.config.settings import LEARNS_WORD, Config
 from dreambooth.errors import RunError
 from dreambooth.methods import get_method
-from dreambooth.metrics import METRICS
+from dreambooth.metrics.metrics import METRICS
 from dreambooth.monitor import Measures, read_measures
 from dreambooth.preflight import gib
 from dreambooth.runs import Run, Status

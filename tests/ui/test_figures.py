@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dreambooth.config.settings import Config, EvaluationConfig
-from dreambooth.encoders import Encoders, load_encoders
+from dreambooth.metrics.encoders import Encoders, load_encoders
 from dreambooth.reports import Cell, Line
 from dreambooth.ui import figures
 from dreambooth.ui.comparison import Comparison

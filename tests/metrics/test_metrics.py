@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth import metrics
 from dreambooth.config.settings import EvaluationConfig
-from dreambooth.encoders import load_encoders
-from dreambooth.metrics import METRICS, Estimate, estimate_mean, paired_difference, student_quantile
+from dreambooth.metrics import metrics
+from dreambooth.metrics.encoders import load_encoders
+from dreambooth.metrics.metrics import METRICS, Estimate, estimate_mean, paired_difference, student_quantile
 
-PHOTOS = sorted((Path(metrics.__file__).parent / "toybox" / "subjects").glob("*/*.png"))
+PHOTOS = sorted((Path(metrics.__file__).parents[1] / "toybox" / "subjects").glob("*/*.png"))
 
 
 def unit(count: int, width: int, seed: int) -> np.ndarray:

@@ -49,7 +49,7 @@ DINO = "facebook/dino-vits16"
 CLIP = "openai/clip-vit-base-patch32"
 """The paper names no CLIP; ViT-B/32 is what Textual Inversion's evaluation/clip_eval.py loads."""
 LPIPS = "LPIPS 0.1 (AlexNet)"
-TOYBOX_FOLDERS = {kind: Path(__file__).parent / "toybox" / "encoders" / kind for kind in ("vit", "clip")}
+TOYBOX_FOLDERS = {kind: Path(__file__).parents[1] / "toybox" / "encoders" / kind for kind in ("vit", "clip")}
 TOYBOX_NAMES = {"vit": "toybox ViT", "clip": "toybox CLIP"}
 
 SMALL_FILES = (

@@ -20,15 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer, ViTModel
 
-from dreambooth import encoders
 from dreambooth.config.settings import EvaluationConfig
-from dreambooth.encoders import Encoders, PatchDistance, embed_files, fetch_encoder, load_encoders
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError
+from dreambooth.metrics import encoders
+from dreambooth.metrics.encoders import Encoders, PatchDistance, embed_files, fetch_encoder, load_encoders
 from dreambooth.photos import prepare as photos
 from tests import pictures, tiny
 from tests.models.test_fetch import closed_port, loopback_hub, point_client_at
 
-PHOTOS = sorted((Path(encoders.__file__).parent / "toybox" / "subjects").glob("*/*.png"))
+PHOTOS = sorted((Path(encoders.__file__).parents[1] / "toybox" / "subjects").glob("*/*.png"))
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
