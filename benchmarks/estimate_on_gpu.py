@@ -19,8 +19,8 @@ from benchmarks.full_size import SUBJECT, build
 from dreambooth.config.settings import Config, override
 from dreambooth.events import Metric
 from dreambooth.machine import resolve_device
-from dreambooth.preflight import gib, roughly
 from dreambooth.runs import Run
+from dreambooth.training.preflight import gib, roughly
 
 
 def main() -> None:

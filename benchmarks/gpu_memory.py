@@ -16,12 +16,12 @@ import torch
 
 import dreambooth
 from benchmarks.full_size import describe
-from dreambooth import preflight
 from dreambooth.config.settings import TOYBOX, Config
 from dreambooth.errors import ConfigError
 from dreambooth.machine import Speed
 from dreambooth.models.fetch import fetch_model
 from dreambooth.rehearsal import GIB, Rehearsal, gib
+from dreambooth.training import preflight
 
 PRESETS = sorted(path.stem for path in (Path(dreambooth.__file__).parent / "config" / "presets").glob("*.yaml"))
 CARDS = (12, 16, 24, 80)

@@ -21,11 +21,11 @@ from diffusers import DDPMScheduler
 from dreambooth import events
 from dreambooth.cli import quiet_third_parties
 from dreambooth.config.settings import Config
-from dreambooth.dataset import class_variants, photo_variants
 from dreambooth.families import load_pipeline
 from dreambooth.models.fetch import fetch_model
-from dreambooth.prior import class_images
 from dreambooth.runs import Run
+from dreambooth.training.dataset import class_variants, photo_variants
+from dreambooth.training.prior import class_images
 
 SUBJECT = Path(__file__).parent.parent / "dreambooth" / "toybox" / "subjects" / "backpack"
 

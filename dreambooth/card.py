@@ -25,8 +25,6 @@ from dreambooth.evaluate import BASE, FILE, Evaluation, trained_model
 from dreambooth.generate import Which, save_picture
 from dreambooth.hub import Token, name_of, plain_failures
 from dreambooth.models.adapters import is_adapter
-from dreambooth.monitor import FILE as MEASURES
-from dreambooth.monitor import Measures, bounds_of, read_measures
 from dreambooth.reports import Cell, Line, draw_sheet, drift_plot, gallery, loss_plot, progress_plot
 from dreambooth.reports.model_card import (
     COMPARISON,
@@ -46,6 +44,8 @@ from dreambooth.reports.model_card import (
 )
 from dreambooth.reports.tables import capital
 from dreambooth.runs import Run
+from dreambooth.training.monitor import FILE as MEASURES
+from dreambooth.training.monitor import Measures, bounds_of, read_measures
 
 __all__ = ["CARD", "Licence", "assemble", "base_licence"]
 

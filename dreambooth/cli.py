@@ -352,9 +352,9 @@ def evaluate_run(
     quiet_third_parties()
     from dreambooth.config.settings import Config, merge
     from dreambooth.evaluate import Evaluation, base_model, evaluate, run_photos, trained_model
-    from dreambooth.monitor import read_measures
     from dreambooth.reports import write_report
     from dreambooth.runs import Run
+    from dreambooth.training.monitor import read_measures
 
     run = Run.open(run_dir)
     prompts = _read_lines(prompts_file, "prompt") if prompts_file else None
@@ -641,7 +641,7 @@ def push_class_images(config_file: Path, repo_id: str, overrides: tuple[str, ...
     config = _config_of(str(config_file), overrides)
     quiet_third_parties()
     from dreambooth.hub import check_repo_id, local_token, sign_in
-    from dreambooth.packs import publish_pack
+    from dreambooth.training.packs import publish_pack
 
     account = sign_in(local_token())
     click.echo(publish_pack(config, check_repo_id(repo_id, account), account, private=not public))
@@ -653,8 +653,8 @@ def fetch_class_images(config_file: Path, repo_id: str, overrides: tuple[str, ..
     """Fetch the class images that a training with CONFIG.yaml would draw."""
     config = _config_of(str(config_file), overrides)
     quiet_third_parties()
-    from dreambooth import prior
-    from dreambooth.packs import fetch_pack, pack_key
+    from dreambooth.training import prior
+    from dreambooth.training.packs import fetch_pack, pack_key
 
     key, wanted = pack_key(config), config.prior.num_images
     for said in prior.drop_damaged(prior.cache_folder(key), wanted, int(key["resolution"])):
@@ -695,8 +695,8 @@ def _config_of(source: str, overrides: tuple[str, ...]) -> Config:
     if repo_id.count("/") != 1 or (at and not revision):
         raise ConfigError(f"{source!r} names no model.", "Write hub:USER/NAME, or hub:USER/NAME@REVISION.")
     quiet_third_parties()
-    from dreambooth.prior import cache_root
     from dreambooth.published import published_config
+    from dreambooth.training.prior import cache_root
 
     folder = cache_root().with_name("published") / repo_id.replace("/", "--")
     return published_config(repo_id, revision or None, None, folder, overrides)

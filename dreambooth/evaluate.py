@@ -43,9 +43,9 @@ from dreambooth.metrics.encoders import Encoders, PerceptualDistance, embed_file
 from dreambooth.metrics.metrics import Estimate
 from dreambooth.models.adapters import read_step
 from dreambooth.models.fetch import fetch_model, fingerprint
-from dreambooth.monitor import read_measures
 from dreambooth.photos.prepare import contact_sheet
 from dreambooth.prompts import suggestions
+from dreambooth.training.monitor import read_measures
 
 FILE = "metrics.json"
 BASE = "base model"

@@ -35,9 +35,9 @@ from dreambooth.hub import TAG, Token
 from dreambooth.machine import DTYPES, resolve_precision
 from dreambooth.models.adapters import fetch_base, is_adapter, is_model, load_model, read_adapter, read_step
 from dreambooth.models.fetch import fetch_model
-from dreambooth.monitor import BLANK, read_measures
 from dreambooth.photos.prepare import is_blank
 from dreambooth.rehearsal import fitting_batch
+from dreambooth.training.monitor import BLANK, read_measures
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",

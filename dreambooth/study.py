@@ -53,14 +53,14 @@ from dreambooth.generate import Which
 from dreambooth.machine import resolve_device
 from dreambooth.metrics.encoders import load_encoders
 from dreambooth.models.fetch import fetch_model
-from dreambooth.monitor import Measures, read_measures
 from dreambooth.photos.captions import caption_photos
 from dreambooth.photos.prepare import MIN_SIDE, find_photos, prepare_photos, save_prepared
-from dreambooth.preflight import check as preflight
 from dreambooth.rehearsal import fitting_batch
 from dreambooth.reports import Cost, cost_of, write_costs, write_csvs, write_report
 from dreambooth.runs import Run, explain
 from dreambooth.subjects import CLASSES_FILE, PAPER, PAPER_REPO, fetch_paper_subjects, list_subjects
+from dreambooth.training.monitor import Measures, read_measures
+from dreambooth.training.preflight import check as preflight
 
 PPL: dict[str, dict[str, Any]] = {
     "without PPL": {"prior": {"enabled": False}},

@@ -45,9 +45,13 @@ class Mutation(NamedTuple):
     """What pytest is told to run, and must fail."""
 
 
-TRAIN, OPTIMISATION = "dreambooth/train.py", "tests/test_optimisation.py"
-PRIOR, DATASET, METRICS = "dreambooth/prior.py", "dreambooth/dataset.py", "dreambooth/metrics/metrics.py"
-CHECKPOINTS, MERGE = "dreambooth/checkpoints.py", "dreambooth/models/merge.py"
+TRAIN, OPTIMISATION = "dreambooth/training/train.py", "tests/training/test_optimisation.py"
+PRIOR, DATASET, METRICS = (
+    "dreambooth/training/prior.py",
+    "dreambooth/training/dataset.py",
+    "dreambooth/metrics/metrics.py",
+)
+CHECKPOINTS, MERGE = "dreambooth/training/checkpoints.py", "dreambooth/models/merge.py"
 FILES, RUNS = "dreambooth/files.py", "dreambooth/runs.py"
 SETTING = f"{OPTIMISATION}::test_the_weights_are_those_of_the_loop_with_the_setting"
 RATES = f"{OPTIMISATION}::test_each_method_trains_what_it_should_at_rates_of_their_own"
@@ -105,42 +109,42 @@ MUTATIONS = (
              "        with _weights_of(None, weights):\n            pictures",
              f"{OPTIMISATION}::test_sample_pictures_are_drawn_with_the_average"),
     Mutation("the average starts again on resume", CHECKPOINTS, '_restore(self.ema, state["ema"])', "pass",
-             "tests/test_checkpoints.py::test_the_moving_average_is_part_of_it"),
+             "tests/training/test_checkpoints.py::test_the_moving_average_is_part_of_it"),
     Mutation("fp16's scale starts again on resume", CHECKPOINTS, 'self.scaler.load_state_dict(state["scaler"])',
              "pass", f"{OPTIMISATION}::test_fp16_resumed_goes_on_with_its_scale"),
     Mutation("a checkpoint of another base model is taken", CHECKPOINTS, 'if state["base"] != base', "if False",
-             "tests/test_checkpoints.py::test_a_checkpoint_of_another_base_model_is_refused"),
+             "tests/training/test_checkpoints.py::test_a_checkpoint_of_another_base_model_is_refused"),
     # ---- class images
     Mutation("class images of another precision are shared", PRIOR, '        "precision": precision,\n', "",
-             "tests/test_prior.py::test_what_shapes_the_pictures_makes_another_folder"),
+             "tests/training/test_prior.py::test_what_shapes_the_pictures_makes_another_folder"),
     Mutation("class images are drawn without their guidance", PRIOR, ", guidance_scale=prior.guidance_scale)", ")",
-             "tests/test_prior.py::test_they_are_what_stock_diffusers_draws_with_the_same_settings"),
+             "tests/training/test_prior.py::test_they_are_what_stock_diffusers_draws_with_the_same_settings"),
     Mutation("blank pictures are drawn again from their seed", PRIOR, "SeedSequence([seed, i, redraws])",
-             "SeedSequence([seed, i])", "tests/test_prior.py::test_blank_pictures_are_drawn_again_from_other_seeds"),
+             "SeedSequence([seed, i])", "tests/training/test_prior.py::test_blank_pictures_are_drawn_again_from_other_seeds"),
     Mutation("mirrored class images share the latents of the others", PRIOR, 'f"{flip} {precision}', 'f"{precision}',
-             "tests/test_train.py::test_runs_of_a_class_encode_its_images_once"),
+             "tests/training/test_train.py::test_runs_of_a_class_encode_its_images_once"),
     Mutation("class images are taken as they lie there", TRAIN,
              "prior.drop_damaged(class_folder, config.prior.num_images, resolution)", "()",
-             "tests/test_train.py::test_damaged_class_images_are_drawn_again_and_that_is_said"),
+             "tests/training/test_train.py::test_damaged_class_images_are_drawn_again_and_that_is_said"),
     # ---- the dataset
     Mutation("a word is taught with its class", "dreambooth/config/settings.py",
              'self.word.templates if self.method == "textual_inversion" else ()', "()",
              "tests/families/test_words.py::test_a_word_alone_is_taught_with_templates_and_not_with_its_class"),
     Mutation("the ground about a smaller photo is learned", DATASET, "torch.full((1, side, side), -1.0)",
              "torch.full((1, side, side), 1.0)",
-             "tests/test_dataset.py::test_of_a_smaller_photo_its_own_place_is_learned_and_no_more"),
+             "tests/training/test_dataset.py::test_of_a_smaller_photo_its_own_place_is_learned_and_no_more"),
     Mutation("class images go with the photos' randomness", DATASET, "prior.example(n, self.seed, CLASS)",
              "prior.example(n, self.seed, INSTANCE)",
-             "tests/test_dataset.py::test_the_class_side_draws_apart_from_the_photos_side"),
+             "tests/training/test_dataset.py::test_the_class_side_draws_apart_from_the_photos_side"),
     Mutation("a mask shows what is barely opaque", DATASET, "[:, 0] >= 0).float()", "[:, 0] > -1).float()",
-             "tests/test_dataset.py::test_a_position_of_which_half_is_opaque_is_learned"),
+             "tests/training/test_dataset.py::test_a_position_of_which_half_is_opaque_is_learned"),
     Mutation("latents are their means", DATASET, "self.std[i, v] *", "0 *",
-             "tests/test_dataset.py::test_latents_equal_a_sample_of_the_vaes_posterior"),
+             "tests/training/test_dataset.py::test_latents_equal_a_sample_of_the_vaes_posterior"),
     # ---- the monitor
-    Mutation("patience is one more", "dreambooth/monitor.py", "len(since) >= patience", "len(since) > patience",
-             "tests/test_monitor.py::test_patience_counts_the_samplings_since_the_best"),
-    Mutation("the base model may be the best", "dreambooth/monitor.py", "measures[1:] or measures[:1]", "measures",
-             "tests/test_monitor.py::test_the_last_is_the_best_unless_another_is_better_by_more_than_chance"),
+    Mutation("patience is one more", "dreambooth/training/monitor.py", "len(since) >= patience", "len(since) > patience",
+             "tests/training/test_monitor.py::test_patience_counts_the_samplings_since_the_best"),
+    Mutation("the base model may be the best", "dreambooth/training/monitor.py", "measures[1:] or measures[:1]", "measures",
+             "tests/training/test_monitor.py::test_the_last_is_the_best_unless_another_is_better_by_more_than_chance"),
     # ---- metrics
     Mutation("a photo is compared with itself", METRICS,
              "(every.sum(axis=1) - every.diagonal()) / (len(every) - 1)", "every.mean(axis=1)",

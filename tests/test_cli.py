@@ -25,15 +25,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dreambooth import cli, events
-from dreambooth.checkpoints import list_checkpoints
 from dreambooth.config.settings import Config, to_yaml
 from dreambooth.errors import ConfigError
 from dreambooth.evaluate import Evaluation
 from dreambooth.hub import TAG
 from dreambooth.models.adapters import read_adapter, write_step
-from dreambooth.monitor import Measure, Measures
 from dreambooth.publish import read_state
 from dreambooth.runs import Run
+from dreambooth.training.checkpoints import list_checkpoints
+from dreambooth.training.monitor import Measure, Measures
 from tests import tiny
 from tests.test_files import SAVED
 

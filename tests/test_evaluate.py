@@ -21,8 +21,8 @@ from dreambooth.generate import draw_jobs, generate, open_source, save_picture
 from dreambooth.metrics.encoders import load_encoders
 from dreambooth.metrics.metrics import METRICS
 from dreambooth.models.adapters import write_step
-from dreambooth.monitor import Measure, Measures
 from dreambooth.runs import Run
+from dreambooth.training.monitor import Measure, Measures
 from tests import tiny
 
 PROMPTS = ["a photo of {identifier} {class_noun}", "a {identifier} {class_noun} in the snow"]

@@ -17,7 +17,6 @@ from dreambooth.errors import ConfigError
 from dreambooth.evaluate import BASE, ClassPicture, Evaluation, PromptScores, Sampler, SubjectPicture, group_of
 from dreambooth.generate import save_picture
 from dreambooth.metrics.metrics import METRICS, Estimate, estimate_mean
-from dreambooth.monitor import Measure, Measures
 from dreambooth.reports import (
     Cell,
     Cost,
@@ -40,6 +39,7 @@ from dreambooth.reports import (
 from dreambooth.reports.gallery import CELL
 from dreambooth.reports.published import PUBLISHED, protocol
 from dreambooth.reports.tables import verdict
+from dreambooth.training.monitor import Measure, Measures
 
 TOYBOX = {"dino": "toybox ViT", "clip": "toybox CLIP", "perceptual": "toybox ViT patch distance"}
 PUBLIC = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-patch32", "perceptual": "LPIPS 0.1 (AlexNet)"}

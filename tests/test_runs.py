@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError
 
 from dreambooth import events, machine, runs
-from dreambooth.checkpoints import list_checkpoints
 from dreambooth.errors import ConfigError, ModelError, PhotoError, RunError
 from dreambooth.files import atomic_folder
 from dreambooth.runs import Run, Worker, list_runs, runs_root
+from dreambooth.training.checkpoints import list_checkpoints
 
 
 @pytest.fixture

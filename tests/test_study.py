@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from dreambooth import events, prior
+from dreambooth import events
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.evaluate import Evaluation, sampler_of
-from dreambooth.monitor import read_measures
 from dreambooth.runs import Run
 from dreambooth.study import StudyConfig, cells_of, comparison, plan, run_study
 from dreambooth.toybox.world import CLASSES
+from dreambooth.training import prior
+from dreambooth.training.monitor import read_measures
 from tests import tiny
 
 CONFIGS = Path(__file__).parent.parent / "configs"

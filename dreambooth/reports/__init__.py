@@ -13,7 +13,6 @@ from typing import NamedTuple
 from dreambooth.evaluate import BASE, PHOTOS, Evaluation
 from dreambooth.files import atomic_file
 from dreambooth.metrics.metrics import METRICS
-from dreambooth.monitor import Measures
 from dreambooth.reports.costs import Cost, cost_of, cost_table, cost_words, write_costs
 from dreambooth.reports.gallery import Cell, Line, draw_sheet, gallery
 from dreambooth.reports.page import as_page
@@ -38,6 +37,7 @@ from dreambooth.reports.tables import (
     summary,
     write_csvs,
 )
+from dreambooth.training.monitor import Measures
 
 __all__ = [
     "Cell",

@@ -17,7 +17,6 @@ from dreambooth.files import shown_size
 from dreambooth.hub import TAG
 from dreambooth.methods import get_method
 from dreambooth.metrics.metrics import METRICS
-from dreambooth.monitor import Measures
 from dreambooth.reports.published import caution
 from dreambooth.reports.tables import (
     capital,
@@ -31,6 +30,7 @@ from dreambooth.reports.tables import (
     reading,
     shown,
 )
+from dreambooth.training.monitor import Measures
 
 HUB = "https://huggingface.co"
 UNKNOWN = "unknown"

@@ -12,9 +12,9 @@ import numpy as np
 from dreambooth.evaluate import BASE, Evaluation
 from dreambooth.files import atomic_file
 from dreambooth.metrics.metrics import METRICS
-from dreambooth.monitor import Measures
 from dreambooth.reports.gallery import FAINT, INK, PAPER, RULE
 from dreambooth.reports.tables import capital, ceilings, conditions, summary
+from dreambooth.training.monitor import Measures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

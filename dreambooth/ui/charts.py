@@ -11,7 +11,7 @@ import numpy as np
 
 from dreambooth.evaluate import ENCODER_OF
 from dreambooth.metrics.metrics import METRICS
-from dreambooth.monitor import Measures, bounds_of
+from dreambooth.training.monitor import Measures, bounds_of
 from dreambooth.ui.report import Report
 
 WIDTH, HEIGHT = 1000, 300

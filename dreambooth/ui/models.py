@@ -37,8 +37,8 @@ from dreambooth.models.fetch import (
     fetch_safety_checker,
     fingerprint,
 )
-from dreambooth.monitor import Measures, read_measures
 from dreambooth.runs import Run
+from dreambooth.training.monitor import Measures, read_measures
 from dreambooth.ui.drawing import Weights
 from dreambooth.ui.report import counted
 from dreambooth.ui.studio import Studio, title

@@ -22,7 +22,7 @@ from dreambooth.methods import get_method
 from dreambooth.models.adapters import is_adapter
 from dreambooth.publish import Publication, PublishState, read_state
 from dreambooth.runs import Run
-from dreambooth.train import TOGETHER
+from dreambooth.training.train import TOGETHER
 from dreambooth.ui import login, models
 from dreambooth.ui.drawing import bar_html
 from dreambooth.ui.report import Digests

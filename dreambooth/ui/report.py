@@ -18,9 +18,9 @@ from dreambooth.config.settings import LEARNS_WORD, Config
 from dreambooth.errors import RunError
 from dreambooth.methods import get_method
 from dreambooth.metrics.metrics import METRICS
-from dreambooth.monitor import Measures, read_measures
-from dreambooth.preflight import gib
 from dreambooth.runs import Run, Status
+from dreambooth.training.monitor import Measures, read_measures
+from dreambooth.training.preflight import gib
 
 STAGES = {
     "prepare": "Checking photos and memory",

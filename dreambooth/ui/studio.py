@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import gradio as gr
 from PIL import Image
 
-from dreambooth import events, prior
+from dreambooth import events
 from dreambooth.config.settings import TOYBOX, Config, load_preset, which_model
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.families import family_of
@@ -42,9 +42,10 @@ from dreambooth.hub import Account
 from dreambooth.machine import resolve_device
 from dreambooth.models.fetch import fetch_model
 from dreambooth.photos.prepare import MIN_SIDE, Crop, checked_crop, join_names, open_photo, shown_pixels, subject_crop
-from dreambooth.preflight import disk_bytes, png_bytes
 from dreambooth.publish import Publication, read_state
 from dreambooth.runs import Run, Worker, list_runs
+from dreambooth.training import prior
+from dreambooth.training.preflight import disk_bytes, png_bytes
 from dreambooth.ui import lines, room
 from dreambooth.ui.limits import StudioSettings, is_person, refuse_too_large, refuse_too_much
 from dreambooth.ui.login import checked_owner, mark, mark_of

@@ -15,8 +15,8 @@ from dreambooth.families import load_pipeline
 from dreambooth.methods import get_method
 from dreambooth.models.adapters import save_trained, write_step
 from dreambooth.models.fetch import fetch_model
-from dreambooth.monitor import Measure, Measures
 from dreambooth.runs import Run, Worker
+from dreambooth.training.monitor import Measure, Measures
 from dreambooth.ui.limits import StudioSettings
 from dreambooth.ui.login import new_owner
 from dreambooth.ui.studio import Studio, Upload, Ways

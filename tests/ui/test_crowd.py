@@ -13,8 +13,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from dreambooth.checkpoints import list_checkpoints
 from dreambooth.runs import Run
+from dreambooth.training.checkpoints import list_checkpoints
 from dreambooth.ui.login import new_owner
 from tests.ui.conftest import Served, serve
 

@@ -9,8 +9,8 @@ import gradio as gr
 import httpx
 import pytest
 
-from dreambooth import prior
 from dreambooth.files import hidden_name, scratch_folder
+from dreambooth.training import prior
 from dreambooth.ui import housekeeping
 from dreambooth.ui.housekeeping import DAY, HOUR, clear_old, clear_unnamed, own_temp_folder
 from tests.ui import studios

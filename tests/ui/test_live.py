@@ -10,8 +10,8 @@ import pytest
 
 from dreambooth import events
 from dreambooth.config.settings import Config
-from dreambooth.monitor import Measure, Measures
 from dreambooth.runs import Run
+from dreambooth.training.monitor import Measure, Measures
 from dreambooth.ui import live
 from dreambooth.ui.report import Report
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch.func import functional_call
 
 from dreambooth import events
-from dreambooth.dataset import DreamBoothDataset
 from dreambooth.objectives import Diffusion
 from dreambooth.runs import Run
+from dreambooth.training.dataset import DreamBoothDataset
 from tests import tiny
 from tests.methods import method_settings
 
@@ -441,7 +441,7 @@ class Scaled(Accelerator):
 
 
 def test_fp16_s_gradients_are_unscaled_before_they_are_clipped(make_config, tmp_path, seen, monkeypatch):
-    monkeypatch.setattr("dreambooth.train.Accelerator", Scaled)
+    monkeypatch.setattr("dreambooth.training.train.Accelerator", Scaled)
     config = make_config(prior=WITHOUT, train=QUICK | {"max_grad_norm": 1e-5})
     ours = run(config, tmp_path / "run")
     hand = ByHand(config)
@@ -449,7 +449,7 @@ def test_fp16_s_gradients_are_unscaled_before_they_are_clipped(make_config, tmp_
 
 
 def test_fp16_resumed_goes_on_with_its_scale(make_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("dreambooth.train.Accelerator", Scaled)
+    monkeypatch.setattr("dreambooth.training.train.Accelerator", Scaled)
     config = make_config(prior=WITHOUT, train={"steps": 5, "checkpoint_every": 1})
     scales = [state["scaler"] for state in states(Run.create(config, tmp_path / "whole"))]
     whole = saved(tmp_path / "whole")
@@ -463,7 +463,7 @@ def test_fp16_resumed_goes_on_with_its_scale(make_config, tmp_path, monkeypatch)
 
 def test_a_step_whose_gradients_overflow_is_taken_at_a_lower_scale(make_config, tmp_path, seen, monkeypatch):
     """The weights are those of a training that never overflowed."""
-    monkeypatch.setattr("dreambooth.train.Accelerator", Scaled)
+    monkeypatch.setattr("dreambooth.training.train.Accelerator", Scaled)
     monkeypatch.setattr(Scaled, "first", 2.0**127)
     config = make_config(prior=WITHOUT, train=QUICK)
     ours = run(config, tmp_path / "run")

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from dreambooth.config.settings import TOYBOX, Config, usual_preset
-from dreambooth.dataset import ENCODE_BATCH
 from dreambooth.errors import ConfigError
 from dreambooth.generate import MAX_BATCH
 from dreambooth.machine import available_memory, check_optimizer, probe, resolve_precision
 from dreambooth.methods import get_method
 from dreambooth.rehearsal import LARGE_BLOCK, UTILISATION, Rehearsal, gib, untimed
+from dreambooth.training.dataset import ENCODE_BATCH
 
 UPDATE_8BIT_ON_CPU = 2000
 """Bytes that could be moved while bitsandbytes 0.50 updates one number on a CPU (measured: 50 times plain AdamW)."""

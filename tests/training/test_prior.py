@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dreambooth import events, prior
+from dreambooth import events
 from dreambooth.errors import ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.photos.prepare import is_blank
 from dreambooth.runs import Run
+from dreambooth.training import prior
 from tests import tiny
 
 VAE = "vae/diffusion_pytorch_model.safetensors"

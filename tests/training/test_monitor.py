@@ -18,11 +18,11 @@ from dreambooth.generate import draw as really_draw
 from dreambooth.generate import finished_model
 from dreambooth.metrics.encoders import load_encoders
 from dreambooth.models.adapters import write_step
-from dreambooth.monitor import Measure, Monitor, best_of, read_measures
 from dreambooth.runs import Run
+from dreambooth.training.monitor import Measure, Monitor, best_of, read_measures
 from tests import tiny
 from tests.metrics.test_encoders import NoFloat64
-from tests.test_train import assert_equal, weights
+from tests.training.test_train import assert_equal, weights
 
 BASE = Measure(0, dino=0.4, clip_i=0.5, clip_t=0.6, pres=0.4, div=0.5)
 
@@ -184,7 +184,7 @@ def test_blank_pictures_are_left_out_as_an_evaluation_leaves_them_out(measured, 
     """The figures are those of the others; a step with none of the class left has none."""
     found = {}
     for name, prompts in (("whole", []), ("some", ["beach"]), ("class", ["of a dog"])):
-        monkeypatch.setattr("dreambooth.train.draw", black({1}, prompts))
+        monkeypatch.setattr("dreambooth.training.train.draw", black({1}, prompts))
         run = Run.create(measured(train={"steps": 2, "sample_every": 1}), tmp_path / name)
         told = [e.message for e in run.execute() if isinstance(e, events.Warning)]
         found[name] = ({m.step: m for m in read_measures(run.path).measures}, told)
@@ -200,7 +200,7 @@ def test_blank_pictures_are_left_out_as_an_evaluation_leaves_them_out(measured, 
 
 
 def test_a_base_model_that_draws_nothing_can_not_be_compared_with(measured, tmp_path, monkeypatch):
-    monkeypatch.setattr("dreambooth.train.draw", black({0}, ["dog"]))
+    monkeypatch.setattr("dreambooth.training.train.draw", black({0}, ["dog"]))
     run = Run.create(measured(train={"steps": 2}), tmp_path / "run")
     with pytest.raises(
         ModelError, match=r"draws blank pictures alone.* Set train\.mixed_precision: no, or evaluation\."
@@ -355,7 +355,7 @@ def test_without_a_better_one_training_ends_early(measured, tmp_path):
 
 @pytest.mark.parametrize("patience", [1, 3])
 def test_patience_counts_the_samplings_since_the_best(patience, measured, tmp_path, monkeypatch):
-    monkeypatch.setattr("dreambooth.monitor.best_of", lambda measures, *_: measures[:2][-1])
+    monkeypatch.setattr("dreambooth.training.monitor.best_of", lambda measures, *_: measures[:2][-1])
     run = Run.create(measured(train={"steps": 6}, evaluation={"patience": patience}), tmp_path / "run")
     list(run.execute())
     assert [m.step for m in read_measures(run.path).measures] == list(range(patience + 2))
@@ -383,7 +383,7 @@ def test_a_run_that_began_unmeasured_ends_all_the_same(measured, tmp_path, monke
     for event in run.execute(should_stop=lambda: any(isinstance(e, events.Step) for e in happened)):
         happened.append(event)
     (run.path / "measures.json").unlink()
-    monkeypatch.setattr("dreambooth.train.MAX_BATCH", 1)
+    monkeypatch.setattr("dreambooth.training.train.MAX_BATCH", 1)
     happened.clear()
     for event in run.execute(resume=True, should_stop=lambda: any(isinstance(e, events.Image) for e in happened)):
         happened.append(event)
@@ -398,7 +398,7 @@ def test_a_run_that_began_unmeasured_ends_all_the_same(measured, tmp_path, monke
 def test_a_stop_within_a_sampling_loses_no_measure(measured, tmp_path, monkeypatch, step):
     """Stopped between its pictures, at the last step too: resumed, it measures what the whole training does."""
     config = measured()
-    monkeypatch.setattr("dreambooth.train.MAX_BATCH", 3)
+    monkeypatch.setattr("dreambooth.training.train.MAX_BATCH", 3)
     whole, parts = Run.create(config, tmp_path / "whole"), Run.create(config, tmp_path / "parts")
     list(whole.execute())
     happened = []

@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 import dreambooth
 from benchmarks.full_size import describe
-from dreambooth import machine, preflight, study
+from dreambooth import machine, study
 from dreambooth import rehearsal as rehearsal_module
 from dreambooth.config.settings import TOYBOX, Config, EvaluationConfig
 from dreambooth.errors import ConfigError, ModelError
@@ -24,12 +24,16 @@ from dreambooth.families import STABLE_DIFFUSION, load_pipeline
 from dreambooth.machine import Speed, available_memory, check_optimizer, resolve_device, resolve_precision
 from dreambooth.methods import get_method, methods
 from dreambooth.metrics.encoders import load_encoders
-from dreambooth.preflight import check
 from dreambooth.rehearsal import Rehearsal, blank_pipeline, fitting_batch
+from dreambooth.training import preflight
+from dreambooth.training.preflight import check
 from tests import tiny
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
-CONFIGS, PRESETS = Path(__file__).parent.parent / "configs", Path(dreambooth.__file__).parent / "config" / "presets"
+CONFIGS, PRESETS = (
+    Path(__file__).parent.parent.parent / "configs",
+    Path(dreambooth.__file__).parent / "config" / "presets",
+)
 SPEED = Speed(flops=1e11, bandwidth=1e10, call=1e-6)
 AMPLE = 2**40
 STEP_ONLY = {"prior__enabled": False, "train__sample_every": 0}

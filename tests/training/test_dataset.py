@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from dreambooth.dataset import (
+from dreambooth.families import load_pipeline
+from dreambooth.photos.prepare import side_by_side
+from dreambooth.training.dataset import (
     CLASS,
     ENCODE_BATCH,
     INSTANCE,
@@ -24,8 +26,6 @@ from dreambooth.dataset import (
     prompts_of_variants,
     sizes,
 )
-from dreambooth.families import load_pipeline
-from dreambooth.photos.prepare import side_by_side
 from tests.tiny import finish
 
 

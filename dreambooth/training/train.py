@@ -27,11 +27,29 @@ from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch import Tensor
 
-from dreambooth import events, packs, prior
-from dreambooth.checkpoints import Checkpoint, Writer, list_checkpoints
+from dreambooth import events
 from dreambooth.config.settings import MAX_EXAMPLES, Config, together_prompt
 from dreambooth.cores import share_cores
-from dreambooth.dataset import (
+from dreambooth.errors import ConfigError, HubError, ModelError, RunError
+from dreambooth.events import Event
+from dreambooth.families import Family, family_of, load_pipeline, use_fastest_attention
+from dreambooth.families.tokens import Reader
+from dreambooth.families.words import keep_learned_word
+from dreambooth.files import atomic_folder
+from dreambooth.generate import MAX_BATCH, draw, save_picture
+from dreambooth.machine import DTYPES, peak_memory, reset_peak_memory, resolve_device, resolve_precision
+from dreambooth.methods import Trainable, get_method, store_frozen_in
+from dreambooth.metrics.encoders import load_encoders
+from dreambooth.models.adapters import is_adapter, is_model, load_model, read_step, save_trained
+from dreambooth.models.fetch import fetch_model, fingerprint
+from dreambooth.objectives import dreambooth_loss
+from dreambooth.photos.captions import caption_photos, sources_of
+from dreambooth.photos.coach import coach
+from dreambooth.photos.prepare import find_photos, passed_over, prepare_photos, side_by_side, write_prepared
+from dreambooth.rehearsal import enable_gradient_checkpointing
+from dreambooth.training import packs, prior
+from dreambooth.training.checkpoints import Checkpoint, Writer, list_checkpoints
+from dreambooth.training.dataset import (
     CLASS,
     DROPOUT,
     INSTANCE,
@@ -45,25 +63,8 @@ from dreambooth.dataset import (
     prompt_ids,
     prompts_of_variants,
 )
-from dreambooth.errors import ConfigError, HubError, ModelError, RunError
-from dreambooth.events import Event
-from dreambooth.families import Family, family_of, load_pipeline, use_fastest_attention
-from dreambooth.families.tokens import Reader
-from dreambooth.families.words import keep_learned_word
-from dreambooth.files import atomic_folder
-from dreambooth.generate import MAX_BATCH, draw, save_picture
-from dreambooth.machine import DTYPES, peak_memory, reset_peak_memory, resolve_device, resolve_precision
-from dreambooth.methods import Trainable, get_method, store_frozen_in
-from dreambooth.metrics.encoders import load_encoders
-from dreambooth.models.adapters import is_adapter, is_model, load_model, read_step, save_trained
-from dreambooth.models.fetch import fetch_model, fingerprint
-from dreambooth.monitor import Monitor, exhausted, read_measures
-from dreambooth.objectives import dreambooth_loss
-from dreambooth.photos.captions import caption_photos, sources_of
-from dreambooth.photos.coach import coach
-from dreambooth.photos.prepare import find_photos, passed_over, prepare_photos, side_by_side, write_prepared
-from dreambooth.preflight import check as preflight
-from dreambooth.rehearsal import enable_gradient_checkpointing
+from dreambooth.training.monitor import Monitor, exhausted, read_measures
+from dreambooth.training.preflight import check as preflight
 
 for _state in (PartialState, AcceleratorState, GradientState):  # else runs in two threads change each other's precision
     _state._shared_state = ThreadLocalSharedDict()

@@ -16,7 +16,6 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import DatasetInfo
 from PIL import Image
 
-from dreambooth import prior
 from dreambooth.config.settings import TOYBOX, Config
 from dreambooth.errors import ConfigError
 from dreambooth.families import family_of
@@ -27,6 +26,7 @@ from dreambooth.machine import resolve_device, resolve_precision
 from dreambooth.models.fetch import fetch_files, fetch_model, list_files
 from dreambooth.photos.bombs import check_structure
 from dreambooth.photos.prepare import is_blank
+from dreambooth.training import prior
 
 PACK_TAG = "class-images"
 WANTED = "a pack of class images that `class-images push` made"

@@ -23,16 +23,17 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dreambooth import checkpoints, events, prior
-from dreambooth.checkpoints import list_checkpoints
+from dreambooth import events
 from dreambooth.config.settings import Config, preset_names
-from dreambooth.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variants, encode, photo_variants
 from dreambooth.errors import ConfigError, ModelError, PhotoError, RunError
 from dreambooth.families import load_pipeline
 from dreambooth.hub import sign_in
-from dreambooth.packs import publish_pack
 from dreambooth.runs import Run
-from dreambooth.train import _noise_and_timesteps, train
+from dreambooth.training import checkpoints, prior
+from dreambooth.training.checkpoints import list_checkpoints
+from dreambooth.training.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variants, encode, photo_variants
+from dreambooth.training.packs import publish_pack
+from dreambooth.training.train import _noise_and_timesteps, train
 from tests import tiny
 
 
@@ -232,7 +233,7 @@ def test_killed_between_checkpoints_and_resumed_equals_uninterrupted(make_config
     execute(config, tmp_path / "whole")
     (tmp_path / "c.yaml").write_text(config.to_yaml())
     command = [sys.executable, "-m", "dreambooth", "train", "c.yaml", "--run-dir", "killed"]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parent.parent.parent
     env = os.environ | {"PYTHONPATH": str(root)}
     process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = tmp_path / "killed" / "events.jsonl"
@@ -458,7 +459,7 @@ def test_a_gradient_that_is_not_finite_reaches_neither_weights_nor_checkpoint(ma
     execute(config, tmp_path / "whole")
     run = Run.create(config, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("dreambooth.train.Accelerator", breaking(Broken, 1))
+        patch.setattr("dreambooth.training.train.Accelerator", breaking(Broken, 1))
         with pytest.raises(RunError, match=r"gradient is not finite at step 2.*learning_rate"):
             list(run.execute())
     assert [e.step for e in of(events.Step, run.events())] == [1]
@@ -474,7 +475,7 @@ def test_a_step_that_overflowed_in_fp16_is_done_again_and_counts_once(make_confi
     """Weights, average, learning rates and data are those of a training that never overflowed."""
     config = make_config(train={"lr_schedule": "cosine", "warmup_steps": 1, "ema_decay": 0.5})
     plain = execute(config, tmp_path / "plain")
-    monkeypatch.setattr("dreambooth.train.Accelerator", breaking(Scaled, 0, 1, 4))
+    monkeypatch.setattr("dreambooth.training.train.Accelerator", breaking(Scaled, 0, 1, 4))
     scaled = execute(config, tmp_path / "scaled")
     for a, b in zip(of(events.Step, plain), of(events.Step, scaled), strict=True):
         assert (a.step, a.lr, a.loss) == (b.step, b.lr, b.loss)
@@ -482,7 +483,7 @@ def test_a_step_that_overflowed_in_fp16_is_done_again_and_counts_once(make_confi
 
 
 def test_a_step_that_always_overflows_ends_the_training(make_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("dreambooth.train.Accelerator", breaking(Scaled, *range(2, 99)))
+    monkeypatch.setattr("dreambooth.training.train.Accelerator", breaking(Scaled, *range(2, 99)))
     run = Run.create(make_config(train={"checkpoint_every": 1}), tmp_path / "run")
     with pytest.raises(RunError, match=r"gradient is not finite at step 3"):
         list(run.execute())
@@ -498,7 +499,7 @@ def cut_off(run, after: int) -> None:
 
 
 def test_the_scale_of_fp16_is_part_of_a_checkpoint(make_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("dreambooth.train.Accelerator", breaking(Scaled, 0, 1))
+    monkeypatch.setattr("dreambooth.training.train.Accelerator", breaking(Scaled, 0, 1))
     run = Run.create(make_config(), tmp_path / "run")
     cut_off(run, after=2)
     [kept] = list_checkpoints(run.path / "checkpoints")
@@ -560,7 +561,7 @@ def test_where_the_memory_has_no_room_for_a_copy_checkpoints_are_written_at_once
 def test_checkpoints_come_by_the_clock_too(make_config, tmp_path, monkeypatch):
     """Steps of some three minutes each, and a checkpoint in ten."""
     now = itertools.count(0, 60)
-    monkeypatch.setattr("dreambooth.train.time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr("dreambooth.training.train.time", SimpleNamespace(monotonic=lambda: next(now)))
     for minutes, count in ((10, 2), (1e6, 0)):
         train = {"steps": 9, "checkpoint_every": 1000, "checkpoint_minutes": minutes}
         happened = execute(make_config(train=train), tmp_path / str(minutes))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from dreambooth.checkpoints import Checkpoint, list_checkpoints
 from dreambooth.errors import RunError
+from dreambooth.training.checkpoints import Checkpoint, list_checkpoints
 
 
 def training(width: int = 4, ema: bool = False) -> Checkpoint:

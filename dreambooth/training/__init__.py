@@ -1,0 +1,1 @@
+"""One training: its loop, and what the loop is fed with, watched by and resumed from."""
