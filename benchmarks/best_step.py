@@ -16,7 +16,7 @@ import numpy as np
 from dreambooth.cli import quiet_third_parties
 from dreambooth.evaluate import Evaluation, evaluate, run_photos, trained_model
 from dreambooth.metrics.metrics import METRICS, estimate_mean
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.training.monitor import Measure, best_of, read_measures
 
 SHOWN = ("dino", "pres", "clip_t")

@@ -19,7 +19,7 @@ from benchmarks.full_size import SUBJECT, build
 from dreambooth.config.settings import Config, override
 from dreambooth.events import Metric
 from dreambooth.machine import resolve_device
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.training.preflight import gib, roughly
 
 

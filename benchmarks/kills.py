@@ -118,7 +118,7 @@ def _torment_all(work: Path, token: str, kills: int, dice: random.Random) -> Non
     from dreambooth.files import atomic_folder
     from dreambooth.hub import sign_in
     from dreambooth.publish import Publication, publish, read_state
-    from dreambooth.runs import Run, Worker
+    from dreambooth.runs.directory import Run, Worker
     from dreambooth.ui.limits import StudioSettings
     from dreambooth.ui.studio import Studio, new_owner
     from tests import tiny

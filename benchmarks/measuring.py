@@ -14,7 +14,7 @@ from pathlib import Path
 from dreambooth import events
 from dreambooth.cli import quiet_third_parties
 from dreambooth.config.settings import Config
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 
 SUBJECT = Path(__file__).parent.parent / "dreambooth" / "toybox" / "subjects" / "backpack"
 

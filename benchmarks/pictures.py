@@ -16,7 +16,7 @@ from dreambooth.config.settings import Config
 from dreambooth.files import atomic_file
 from dreambooth.generate import generate, open_source
 from dreambooth.photos.prepare import contact_sheet, find_photos
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.toybox.world import CONTEXTS
 
 SUBJECTS = Path(__file__).parent.parent / "dreambooth" / "toybox" / "subjects"

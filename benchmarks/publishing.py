@@ -21,7 +21,7 @@ import torch
 from benchmarks.full_size import SUBJECT, build
 from dreambooth import events
 from dreambooth.config.settings import Config
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from tests.hub import LoopbackHub
 
 REPO = "anna/full-size"

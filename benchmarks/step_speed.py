@@ -23,7 +23,7 @@ from dreambooth.cli import quiet_third_parties
 from dreambooth.config.settings import Config
 from dreambooth.families import load_pipeline
 from dreambooth.models.fetch import fetch_model
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.training.dataset import class_variants, photo_variants
 from dreambooth.training.prior import class_images
 

@@ -18,7 +18,7 @@ from unittest import mock
 from dreambooth import events
 from dreambooth.cli import quiet_third_parties
 from dreambooth.config.settings import Config
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 
 SUBJECT = Path(__file__).parent.parent / "dreambooth" / "toybox" / "subjects" / "backpack"
 WARM = 8  # steps that set up kernels

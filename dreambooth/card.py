@@ -43,7 +43,7 @@ from dreambooth.reports.model_card import (
     photos_of,
 )
 from dreambooth.reports.tables import capital
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.training.monitor import FILE as MEASURES
 from dreambooth.training.monitor import Measures, bounds_of, read_measures
 

@@ -28,7 +28,7 @@ from dreambooth.files import check_writable, disk_trouble, named_path, refuse_ta
 if TYPE_CHECKING:
     from dreambooth.config.settings import Config
     from dreambooth.evaluate import Evaluation
-    from dreambooth.runs import Run
+    from dreambooth.runs.directory import Run
     from dreambooth.study import StudyConfig
 
 
@@ -164,7 +164,7 @@ def train(config_source: str, overrides: tuple[str, ...], run_dir: Path | None, 
     if run_dir is None and not resume:
         check_writable(runs_root(), "DREAMBOOTH_RUNS, or --run-dir")
     quiet_third_parties()
-    from dreambooth.runs import Run
+    from dreambooth.runs.directory import Run
 
     run = _run_to_resume(config, run_dir, config_source) if resume else Run.create(config, run_dir)
     with _stopped_by_signal() as should_stop:
@@ -353,7 +353,7 @@ def evaluate_run(
     from dreambooth.config.settings import Config, merge
     from dreambooth.evaluate import Evaluation, base_model, evaluate, run_photos, trained_model
     from dreambooth.reports import write_report
-    from dreambooth.runs import Run
+    from dreambooth.runs.directory import Run
     from dreambooth.training.monitor import read_measures
 
     run = Run.open(run_dir)
@@ -488,7 +488,7 @@ def push(run_dir: Path, repo_id: str, public: bool, photos: bool, half: bool, wh
     quiet_third_parties()
     from dreambooth.hub import local_token, sign_in
     from dreambooth.publish import Publication, publish
-    from dreambooth.runs import Run
+    from dreambooth.runs.directory import Run
 
     run, other = Run.open(run_dir), Run.open(partner) if partner else None
     wanted = Publication(repo_id=repo_id, private=not public, photos=photos, half=half, which=which)
@@ -708,7 +708,7 @@ def _run_to_resume(config: Config, run_dir: Path | None, source: str) -> Run:
     Its own config.yaml as the `source` asks to go on with what it has copied.
     """
     from dreambooth.photos.prepare import join_names
-    from dreambooth.runs import Run, list_runs
+    from dreambooth.runs.directory import Run, list_runs
 
     if run_dir is None:
         others, damaged = "", []

@@ -35,7 +35,7 @@ from dreambooth.hub import TAG, Account, check_repo_id, plain_failures, redact
 from dreambooth.models.adapters import STEP
 from dreambooth.models.fetch import INDEX
 from dreambooth.reports.model_card import PHOTOS
-from dreambooth.runs import Run, explain
+from dreambooth.runs.directory import Run, explain
 
 _TRYING, _DONE, _LOCK = "publishing.json", "published.json", ".publishing.lock"
 _OURS = re.compile(

@@ -57,7 +57,7 @@ from dreambooth.photos.captions import caption_photos
 from dreambooth.photos.prepare import MIN_SIDE, find_photos, prepare_photos, save_prepared
 from dreambooth.rehearsal import fitting_batch
 from dreambooth.reports import Cost, cost_of, write_costs, write_csvs, write_report
-from dreambooth.runs import Run, explain
+from dreambooth.runs.directory import Run, explain
 from dreambooth.subjects import CLASSES_FILE, PAPER, PAPER_REPO, fetch_paper_subjects, list_subjects
 from dreambooth.training.monitor import Measures, read_measures
 from dreambooth.training.preflight import check as preflight

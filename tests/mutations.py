@@ -52,7 +52,7 @@ PRIOR, DATASET, METRICS = (
     "dreambooth/metrics/metrics.py",
 )
 CHECKPOINTS, MERGE = "dreambooth/training/checkpoints.py", "dreambooth/models/merge.py"
-FILES, RUNS = "dreambooth/files.py", "dreambooth/runs.py"
+FILES, RUNS = "dreambooth/files.py", "dreambooth/runs/directory.py"
 SETTING = f"{OPTIMISATION}::test_the_weights_are_those_of_the_loop_with_the_setting"
 RATES = f"{OPTIMISATION}::test_each_method_trains_what_it_should_at_rates_of_their_own"
 
@@ -174,13 +174,13 @@ MUTATIONS = (
     Mutation("what was to be replaced is lost", FILES, 'if kind == "old" and not final.exists():', "if False:",
              "tests/test_files.py::test_what_was_to_be_replaced_comes_back_where_the_new_one_did_not_come"),
     Mutation("an end is told before the disk has it", RUNS, "sync_open(file.fileno())", "pass",
-             "tests/test_runs.py::test_what_changes_where_a_run_stands_is_on_the_disk_when_it_is_told_and_steps_are_not"
+             "tests/runs/test_runs.py::test_what_changes_where_a_run_stands_is_on_the_disk_when_it_is_told_and_steps_are_not"
              "_waited_for"),
     Mutation("a run that ends between two looks is interrupted", RUNS,
              "if (last and last.to_json()) == (now and now.to_json()):", "if True:",
-             "tests/test_runs.py::test_a_run_that_ends_between_two_looks_is_never_interrupted"),
+             "tests/runs/test_runs.py::test_a_run_that_ends_between_two_looks_is_never_interrupted"),
     Mutation("a damaged line is the end of a run", "dreambooth/events.py", "    lost += 1\n", "    raise\n",
-             "tests/test_runs.py::test_a_damaged_line_is_lost_and_not_the_run[zeros]"),
+             "tests/runs/test_runs.py::test_a_damaged_line_is_lost_and_not_the_run[zeros]"),
     Mutation("a damaged download is taken", "dreambooth/models/fetch.py", "if found[path] != blob.name]", "if False]",
              "tests/models/test_fetch.py::test_what_a_power_cut_damaged_comes_again_and_what_was_found_whole_is_not_read_again"
              "[zeros]"),

@@ -31,7 +31,7 @@ from dreambooth.methods.lora import FILE as LORA
 from dreambooth.metrics.metrics import METRICS
 from dreambooth.models.adapters import load_model, write_step
 from dreambooth.reports.model_card import method_of
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.study import StudyConfig, plan, run_study
 from dreambooth.training.monitor import read_measures
 from tests import tiny

@@ -21,7 +21,7 @@ from dreambooth.generate import draw_jobs, generate, open_source, save_picture
 from dreambooth.metrics.encoders import load_encoders
 from dreambooth.metrics.metrics import METRICS
 from dreambooth.models.adapters import write_step
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.training.monitor import Measure, Measures
 from tests import tiny
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dreambooth import events
 from dreambooth.errors import RunError
 from dreambooth.events import Event, from_json
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 
 KINDS = {
     "run_queued": events.RunQueued, "stage": events.Stage, "progress": events.Progress, "step": events.Step,

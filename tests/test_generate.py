@@ -30,7 +30,7 @@ from dreambooth.generate import (
 )
 from dreambooth.hub import TAG
 from dreambooth.machine import DTYPES, resolve_precision
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from tests import tiny
 
 QUICK = SamplingConfig(steps=2)

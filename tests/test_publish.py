@@ -25,7 +25,7 @@ from dreambooth.hub import TAG, Account, sign_in
 from dreambooth.models.adapters import load_model
 from dreambooth.models.fetch import fetch_from_hub
 from dreambooth.publish import Publication, PublishState, publish, read_state
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from tests import hub_wire, tiny
 from tests.hub import LoopbackHub
 

@@ -28,7 +28,7 @@ from dreambooth.published import (
     thumbnail,
 )
 from dreambooth.reports.model_card import WORDS
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from tests import tiny
 from tests.hub import LoopbackHub
 

@@ -14,7 +14,7 @@ from filelock import FileLock
 from dreambooth import events
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.evaluate import Evaluation, sampler_of
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.study import StudyConfig, cells_of, comparison, plan, run_study
 from dreambooth.toybox.world import CLASSES
 from dreambooth.training import prior

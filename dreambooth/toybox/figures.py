@@ -27,7 +27,7 @@ from dreambooth.generate import Source, generate, open_source
 from dreambooth.metrics import metrics
 from dreambooth.metrics.encoders import load_encoders
 from dreambooth.photos.prepare import contact_sheet, find_photos, prepare_photo
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.toybox import world
 from dreambooth.toybox.judge import (
     NOUNS,

@@ -18,7 +18,7 @@ from dreambooth.metrics.encoders import Encoders, load_encoders
 from dreambooth.photos.prepare import join_names, open_photo
 from dreambooth.reports import Cell, Line, draw_sheet
 from dreambooth.reports.tables import capital
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.ui import charts, drawing, figures, models
 from dreambooth.ui.comparison import Comparison, as_html, captioned
 from dreambooth.ui.drawing import Order, Progress, Weights

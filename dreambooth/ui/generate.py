@@ -25,7 +25,7 @@ from dreambooth.generate import (
 )
 from dreambooth.photos.prepare import shown_pixels
 from dreambooth.prompts import suggestions
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.ui import drawing, login, models
 from dreambooth.ui.drawing import Progress
 from dreambooth.ui.inputs import numbers

@@ -13,7 +13,7 @@ import numpy as np
 
 from dreambooth import events
 from dreambooth.config.settings import together_prompt
-from dreambooth.runs import Run, Status
+from dreambooth.runs.directory import Run, Status
 from dreambooth.ui.report import ENDINGS, STAGES, Report, duration
 
 DAMAGED_TITLE = "A damaged run"

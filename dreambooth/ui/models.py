@@ -37,7 +37,7 @@ from dreambooth.models.fetch import (
     fetch_safety_checker,
     fingerprint,
 )
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.training.monitor import Measures, read_measures
 from dreambooth.ui.drawing import Weights
 from dreambooth.ui.report import counted

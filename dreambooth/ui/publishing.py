@@ -11,7 +11,7 @@ from pathlib import Path
 from dreambooth.errors import DreamBoothError, RunError
 from dreambooth.hub import Account, redact
 from dreambooth.publish import Publication, publish
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 
 PARALLEL = 2
 """Uploads at a time: one more does not make a line faster, and each may take minutes."""

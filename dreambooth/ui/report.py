@@ -18,7 +18,7 @@ from dreambooth.config.settings import LEARNS_WORD, Config
 from dreambooth.errors import RunError
 from dreambooth.methods import get_method
 from dreambooth.metrics.metrics import METRICS
-from dreambooth.runs import Run, Status
+from dreambooth.runs.directory import Run, Status
 from dreambooth.training.monitor import Measures, read_measures
 from dreambooth.training.preflight import gib
 

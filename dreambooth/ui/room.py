@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from dreambooth.errors import RunError
 from dreambooth.files import shown_size
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.ui.limits import StudioSettings
 
 DAY = 24 * 60 * 60

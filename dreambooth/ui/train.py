@@ -14,7 +14,7 @@ import gradio as gr
 from dreambooth.config.settings import LEARNS_WORD
 from dreambooth.errors import ConfigError, DreamBoothError, ModelError, RunError
 from dreambooth.methods import methods
-from dreambooth.runs import Run, Status
+from dreambooth.runs.directory import Run, Status
 from dreambooth.ui import charts
 from dreambooth.ui import estimate as estimates
 from dreambooth.ui import live as view

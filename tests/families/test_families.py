@@ -25,7 +25,7 @@ from dreambooth.families import (
     what_helps,
 )
 from dreambooth.models.fetch import fetch_from_hub, fingerprint
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from tests import tiny
 from tests.models.test_fetch import repo_files
 

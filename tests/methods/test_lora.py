@@ -16,7 +16,7 @@ from dreambooth.families import load_pipeline
 from dreambooth.generate import generate, open_source
 from dreambooth.methods.lora import _inject
 from dreambooth.models.adapters import load_model
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from tests import tiny
 from tests.methods import attached, claimed, distance, method_settings, pixels, trained
 

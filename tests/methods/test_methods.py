@@ -13,7 +13,7 @@ from dreambooth.families import FAMILIES, load_pipeline
 from dreambooth.generate import draw, generate, open_source
 from dreambooth.methods import get_method, methods
 from dreambooth.models.adapters import fuse, is_adapter, load_model, read_adapter
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from tests import tiny
 
 NAMES = [method.name for method in methods()]

@@ -27,7 +27,7 @@ from dreambooth.models.merge import (
     ordinary_captions,
     part_of,
 )
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.toybox.world import vocabulary
 from tests import tiny
 from tests.methods import claimed

@@ -8,7 +8,7 @@ from dreambooth.config.settings import Config
 from dreambooth.generate import generate, open_source
 from dreambooth.models.fetch import TOYBOX_FOLDER
 from dreambooth.photos.prepare import find_photos, prepare_photos
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 
 SUBJECTS = TOYBOX_FOLDER.parent / "subjects"
 

@@ -18,7 +18,7 @@ from dreambooth.generate import draw as really_draw
 from dreambooth.generate import finished_model
 from dreambooth.metrics.encoders import load_encoders
 from dreambooth.models.adapters import write_step
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.training.monitor import Measure, Monitor, best_of, read_measures
 from tests import tiny
 from tests.metrics.test_encoders import NoFloat64

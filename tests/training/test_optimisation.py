@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from dreambooth import events
 from dreambooth.objectives import Diffusion
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.training.dataset import DreamBoothDataset
 from tests import tiny
 from tests.methods import method_settings

@@ -14,7 +14,7 @@ from dreambooth import events
 from dreambooth.errors import ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.photos.prepare import is_blank
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.training import prior
 from tests import tiny
 

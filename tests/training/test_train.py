@@ -28,7 +28,7 @@ from dreambooth.config.settings import Config, preset_names
 from dreambooth.errors import ConfigError, ModelError, PhotoError, RunError
 from dreambooth.families import load_pipeline
 from dreambooth.hub import sign_in
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.training import checkpoints, prior
 from dreambooth.training.checkpoints import list_checkpoints
 from dreambooth.training.dataset import CLASS, INSTANCE, DreamBoothDataset, class_variants, encode, photo_variants

@@ -15,7 +15,7 @@ from dreambooth.families import load_pipeline
 from dreambooth.methods import get_method
 from dreambooth.models.adapters import save_trained, write_step
 from dreambooth.models.fetch import fetch_model
-from dreambooth.runs import Run, Worker
+from dreambooth.runs.directory import Run, Worker
 from dreambooth.training.monitor import Measure, Measures
 from dreambooth.ui.limits import StudioSettings
 from dreambooth.ui.login import new_owner

@@ -13,7 +13,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.training.checkpoints import list_checkpoints
 from dreambooth.ui.login import new_owner
 from tests.ui.conftest import Served, serve

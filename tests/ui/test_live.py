@@ -10,7 +10,7 @@ import pytest
 
 from dreambooth import events
 from dreambooth.config.settings import Config
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.training.monitor import Measure, Measures
 from dreambooth.ui import live
 from dreambooth.ui.report import Report

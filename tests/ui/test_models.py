@@ -13,7 +13,7 @@ from dreambooth.config.settings import SamplingConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, RunError
 from dreambooth.models import fetch
 from dreambooth.models.fetch import TOYBOX_FOLDER, fetch_from_hub
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.ui import models
 from dreambooth.ui.drawing import Weights
 from dreambooth.ui.models import open_model

@@ -8,7 +8,7 @@ import pytest
 
 from dreambooth import events
 from dreambooth.publish import PublishState, read_state
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.ui.publish import NO_RUN, Actions, Standing, contents_html, standing_html
 from dreambooth.ui.studio import Studio
 from tests.hub import LoopbackHub

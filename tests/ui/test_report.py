@@ -9,7 +9,7 @@ import pytest
 
 from dreambooth import events
 from dreambooth.config.settings import Config
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.ui import report as reports
 from dreambooth.ui.report import Digest, Digests, duration, title_of
 

@@ -27,7 +27,7 @@ from dreambooth.photos.prepare import (
     prepare_photos,
     shown_pixels,
 )
-from dreambooth.runs import Run, Worker, list_runs
+from dreambooth.runs.directory import Run, Worker, list_runs
 from dreambooth.ui import room
 from dreambooth.ui import studio as studio_module
 from dreambooth.ui.limits import StudioSettings

@@ -11,7 +11,7 @@ from dreambooth import events
 from dreambooth.config.settings import TOYBOX, load_preset
 from dreambooth.errors import ModelError
 from dreambooth.photos.prepare import Crop
-from dreambooth.runs import Run
+from dreambooth.runs.directory import Run
 from dreambooth.training.preflight import Estimate
 from dreambooth.ui import estimate, train, upload
 from dreambooth.ui.estimate import Estimates

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from dreambooth.errors import ConfigError, PhotoError
 from dreambooth.photos.prepare import SHOWN, Crop, prepare_photo, show_crop
-from dreambooth.runs import Worker
+from dreambooth.runs.directory import Worker
 from dreambooth.ui import crops, upload
 from dreambooth.ui.identifier import Lookup, as_word
 from dreambooth.ui.limits import StudioSettings

@@ -17,10 +17,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from dreambooth import events, machine, runs
+from dreambooth import events, machine
 from dreambooth.errors import ConfigError, ModelError, PhotoError, RunError
 from dreambooth.files import atomic_folder
-from dreambooth.runs import Run, Worker, list_runs, runs_root
+from dreambooth.runs import directory as runs
+from dreambooth.runs.directory import Run, Worker, list_runs, runs_root
 from dreambooth.training.checkpoints import list_checkpoints
 
 
@@ -751,7 +752,7 @@ CHILD = """
 import sys, threading
 from pathlib import Path
 from dreambooth import events, machine
-from dreambooth.runs import Run, Worker
+from dreambooth.runs.directory import Run, Worker
 
 class Told(Run):
     def append(self, event):
