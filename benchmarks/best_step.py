@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dreambooth.cli import quiet_third_parties
-from dreambooth.evaluate import Evaluation, evaluate, run_photos, trained_model
+from dreambooth.evaluation.evaluate import Evaluation, evaluate, run_photos, trained_model
 from dreambooth.metrics.metrics import METRICS, estimate_mean
 from dreambooth.runs.directory import Run
 from dreambooth.training.monitor import Measure, best_of, read_measures

@@ -21,11 +21,12 @@ from PIL import Image
 from dreambooth import events
 from dreambooth.config.settings import TOYBOX, Config
 from dreambooth.errors import ConfigError, RunError
-from dreambooth.evaluate import BASE, FILE, Evaluation, trained_model
+from dreambooth.evaluation.evaluate import BASE, FILE, Evaluation, trained_model
+from dreambooth.evaluation.reports import Cell, Line, draw_sheet, drift_plot, gallery, loss_plot, progress_plot
+from dreambooth.evaluation.reports.tables import capital
 from dreambooth.generate import Which, save_picture
 from dreambooth.hub import Token, name_of, plain_failures
 from dreambooth.models.adapters import is_adapter
-from dreambooth.reports import Cell, Line, draw_sheet, drift_plot, gallery, loss_plot, progress_plot
 from dreambooth.reports.model_card import (
     COMPARISON,
     CONFIG,
@@ -42,7 +43,6 @@ from dreambooth.reports.model_card import (
     model_card,
     photos_of,
 )
-from dreambooth.reports.tables import capital
 from dreambooth.runs.directory import Run
 from dreambooth.training.monitor import FILE as MEASURES
 from dreambooth.training.monitor import Measures, bounds_of, read_measures

@@ -27,9 +27,9 @@ from dreambooth.files import check_writable, disk_trouble, named_path, refuse_ta
 
 if TYPE_CHECKING:
     from dreambooth.config.settings import Config
-    from dreambooth.evaluate import Evaluation
+    from dreambooth.evaluation.evaluate import Evaluation
+    from dreambooth.evaluation.study import StudyConfig
     from dreambooth.runs.directory import Run
-    from dreambooth.study import StudyConfig
 
 
 def tidy_variables() -> None:
@@ -298,7 +298,7 @@ def compare(config_file: Path, overrides: tuple[str, ...], out: Path | None) -> 
 
     config = Config.load(config_file, overrides)
     quiet_third_parties()
-    from dreambooth.study import comparison
+    from dreambooth.evaluation.study import comparison
 
     _carry_out(comparison(config), out or Path("studies") / config_file.stem)
 
@@ -319,7 +319,7 @@ def batch(batch_file: Path, overrides: tuple[str, ...], out: Path | None) -> Non
 
     read_yaml(batch_file)  # a file that is not there is told at once
     quiet_third_parties()
-    from dreambooth.study import StudyConfig
+    from dreambooth.evaluation.study import StudyConfig
 
     _carry_out(StudyConfig.load(batch_file, overrides), out or Path("studies") / batch_file.stem)
 
@@ -351,8 +351,8 @@ def evaluate_run(
         raise click.UsageError("--base measures the model before training; it has no --which.")
     quiet_third_parties()
     from dreambooth.config.settings import Config, merge
-    from dreambooth.evaluate import Evaluation, base_model, evaluate, run_photos, trained_model
-    from dreambooth.reports import write_report
+    from dreambooth.evaluation.evaluate import Evaluation, base_model, evaluate, run_photos, trained_model
+    from dreambooth.evaluation.reports import write_report
     from dreambooth.runs.directory import Run
     from dreambooth.training.monitor import read_measures
 
@@ -737,7 +737,7 @@ def _run_to_resume(config: Config, run_dir: Path | None, source: str) -> Run:
 
 def _carry_out(study: StudyConfig, out: Path) -> None:
     """Plan and run a study, and tell how it goes."""
-    from dreambooth.study import plan, run_study
+    from dreambooth.evaluation.study import plan, run_study
 
     check_writable(out, "--out")
     click.echo("check …", err=True)

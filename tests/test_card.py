@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from dreambooth.card import Licence, assemble, base_licence
 from dreambooth.config.settings import Config, merge, read_yaml, to_yaml
 from dreambooth.errors import ConfigError, HubError, RunError
-from dreambooth.evaluate import Evaluation
+from dreambooth.evaluation.evaluate import Evaluation
+from dreambooth.evaluation.study import StudyConfig, plan, run_study
 from dreambooth.families import load_pipeline
 from dreambooth.families.words import read_words
 from dreambooth.generate import finished_model, generate, open_source
@@ -32,7 +33,6 @@ from dreambooth.metrics.metrics import METRICS
 from dreambooth.models.adapters import load_model, write_step
 from dreambooth.reports.model_card import method_of
 from dreambooth.runs.directory import Run
-from dreambooth.study import StudyConfig, plan, run_study
 from dreambooth.training.monitor import read_measures
 from tests import tiny
 from tests.ui.studios import save_adapter

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from dreambooth import cli, events
 from dreambooth.config.settings import Config, to_yaml
 from dreambooth.errors import ConfigError
-from dreambooth.evaluate import Evaluation
+from dreambooth.evaluation.evaluate import Evaluation
 from dreambooth.hub import TAG
 from dreambooth.models.adapters import read_adapter, write_step
 from dreambooth.publish import read_state

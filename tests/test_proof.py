@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from dreambooth.config.settings import EvaluationConfig
-from dreambooth.evaluate import BASE
+from dreambooth.evaluation.evaluate import BASE
+from dreambooth.evaluation.reports import differences
+from dreambooth.evaluation.study import StudyConfig, plan, run_study
 from dreambooth.metrics.encoders import load_encoders
 from dreambooth.metrics.metrics import Estimate, pairs
-from dreambooth.reports import differences
-from dreambooth.study import StudyConfig, plan, run_study
 
 SUBJECTS = Path(__file__).parent.parent / "dreambooth" / "toybox" / "subjects"
 

@@ -11,14 +11,9 @@ from urllib.parse import quote
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from dreambooth.config.settings import LEARNS_WORD, TOYBOX, Config
-from dreambooth.evaluate import BASE, ENCODER_OF, FILE, Evaluation
-from dreambooth.families import words
-from dreambooth.files import shown_size
-from dreambooth.hub import TAG
-from dreambooth.methods import get_method
-from dreambooth.metrics.metrics import METRICS
-from dreambooth.reports.published import caution
-from dreambooth.reports.tables import (
+from dreambooth.evaluation.evaluate import BASE, ENCODER_OF, FILE, Evaluation
+from dreambooth.evaluation.reports.published import caution
+from dreambooth.evaluation.reports.tables import (
     capital,
     comparison_table,
     difference_table,
@@ -30,6 +25,11 @@ from dreambooth.reports.tables import (
     reading,
     shown,
 )
+from dreambooth.families import words
+from dreambooth.files import shown_size
+from dreambooth.hub import TAG
+from dreambooth.methods import get_method
+from dreambooth.metrics.metrics import METRICS
 from dreambooth.training.monitor import Measures
 
 HUB = "https://huggingface.co"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dreambooth.evaluate import ENCODER_OF
+from dreambooth.evaluation.evaluate import ENCODER_OF
 from dreambooth.metrics.metrics import METRICS
 from dreambooth.training.monitor import Measures, bounds_of
 from dreambooth.ui.report import Report

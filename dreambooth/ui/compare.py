@@ -12,12 +12,12 @@ import gradio as gr
 
 from dreambooth.config.settings import Config, SamplingConfig
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
+from dreambooth.evaluation.reports import Cell, Line, draw_sheet
+from dreambooth.evaluation.reports.tables import capital
 from dreambooth.generate import Picture, check_request
 from dreambooth.machine import resolve_device
 from dreambooth.metrics.encoders import Encoders, load_encoders
 from dreambooth.photos.prepare import join_names, open_photo
-from dreambooth.reports import Cell, Line, draw_sheet
-from dreambooth.reports.tables import capital
 from dreambooth.runs.directory import Run
 from dreambooth.ui import charts, drawing, figures, models
 from dreambooth.ui.comparison import Comparison, as_html, captioned

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
-from dreambooth.reports import Cell, Line
+from dreambooth.evaluation.reports import Cell, Line
 
 
 class Comparison(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dreambooth.config.settings import Config
-from dreambooth.evaluate import group_of
+from dreambooth.evaluation.evaluate import group_of
 from dreambooth.metrics import metrics
 from dreambooth.metrics.encoders import Encoders
 from dreambooth.metrics.metrics import METRICS, Estimate

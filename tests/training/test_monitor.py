@@ -13,7 +13,7 @@ from PIL import Image
 
 from dreambooth import events
 from dreambooth.errors import DreamBoothError, ModelError, RunError
-from dreambooth.evaluate import trained_model
+from dreambooth.evaluation.evaluate import trained_model
 from dreambooth.generate import draw as really_draw
 from dreambooth.generate import finished_model
 from dreambooth.metrics.encoders import load_encoders

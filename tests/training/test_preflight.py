@@ -16,10 +16,11 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 import dreambooth
 from benchmarks.full_size import describe
-from dreambooth import machine, study
+from dreambooth import machine
 from dreambooth import rehearsal as rehearsal_module
 from dreambooth.config.settings import TOYBOX, Config, EvaluationConfig
 from dreambooth.errors import ConfigError, ModelError
+from dreambooth.evaluation import study
 from dreambooth.families import STABLE_DIFFUSION, load_pipeline
 from dreambooth.machine import Speed, available_memory, check_optimizer, resolve_device, resolve_precision
 from dreambooth.methods import get_method, methods

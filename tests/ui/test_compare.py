@@ -12,7 +12,7 @@ from PIL import Image
 from dreambooth import events
 from dreambooth.config.settings import EvaluationConfig
 from dreambooth.errors import ConfigError
-from dreambooth.reports.gallery import CELL
+from dreambooth.evaluation.reports.gallery import CELL
 from dreambooth.ui.compare import NO_RUN, Actions, checked_prompts
 from dreambooth.ui.comparison import Comparison
 from dreambooth.ui.studio import Studio

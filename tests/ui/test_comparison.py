@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dreambooth.reports import Cell, Line
+from dreambooth.evaluation.reports import Cell, Line
 from dreambooth.ui.comparison import Comparison, as_html
 
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from dreambooth.config.settings import Config, EvaluationConfig
+from dreambooth.evaluation.reports import Cell, Line
 from dreambooth.metrics.encoders import Encoders, load_encoders
-from dreambooth.reports import Cell, Line
 from dreambooth.ui import figures
 from dreambooth.ui.comparison import Comparison
 from dreambooth.ui.figures import Figures

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dreambooth.evaluate import Evaluation
+from dreambooth.evaluation.evaluate import Evaluation
 
 PAPER = "Ruiz et al. 2022, arXiv 2208.12242"
 

@@ -14,10 +14,16 @@ from PIL import Image
 
 from dreambooth import events
 from dreambooth.errors import ConfigError
-from dreambooth.evaluate import BASE, ClassPicture, Evaluation, PromptScores, Sampler, SubjectPicture, group_of
-from dreambooth.generate import save_picture
-from dreambooth.metrics.metrics import METRICS, Estimate, estimate_mean
-from dreambooth.reports import (
+from dreambooth.evaluation.evaluate import (
+    BASE,
+    ClassPicture,
+    Evaluation,
+    PromptScores,
+    Sampler,
+    SubjectPicture,
+    group_of,
+)
+from dreambooth.evaluation.reports import (
     Cell,
     Cost,
     Line,
@@ -36,9 +42,11 @@ from dreambooth.reports import (
     write_csvs,
     write_report,
 )
-from dreambooth.reports.gallery import CELL
-from dreambooth.reports.published import PUBLISHED, protocol
-from dreambooth.reports.tables import verdict
+from dreambooth.evaluation.reports.gallery import CELL
+from dreambooth.evaluation.reports.published import PUBLISHED, protocol
+from dreambooth.evaluation.reports.tables import verdict
+from dreambooth.generate import save_picture
+from dreambooth.metrics.metrics import METRICS, Estimate, estimate_mean
 from dreambooth.training.monitor import Measure, Measures
 
 TOYBOX = {"dino": "toybox ViT", "clip": "toybox CLIP", "perceptual": "toybox ViT patch distance"}

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dreambooth.evaluate import BASE, Evaluation
+from dreambooth.evaluation.evaluate import BASE, Evaluation
+from dreambooth.evaluation.reports.gallery import FAINT, INK, PAPER, RULE
+from dreambooth.evaluation.reports.tables import capital, ceilings, conditions, summary
 from dreambooth.files import atomic_file
 from dreambooth.metrics.metrics import METRICS
-from dreambooth.reports.gallery import FAINT, INK, PAPER, RULE
-from dreambooth.reports.tables import capital, ceilings, conditions, summary
 from dreambooth.training.monitor import Measures
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dreambooth import events
 from dreambooth.errors import ConfigError, ModelError, RunError
-from dreambooth.evaluate import BASE, Candidate, Evaluation, base_model, evaluate, run_photos, trained_model
+from dreambooth.evaluation.evaluate import BASE, Candidate, Evaluation, base_model, evaluate, run_photos, trained_model
 from dreambooth.generate import draw_jobs, generate, open_source, save_picture
 from dreambooth.metrics.encoders import load_encoders
 from dreambooth.metrics.metrics import METRICS
@@ -277,7 +277,7 @@ def test_fewer_are_drawn_at_once_where_the_memory_holds_no_more_and_that_is_told
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dreambooth.generate.fitting_batch", fitting)
         patch.setattr(
-            "dreambooth.evaluate.draw_jobs",
+            "dreambooth.evaluation.evaluate.draw_jobs",
             lambda s, jobs, *a, **k: sizes.append(len(jobs)) or draw_jobs(s, jobs, *a, **k),
         )
         happened = run(config, photos, tmp_path, replace(base_model(config), open=lambda _: source))

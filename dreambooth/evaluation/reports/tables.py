@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dreambooth.errors import ConfigError
-from dreambooth.evaluate import BASE, Evaluation, group_of
+from dreambooth.evaluation.evaluate import BASE, Evaluation, group_of
 from dreambooth.files import atomic_file
 from dreambooth.metrics.metrics import METRICS, Estimate, estimate_mean, paired_difference
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dreambooth.evaluate import Evaluation
+from dreambooth.evaluation.evaluate import Evaluation
+from dreambooth.evaluation.reports.tables import capital, conditions
 from dreambooth.files import atomic_file
-from dreambooth.reports.tables import capital, conditions
 
 CELL = 256
 """Least side of a picture on the sheet, in pixels, so that the words beside it can be read; the toybox draws 128."""

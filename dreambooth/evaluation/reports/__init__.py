@@ -10,15 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dreambooth.evaluate import BASE, PHOTOS, Evaluation
-from dreambooth.files import atomic_file
-from dreambooth.metrics.metrics import METRICS
-from dreambooth.reports.costs import Cost, cost_of, cost_table, cost_words, write_costs
-from dreambooth.reports.gallery import Cell, Line, draw_sheet, gallery
-from dreambooth.reports.page import as_page
-from dreambooth.reports.plots import drift_plot, loss_plot, metrics_plot, progress_plot
-from dreambooth.reports.published import PUBLISHED, caution, protocol
-from dreambooth.reports.tables import (
+from dreambooth.evaluation.evaluate import BASE, PHOTOS, Evaluation
+from dreambooth.evaluation.reports.costs import Cost, cost_of, cost_table, cost_words, write_costs
+from dreambooth.evaluation.reports.gallery import Cell, Line, draw_sheet, gallery
+from dreambooth.evaluation.reports.page import as_page
+from dreambooth.evaluation.reports.plots import drift_plot, loss_plot, metrics_plot, progress_plot
+from dreambooth.evaluation.reports.published import PUBLISHED, caution, protocol
+from dreambooth.evaluation.reports.tables import (
     capital,
     comparison_table,
     conditions,
@@ -37,6 +35,8 @@ from dreambooth.reports.tables import (
     summary,
     write_csvs,
 )
+from dreambooth.files import atomic_file
+from dreambooth.metrics.metrics import METRICS
 from dreambooth.training.monitor import Measures
 
 __all__ = [

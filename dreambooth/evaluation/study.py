@@ -35,7 +35,7 @@ from dreambooth.config.settings import (
     validated,
 )
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError, first_line
-from dreambooth.evaluate import (
+from dreambooth.evaluation.evaluate import (
     BASE,
     Evaluation,
     base_model,
@@ -45,6 +45,8 @@ from dreambooth.evaluate import (
     sampler_of,
     trained_model,
 )
+from dreambooth.evaluation.reports import Cost, cost_of, write_costs, write_csvs, write_report
+from dreambooth.evaluation.subjects import CLASSES_FILE, PAPER, PAPER_REPO, fetch_paper_subjects, list_subjects
 from dreambooth.events import Event
 from dreambooth.families import family_of
 from dreambooth.families.tokens import Reader
@@ -56,9 +58,7 @@ from dreambooth.models.fetch import fetch_model
 from dreambooth.photos.captions import caption_photos
 from dreambooth.photos.prepare import MIN_SIDE, find_photos, prepare_photos, save_prepared
 from dreambooth.rehearsal import fitting_batch
-from dreambooth.reports import Cost, cost_of, write_costs, write_csvs, write_report
 from dreambooth.runs.directory import Run, explain
-from dreambooth.subjects import CLASSES_FILE, PAPER, PAPER_REPO, fetch_paper_subjects, list_subjects
 from dreambooth.training.monitor import Measures, read_measures
 from dreambooth.training.preflight import check as preflight
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth.errors import ConfigError, HubError
-from dreambooth.subjects import fetch_paper_subjects, list_subjects, read_class_nouns
+from dreambooth.evaluation.subjects import fetch_paper_subjects, list_subjects, read_class_nouns
 from tests import tiny
 from tests.models.test_fetch import closed_port, loopback_hub, point_client_at
 from tests.test_files import SAVED

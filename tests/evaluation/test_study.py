@@ -13,15 +13,15 @@ from filelock import FileLock
 
 from dreambooth import events
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
-from dreambooth.evaluate import Evaluation, sampler_of
+from dreambooth.evaluation.evaluate import Evaluation, sampler_of
+from dreambooth.evaluation.study import StudyConfig, cells_of, comparison, plan, run_study
 from dreambooth.runs.directory import Run
-from dreambooth.study import StudyConfig, cells_of, comparison, plan, run_study
 from dreambooth.toybox.world import CLASSES
 from dreambooth.training import prior
 from dreambooth.training.monitor import read_measures
 from tests import tiny
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
 EVALUATION = {
     "dino": "toybox", "clip": "toybox", "perceptual": "toybox", "images_per_prompt": 2, "class_images": 3,
     "prompts": ["a {identifier} {class_noun} in the snow", "a photo of {identifier} {class_noun}"],
@@ -259,7 +259,7 @@ def test_what_could_not_be_drawn_to_be_measured_is_refused_before_anything_begin
     def refuse(model, device, precision, most, setting, **options):
         raise ConfigError(f"{setting} can't even be 1")
 
-    monkeypatch.setattr("dreambooth.study.fitting_batch", refuse)
+    monkeypatch.setattr("dreambooth.evaluation.study.fitting_batch", refuse)
     assert "evaluation.batch_size can't even be 1" in refusal(make_study(), tmp_path / "out")
 
 

@@ -11,11 +11,20 @@ from pathlib import Path
 import numpy as np
 
 from dreambooth import events
-from dreambooth.evaluate import Evaluation
+from dreambooth.evaluation.evaluate import Evaluation
+from dreambooth.evaluation.reports.tables import (
+    AVERAGE,
+    capital,
+    conditions,
+    escape,
+    figure,
+    heads,
+    markdown_table,
+    summary,
+)
 from dreambooth.events import Event
 from dreambooth.files import atomic_file, shown_size
 from dreambooth.metrics.metrics import METRICS
-from dreambooth.reports.tables import AVERAGE, capital, conditions, escape, figure, heads, markdown_table, summary
 
 FILE = "costs.csv"
 

@@ -1,0 +1,1 @@
+"""What finished runs are worth: measured, compared in studies, and reported."""
