@@ -487,8 +487,8 @@ def push(run_dir: Path, repo_id: str, public: bool, photos: bool, half: bool, wh
     """
     quiet_third_parties()
     from dreambooth.hub import local_token, sign_in
-    from dreambooth.publish import Publication, publish
     from dreambooth.runs.directory import Run
+    from dreambooth.sharing.publish import Publication, publish
 
     run, other = Run.open(run_dir), Run.open(partner) if partner else None
     wanted = Publication(repo_id=repo_id, private=not public, photos=photos, half=half, which=which)
@@ -695,7 +695,7 @@ def _config_of(source: str, overrides: tuple[str, ...]) -> Config:
     if repo_id.count("/") != 1 or (at and not revision):
         raise ConfigError(f"{source!r} names no model.", "Write hub:USER/NAME, or hub:USER/NAME@REVISION.")
     quiet_third_parties()
-    from dreambooth.published import published_config
+    from dreambooth.sharing.published import published_config
     from dreambooth.training.prior import cache_root
 
     folder = cache_root().with_name("published") / repo_id.replace("/", "--")

@@ -30,8 +30,8 @@ from dreambooth.errors import ConfigError
 from dreambooth.evaluation.evaluate import Evaluation
 from dreambooth.hub import TAG
 from dreambooth.models.adapters import read_adapter, write_step
-from dreambooth.publish import read_state
 from dreambooth.runs.directory import Run
+from dreambooth.sharing.publish import read_state
 from dreambooth.training.checkpoints import list_checkpoints
 from dreambooth.training.monitor import Measure, Measures
 from tests import tiny

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from dreambooth import events
 from dreambooth.hub import sign_in
-from dreambooth.publish import Publication, publish, read_state
 from dreambooth.runs.directory import Run, Worker
+from dreambooth.sharing.publish import Publication, publish, read_state
 from dreambooth.ui.limits import StudioSettings
 from dreambooth.ui.studio import Studio
 from tests.powercut import Disk, Moment

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from dreambooth.errors import DreamBoothError, HubError
 from dreambooth.hub import Token, local_token, sign_in
-from dreambooth.published import PublishedModel, list_published, published_sampling, thumbnail
+from dreambooth.sharing.published import PublishedModel, list_published, published_sampling, thumbnail
 from dreambooth.ui import login
 from dreambooth.ui.generate import Form
 from dreambooth.ui.inputs import said

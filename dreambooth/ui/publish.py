@@ -20,8 +20,8 @@ from dreambooth.generate import Which
 from dreambooth.hub import check_repo_id, name_of, sign_in
 from dreambooth.methods import get_method
 from dreambooth.models.adapters import is_adapter
-from dreambooth.publish import Publication, PublishState, read_state
 from dreambooth.runs.directory import Run
+from dreambooth.sharing.publish import Publication, PublishState, read_state
 from dreambooth.training.train import TOGETHER
 from dreambooth.ui import login, models
 from dreambooth.ui.drawing import bar_html

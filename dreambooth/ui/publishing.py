@@ -10,8 +10,8 @@ from pathlib import Path
 
 from dreambooth.errors import DreamBoothError, RunError
 from dreambooth.hub import Account, redact
-from dreambooth.publish import Publication, publish
 from dreambooth.runs.directory import Run
+from dreambooth.sharing.publish import Publication, publish
 
 PARALLEL = 2
 """Uploads at a time: one more does not make a line faster, and each may take minutes."""

@@ -7,7 +7,7 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from dreambooth.published import PublishedModel
+from dreambooth.sharing.published import PublishedModel
 from dreambooth.ui import gallery
 from dreambooth.ui.gallery import Actions, Found, as_html
 from dreambooth.ui.studio import Studio

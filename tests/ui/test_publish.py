@@ -7,8 +7,8 @@ import gradio as gr
 import pytest
 
 from dreambooth import events
-from dreambooth.publish import PublishState, read_state
 from dreambooth.runs.directory import Run
+from dreambooth.sharing.publish import PublishState, read_state
 from dreambooth.ui.publish import NO_RUN, Actions, Standing, contents_html, standing_html
 from dreambooth.ui.studio import Studio
 from tests.hub import LoopbackHub

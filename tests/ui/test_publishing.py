@@ -6,7 +6,7 @@ import pytest
 
 from dreambooth.errors import RunError
 from dreambooth.hub import sign_in
-from dreambooth.publish import Publication, read_state
+from dreambooth.sharing.publish import Publication, read_state
 from dreambooth.ui import publishing
 from dreambooth.ui.publishing import Publisher
 from dreambooth.ui.studio import Studio

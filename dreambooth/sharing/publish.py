@@ -25,7 +25,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from pydantic import BaseModel, ConfigDict, Field
 
-from dreambooth import card, events
+from dreambooth import events
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError, RunError, first_line
 from dreambooth.events import Event
 from dreambooth.families import FAMILIES, loaded_files
@@ -34,8 +34,9 @@ from dreambooth.generate import Which, finished_model
 from dreambooth.hub import TAG, Account, check_repo_id, plain_failures, redact
 from dreambooth.models.adapters import STEP
 from dreambooth.models.fetch import INDEX
-from dreambooth.reports.model_card import PHOTOS
 from dreambooth.runs.directory import Run, explain
+from dreambooth.sharing import card
+from dreambooth.sharing.model_card import PHOTOS
 
 _TRYING, _DONE, _LOCK = "publishing.json", "published.json", ".publishing.lock"
 _OURS = re.compile(

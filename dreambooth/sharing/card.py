@@ -27,7 +27,8 @@ from dreambooth.evaluation.reports.tables import capital
 from dreambooth.generate import Which, save_picture
 from dreambooth.hub import Token, name_of, plain_failures
 from dreambooth.models.adapters import is_adapter
-from dreambooth.reports.model_card import (
+from dreambooth.runs.directory import Run
+from dreambooth.sharing.model_card import (
     COMPARISON,
     CONFIG,
     DRIFT,
@@ -43,7 +44,6 @@ from dreambooth.reports.model_card import (
     model_card,
     photos_of,
 )
-from dreambooth.runs.directory import Run
 from dreambooth.training.monitor import FILE as MEASURES
 from dreambooth.training.monitor import Measures, bounds_of, read_measures
 

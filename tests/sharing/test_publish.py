@@ -24,8 +24,8 @@ from dreambooth.generate import draw
 from dreambooth.hub import TAG, Account, sign_in
 from dreambooth.models.adapters import load_model
 from dreambooth.models.fetch import fetch_from_hub
-from dreambooth.publish import Publication, PublishState, publish, read_state
 from dreambooth.runs.directory import Run
+from dreambooth.sharing.publish import Publication, PublishState, publish, read_state
 from tests import hub_wire, tiny
 from tests.hub import LoopbackHub
 
@@ -138,7 +138,7 @@ def test_the_events_tell_how_far_it_is(hub, anna, run):
 
 @pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
 def test_a_large_file_is_sent_by_itself_and_tells_how_far_it_is(hub, anna, run, monkeypatch):
-    monkeypatch.setattr("dreambooth.publish._LOOK", 0.02)
+    monkeypatch.setattr("dreambooth.sharing.publish._LOOK", 0.02)
     unet = run.path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({"w": torch.rand(10_000_000, generator=torch.Generator().manual_seed(0))}, unet)
     fault = hub.fail(r"PUT /storage/|POST /cas/v1/xorbs/", "slow", after=10_000_000, times=99)
@@ -566,7 +566,7 @@ def test_a_full_disk_is_told_and_the_hub_is_left_alone(hub, anna, run, monkeypat
         raise OSError(28, "No space left on device", str(run.path / "x"))
 
     with monkeypatch.context() as patch:
-        patch.setattr("dreambooth.card.save_picture", full)
+        patch.setattr("dreambooth.sharing.card.save_picture", full)
         with pytest.raises(RunError, match="disk is full") as caught:
             carry_out(run, anna)
     assert "--resume" not in str(caught.value)
@@ -618,7 +618,7 @@ def test_a_bug_is_kept_without_folders(hub, anna, run, monkeypatch, error, told)
     def fail(*_args, **_kwargs):
         raise error
 
-    monkeypatch.setattr("dreambooth.card.save_picture", fail)
+    monkeypatch.setattr("dreambooth.sharing.card.save_picture", fail)
     with pytest.raises(ValueError, match=re.escape(str(error))):
         carry_out(run, anna)
     assert read_state(run.path).reason == f"ValueError: {told}"

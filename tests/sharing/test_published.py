@@ -18,8 +18,10 @@ from dreambooth.config.settings import MOST_SUBJECTS, MOST_VECTORS, Config
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError
 from dreambooth.hub import TAG, sign_in
 from dreambooth.models.fetch import MAX_HEADER
-from dreambooth.publish import Publication, publish
-from dreambooth.published import (
+from dreambooth.runs.directory import Run
+from dreambooth.sharing.model_card import WORDS
+from dreambooth.sharing.publish import Publication, publish
+from dreambooth.sharing.published import (
     MAX_PICTURE,
     PublishedModel,
     list_published,
@@ -27,8 +29,6 @@ from dreambooth.published import (
     published_sampling,
     thumbnail,
 )
-from dreambooth.reports.model_card import WORDS
-from dreambooth.runs.directory import Run
 from tests import tiny
 from tests.hub import LoopbackHub
 
@@ -435,14 +435,14 @@ def test_a_repo_that_is_none_of_ours_is_told(hub, tmp_path):
 
 
 def test_too_many_and_too_large_photos_are_not_fetched(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr("dreambooth.published.MAX_PHOTOS", 1)
+    monkeypatch.setattr("dreambooth.sharing.published.MAX_PHOTOS", 1)
     hub.add_repo("mona/dog", with_photos())
     with pytest.raises(ConfigError, match="mona/dog: 2 photos are too many"):
         published_config("mona/dog", None, False, tmp_path / "f")
 
 
 def test_a_large_photo_is_not_fetched(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr("dreambooth.published.MAX_PHOTO", 100)
+    monkeypatch.setattr("dreambooth.sharing.published.MAX_PHOTO", 100)
     hub.add_repo("mona/dog", with_photos())
     with pytest.raises(ConfigError, match=r"mona/dog: photos/00\.png is too large"):
         published_config("mona/dog", None, False, tmp_path / "f")

@@ -19,7 +19,6 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth.card import Licence, assemble, base_licence
 from dreambooth.config.settings import Config, merge, read_yaml, to_yaml
 from dreambooth.errors import ConfigError, HubError, RunError
 from dreambooth.evaluation.evaluate import Evaluation
@@ -31,8 +30,9 @@ from dreambooth.hub import TAG
 from dreambooth.methods.lora import FILE as LORA
 from dreambooth.metrics.metrics import METRICS
 from dreambooth.models.adapters import load_model, write_step
-from dreambooth.reports.model_card import method_of
 from dreambooth.runs.directory import Run
+from dreambooth.sharing.card import Licence, assemble, base_licence
+from dreambooth.sharing.model_card import method_of
 from dreambooth.training.monitor import read_measures
 from tests import tiny
 from tests.ui.studios import save_adapter
@@ -656,7 +656,7 @@ def test_the_lines_of_every_adapters_card_draw_what_it_draws(adapters, make, hub
 
     there = tmp_path / "elsewhere"
     there.mkdir()
-    environment = hub.environment() | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = hub.environment() | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}
     done = subprocess.run(
         [sys.executable, "-c", DRAW_ALL], cwd=there, env=environment, input=json.dumps(shown), capture_output=True,
         text=True, timeout=240,

@@ -38,7 +38,7 @@ from dreambooth.hub import TAG, Token, plain_failures
 from dreambooth.methods import get_method
 from dreambooth.models.fetch import check_header, check_words, fetch_files, list_files
 from dreambooth.photos.prepare import IMAGE_SUFFIXES, open_photo
-from dreambooth.reports.model_card import CONFIG, PHOTOS, WORDS, method_of, photos_of
+from dreambooth.sharing.model_card import CONFIG, PHOTOS, WORDS, method_of, photos_of
 
 WANTED = "a model that was published with this product"
 

@@ -1,0 +1,1 @@
+"""Runs as model repos on the Hub: published, with a card, and found again."""
