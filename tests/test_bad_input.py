@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.cli.test_cli import Result, here, process, result
 from tests.models.test_fetch import loopback_hub
-from tests.test_cli import Result, here, process, result
 
 QUICK = {
     "device": "cpu",

@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
-from dreambooth.toybox.judge import train_judge
 from dreambooth.toybox.pretrain import base, data, encoders, export, vae
+from dreambooth.toybox.pretrain.judge import train_judge
 
 CPU = torch.device("cpu")
 

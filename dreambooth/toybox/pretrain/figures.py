@@ -1,9 +1,9 @@
 """Every figure and picture of the toybox's model card, measured on what ships.
 
-    python -m dreambooth.toybox.figures [--out docs] [--photos FOLDER] [--work DIR] [--only NAME ...]
+    python -m dreambooth.toybox.pretrain.figures [--out docs] [--photos FOLDER] [--work DIR] [--only NAME ...]
 
 Each figure is a function that gives Markdown. Held-out pictures show identities that no training has seen. Those with
-a judge in them need `python -m dreambooth.toybox.judge` first.
+a judge in them need `python -m dreambooth.toybox.pretrain.judge` first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from dreambooth.metrics.encoders import load_encoders
 from dreambooth.photos.prepare import contact_sheet, find_photos, prepare_photo
 from dreambooth.runs.directory import Run
 from dreambooth.toybox import world
-from dreambooth.toybox.judge import (
+from dreambooth.toybox.pretrain.data import SIZE, to_pixels
+from dreambooth.toybox.pretrain.export import SUBJECTS
+from dreambooth.toybox.pretrain.judge import (
     NOUNS,
     Judge,
     answer,
@@ -39,7 +41,7 @@ from dreambooth.toybox.judge import (
     load_judge,
     verdicts,
 )
-from dreambooth.toybox.measures import (
+from dreambooth.toybox.pretrain.measures import (
     Look,
     centred_pixels,
     clip_looks,
@@ -54,11 +56,9 @@ from dreambooth.toybox.measures import (
     unsettled,
     vit_look,
 )
-from dreambooth.toybox.pretrain.data import SIZE, to_pixels
-from dreambooth.toybox.pretrain.export import SUBJECTS
 from dreambooth.toybox.world import CLASSES, CONTEXTS, HELD_OUT_FROM, STYLES, Scene, identity
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import torch
 from click.testing import CliRunner
 
 from dreambooth.errors import ModelError
-from dreambooth.toybox import judge, world
-from dreambooth.toybox.pretrain import data
+from dreambooth.toybox import world
+from dreambooth.toybox.pretrain import data, judge
 
 CPU = torch.device("cpu")
 

@@ -37,7 +37,7 @@ from dreambooth.training.monitor import Measure, Measures
 from tests import tiny
 from tests.test_files import SAVED
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 class Result(NamedTuple):

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor, ViTConfig, ViTImageProcessor, ViTModel
 
-from dreambooth.toybox.judge import Judge
 from dreambooth.toybox.pretrain.data import to_pixels, to_small
+from dreambooth.toybox.pretrain.judge import Judge
 
 Look = Callable[[np.ndarray], np.ndarray]
 """From (N, S, S, 3) uint8 pictures, S a multiple of 64, to (N, D) features of unit length."""

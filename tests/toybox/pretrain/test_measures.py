@@ -11,10 +11,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor, ViTImageProcessor, ViTModel
 
-from dreambooth.toybox import measures
-from dreambooth.toybox.judge import draw_scenes, held_out_scenes
+from dreambooth.toybox.pretrain import measures
 from dreambooth.toybox.pretrain.data import load_pictures
 from dreambooth.toybox.pretrain.encoders import new_vit
+from dreambooth.toybox.pretrain.judge import draw_scenes, held_out_scenes
 
 few_values = arrays(np.int64, st.integers(1, 30), elements=st.integers(-4, 4))
 

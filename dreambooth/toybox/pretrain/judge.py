@@ -1,6 +1,6 @@
 """The judge: a small classifier of toybox pictures, trained on real renders alone, for the figures of the model card.
 
-    python -m dreambooth.toybox.judge --work DIR
+    python -m dreambooth.toybox.pretrain.judge --work DIR
 
 trains it and says how well it sees held-out renders.
 """
@@ -92,7 +92,7 @@ def load_judge(work: Path) -> Judge:
     state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
     if state is None or state["step"] < state["steps"]:
         what = "is not there" if state is None else f"was trained for {state['step']} of {state['steps']} steps only"
-        raise ModelError(f"{path} {what}.", f"Train it: python -m dreambooth.toybox.judge --work {work}.")
+        raise ModelError(f"{path} {what}.", f"Train it: python -m dreambooth.toybox.pretrain.judge --work {work}.")
     judge = Judge().eval()
     judge.load_state_dict(state["ema"])
     return judge

@@ -11,9 +11,9 @@ from PIL import Image
 from dreambooth.config.settings import SamplingConfig
 from dreambooth.errors import ModelError
 from dreambooth.generate import open_source
-from dreambooth.toybox import figures
-from dreambooth.toybox.judge import load_judge
-from dreambooth.toybox.measures import judge_look
+from dreambooth.toybox.pretrain import figures
+from dreambooth.toybox.pretrain.judge import load_judge
+from dreambooth.toybox.pretrain.measures import judge_look
 from tests import pictures as made_up
 
 
@@ -147,4 +147,4 @@ def test_the_command_prints_the_figures_asked_for(judged, tmp_path, monkeypatch)
 def test_the_command_says_what_is_missing(tmp_path):
     result = CliRunner().invoke(figures.main, ["--work", str(tmp_path), "--only", "judge"])
     assert result.exit_code == 1
-    assert "python -m dreambooth.toybox.judge" in result.output
+    assert "python -m dreambooth.toybox.pretrain.judge" in result.output
