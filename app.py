@@ -7,7 +7,7 @@ def serve() -> None:
     """Serve it until it is stopped. Raises `ConfigError` for settings with which it can't start."""
     prepare_for_the_studio()
     quiet_third_parties()
-    from dreambooth.ui import launch
+    from dreambooth.ui.page import launch
 
     launch()
 

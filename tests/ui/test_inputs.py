@@ -15,9 +15,10 @@ from gradio.utils import get_function_params
 from starlette.requests import Request
 
 from dreambooth.config.settings import TOYBOX
-from dreambooth.ui import build, inputs
+from dreambooth.ui import inputs
 from dreambooth.ui.inputs import Page, check_inputs
 from dreambooth.ui.login import Visitors, new_owner
+from dreambooth.ui.page import build
 from dreambooth.ui.studio import Studio
 
 ANNA = new_owner()
