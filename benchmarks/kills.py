@@ -119,7 +119,7 @@ def _torment_all(work: Path, token: str, kills: int, dice: random.Random) -> Non
     from dreambooth.hub import sign_in
     from dreambooth.runs.directory import Run, Worker
     from dreambooth.sharing.publish import Publication, publish, read_state
-    from dreambooth.ui.limits import StudioSettings
+    from dreambooth.ui.doors.limits import StudioSettings
     from dreambooth.ui.studio import Studio, new_owner
     from tests import tiny
     from tests.test_durability import WEIGHTS

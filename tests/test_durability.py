@@ -13,7 +13,7 @@ from dreambooth import events
 from dreambooth.hub import sign_in
 from dreambooth.runs.directory import Run, Worker
 from dreambooth.sharing.publish import Publication, publish, read_state
-from dreambooth.ui.limits import StudioSettings
+from dreambooth.ui.doors.limits import StudioSettings
 from dreambooth.ui.studio import Studio
 from tests.powercut import Disk, Moment
 from tests.ui.studios import ANNA

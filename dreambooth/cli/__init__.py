@@ -574,7 +574,7 @@ def rotate(account: str) -> None:
     The account goes on seeing them; an id that somebody may have got hold of opens nothing any more.
     """
     quiet_third_parties()
-    from dreambooth.ui import login
+    from dreambooth.ui.doors import login
 
     login.rotate(account, runs_root())
     click.echo(f"The runs of {account} have another owner id now.")

@@ -23,7 +23,7 @@ import gradio as gr
 
 from dreambooth.apart import Child, News, Order, Step, Weights, draw
 from dreambooth.config.settings import SamplingConfig
-from dreambooth.ui.lines import DRAWING
+from dreambooth.ui.doors.lines import DRAWING
 from dreambooth.ui.report import duration
 from dreambooth.ui.studio import QUIET, gpu_is_lent, in_plain_words
 

@@ -27,9 +27,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from dreambooth.config.settings import MAX_BRACKETS, MAX_FOREIGN_YAML
 from dreambooth.errors import ConfigError, PhotoError
-from dreambooth.ui.limits import MAX_LETTERS
-from dreambooth.ui.lines import address_of
-from dreambooth.ui.login import Visitors
+from dreambooth.ui.doors.limits import MAX_LETTERS
+from dreambooth.ui.doors.lines import address_of
+from dreambooth.ui.doors.login import Visitors
 from dreambooth.ui.studio import plain_words
 
 HINT = "The table of the API says what each endpoint takes."

@@ -12,12 +12,19 @@ from gradio.utils import get_upload_folder
 
 from dreambooth.errors import ConfigError, first_line
 from dreambooth.files import check_writable
-from dreambooth.ui import compare, gallery, generate, login, publish, theme, train, upload
-from dreambooth.ui.guard import GuardedApp
+from dreambooth.ui import theme
+from dreambooth.ui.compare import compare
+from dreambooth.ui.doors import login
+from dreambooth.ui.doors.guard import GuardedApp
+from dreambooth.ui.doors.lines import Lines
+from dreambooth.ui.gallery import gallery
+from dreambooth.ui.generate import generate
 from dreambooth.ui.housekeeping import keep_house, own_temp_folder
 from dreambooth.ui.inputs import Page
-from dreambooth.ui.lines import Lines
+from dreambooth.ui.photos import upload
+from dreambooth.ui.publish import publish
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words
+from dreambooth.ui.train import train
 
 HEADER = """
 <header class="masthead">

@@ -46,9 +46,9 @@ from dreambooth.runs.directory import Run, Worker, list_runs
 from dreambooth.sharing.publish import Publication, read_state
 from dreambooth.training import prior
 from dreambooth.training.preflight import disk_bytes, png_bytes
-from dreambooth.ui import lines, room
-from dreambooth.ui.limits import StudioSettings, is_person, refuse_too_large, refuse_too_much
-from dreambooth.ui.login import checked_owner, mark, mark_of
+from dreambooth.ui.doors import lines, room
+from dreambooth.ui.doors.limits import StudioSettings, is_person, refuse_too_large, refuse_too_much
+from dreambooth.ui.doors.login import checked_owner, mark, mark_of
 from dreambooth.ui.publishing import Publisher
 from dreambooth.ui.report import title_of
 

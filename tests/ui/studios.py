@@ -17,8 +17,8 @@ from dreambooth.models.adapters import save_trained, write_step
 from dreambooth.models.fetch import fetch_model
 from dreambooth.runs.directory import Run, Worker
 from dreambooth.training.monitor import Measure, Measures
-from dreambooth.ui.limits import StudioSettings
-from dreambooth.ui.login import new_owner
+from dreambooth.ui.doors.limits import StudioSettings
+from dreambooth.ui.doors.login import new_owner
 from dreambooth.ui.studio import Studio, Upload, Ways
 
 ANNA, BERT = new_owner(), new_owner()

@@ -9,7 +9,7 @@ from dreambooth.config.settings import EvaluationConfig
 from dreambooth.training.monitor import Measure, Measures, best_of
 from dreambooth.ui import charts, theme
 from dreambooth.ui.charts import Level, Line
-from tests.ui.test_live import report
+from tests.ui.train.test_live import report
 
 ENCODERS = {"dino": "toybox <ViT>", "clip": "toybox CLIP", "perceptual": "patch distance"}
 STEPS = (

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dreambooth.runs.directory import Run
 from dreambooth.training.checkpoints import list_checkpoints
-from dreambooth.ui.login import new_owner
+from dreambooth.ui.doors.login import new_owner
 from tests.ui.conftest import Served, serve
 
 VISITORS = 20

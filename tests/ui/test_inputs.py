@@ -16,8 +16,8 @@ from starlette.requests import Request
 
 from dreambooth.config.settings import TOYBOX
 from dreambooth.ui import inputs
+from dreambooth.ui.doors.login import Visitors, new_owner
 from dreambooth.ui.inputs import Page, check_inputs
-from dreambooth.ui.login import Visitors, new_owner
 from dreambooth.ui.page import build
 from dreambooth.ui.studio import Studio
 

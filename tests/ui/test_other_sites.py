@@ -14,7 +14,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from dreambooth.ui.login import COOKIE
+from dreambooth.ui.doors.login import COOKIE
 from tests.hub import LoopbackHub
 from tests.ui.conftest import SECONDS, Served, serve, start_chromium
 from tests.ui.test_page import open_tab, start_training

@@ -12,8 +12,8 @@ import pytest
 
 from dreambooth.cli import prepare_for_the_studio
 from dreambooth.errors import ConfigError
-from dreambooth.ui import login
 from dreambooth.ui import page as ui
+from dreambooth.ui.doors import login
 from dreambooth.ui.studio import Studio
 from tests.ui.conftest import ROOT, serve
 

@@ -1,0 +1,1 @@
+"""The fourth tab: what training did."""

@@ -1,0 +1,1 @@
+"""The first tab: photos, and the words for the subject."""

@@ -1,0 +1,1 @@
+"""The fifth tab: a run becomes a model repo."""

@@ -1,0 +1,1 @@
+"""The second tab: a training's settings, and the visitor's runs."""
