@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.full_size import SUBJECT, build
-from dreambooth.config.settings import Config, override
+from dreambooth.config.settings import Config
+from dreambooth.config.yaml_file import override
 from dreambooth.events import Metric
 from dreambooth.machine import resolve_device
 from dreambooth.runs.directory import Run

@@ -16,7 +16,8 @@ import torch
 
 import dreambooth
 from benchmarks.full_size import describe
-from dreambooth.config.settings import TOYBOX, Config
+from dreambooth.config.names import TOYBOX
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError
 from dreambooth.machine import Speed
 from dreambooth.models.fetch import fetch_model

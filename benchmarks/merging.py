@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.cli import quiet_third_parties
-from dreambooth.config.settings import TOYBOX
+from dreambooth.config.names import TOYBOX
 from dreambooth.generate import find_model
 from dreambooth.methods.custom_diffusion import projections, read_weights
 from dreambooth.models import merge

@@ -18,15 +18,10 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from torch import nn
 
-from dreambooth.config.settings import (
-    TOYBOX,
-    Config,
-    SamplingConfig,
-    load_preset,
-    read_card_data,
-    read_foreign_yaml,
-    read_yaml,
-)
+from dreambooth.config.names import TOYBOX
+from dreambooth.config.presets import load_preset
+from dreambooth.config.settings import Config, SamplingConfig
+from dreambooth.config.yaml_file import read_card_data, read_foreign_yaml, read_yaml
 from dreambooth.cores import share_cores
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.families import Family, shown_name, store_matrices_in, use_fastest_attention

@@ -15,7 +15,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils._http import default_client_factory
 
-from dreambooth.config.settings import TOYBOX
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, first_line
 
 TAG = "dreambooth-studio"
@@ -117,13 +116,6 @@ def check_repo_id(text: str, account: Account) -> str:
             f"Choose one of {', '.join(owners.values())}.",
         )
     return f"{owners[owner.casefold()] if owner else account.name}/{name}"
-
-
-def name_of(model: str) -> str:
-    """What others may read of a base model or an encoder: of a folder, even one that is gone, its last part alone."""
-    path = Path(os.path.expanduser(model))
-    hub_id = model.count("/") < 2 and "\\" not in model and not model.startswith((".", "/", "~"))
-    return model if model == TOYBOX or (hub_id and not path.exists()) else path.resolve().name
 
 
 @contextmanager

@@ -6,7 +6,7 @@ and the page's suggestions use the same ones.
 
 from __future__ import annotations
 
-from dreambooth.config.settings import TOYBOX
+from dreambooth.config.names import TOYBOX
 from dreambooth.toybox.world import CONTEXTS, STYLES
 
 _PLACES = (

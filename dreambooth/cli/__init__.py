@@ -108,7 +108,7 @@ class _ModelType(click.ParamType):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Raises `ConfigError`, which names the option."""
-        from dreambooth.config.settings import which_model
+        from dreambooth.config.names import which_model
 
         name = param.opts[0] if isinstance(param, click.Option) else param.make_metavar(ctx)
         if not value.strip():
@@ -315,7 +315,7 @@ def batch(batch_file: Path, overrides: tuple[str, ...], out: Path | None) -> Non
     One that fails is told at once and at the end, and the others go on. What is done already is kept: after a stop, or
     for what failed, give the same command again.
     """
-    from dreambooth.config.settings import read_yaml
+    from dreambooth.config.yaml_file import read_yaml
 
     read_yaml(batch_file)  # a file that is not there is told at once
     quiet_third_parties()
@@ -350,7 +350,8 @@ def evaluate_run(
     if base and which != "last":
         raise click.UsageError("--base measures the model before training; it has no --which.")
     quiet_third_parties()
-    from dreambooth.config.settings import Config, merge
+    from dreambooth.config.settings import Config
+    from dreambooth.config.yaml_file import merge
     from dreambooth.evaluation.evaluate import Evaluation, base_model, evaluate, run_photos, trained_model
     from dreambooth.evaluation.reports import write_report
     from dreambooth.runs.directory import Run

@@ -6,31 +6,19 @@ A setting is taken from, in this order: `--set`, the YAML file, the file's `pres
 
 from __future__ import annotations
 
-import os
 import re
 import string
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
+from dreambooth.config.names import TOYBOX, make_folders_absolute
+from dreambooth.config.presets import load_preset, usual_preset
+from dreambooth.config.yaml_file import merge, override, read_yaml, to_yaml
 from dreambooth.errors import ConfigError
-from dreambooth.files import named_path, read_text
-
-TOYBOX = "toybox"
-"""The base model that is built in; any other `base_model` is a Hub id or a local pipeline folder."""
-
-HUB = "hub:"
-"""What stands before OWNER/NAME that might also be a folder's name."""
-
-MAX_FOREIGN_YAML = 2**16
-"""Bytes of a repo's settings or card that are read; a complete config has about 2,000."""
-MAX_BRACKETS = 32
-"""Brackets in brackets of a repo's YAML; settings have two. The time to read them grows with the square."""
 
 DEVICES = r"auto|cpu|mps|cuda(:\d{1,2})?"
 MethodName = Literal["full", "lora", "textual_inversion", "custom_diffusion"]
@@ -731,228 +719,6 @@ def validated(kind: type[_Model], settings: dict[str, Any], source: str) -> _Mod
 
 
 # ------------------------------------------------------------------------------------------------------ YAML, presets
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises `ConfigError` with line and column where it is not one."""
-    return _mapping(_read_text(path, str(path)), str(path))
-
-
-def read_foreign_yaml(path: Path, source: str) -> dict[str, Any]:
-    """`read_yaml` of a file that somebody else wrote and messages call `source`: refused where its size, depth, or
-    aliases that may stand for gigabytes, could keep this machine busy."""
-    return _foreign_mapping(_read_foreign_text(path, source), source)
-
-
-def read_card_data(path: Path, source: str) -> dict[str, Any]:
-    """What the front matter of somebody else's model card says, read as `read_foreign_yaml` reads; empty without."""
-    front = re.match(r"\s*---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", _read_foreign_text(path, source), re.DOTALL)
-    return _foreign_mapping(front[1], source) if front else {}
-
-
-def _read_foreign_text(path: Path, source: str) -> str:
-    if path.is_file() and (size := path.stat().st_size) > MAX_FOREIGN_YAML:
-        raise ConfigError(f"{source}: has {size:,} bytes, too many for settings.")
-    return _read_text(path, source)
-
-
-def _foreign_mapping(text: str, source: str) -> dict[str, Any]:
-    with _yaml_told(source):  # before anything is made of it
-        depth = 0
-        for token in yaml.scan(text):
-            if isinstance(token, yaml.AliasToken):
-                raise ConfigError(f"{source}: uses YAML aliases, which settings have no need of.")
-            depth += isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken)
-            depth -= isinstance(token, yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken)
-            if depth > MAX_BRACKETS:
-                raise ConfigError(f"{source}: nests more than {MAX_BRACKETS} brackets, which settings never do.")
-    return _mapping(text, source)
-
-
-def _read_text(path: Path, source: str) -> str:
-    try:
-        return read_text(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{source}: no such file.", "Give the path of a YAML config; the README shows one.") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{source}: can't be read ({error}).") from None
-
-
-def _mapping(text: str, source: str) -> dict[str, Any]:
-    loaded = _parse_yaml(text, source)
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{source}: holds {type(loaded).__name__}, not settings.", "Write `key: value` lines.")
-    return loaded
-
-
-def to_yaml(settings: dict[str, Any]) -> str:
-    """Plain settings as YAML that `read_yaml` takes back."""
-    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    with _yaml_told(source):
-        return yaml.load(text, Loader=_Loader)
-
-
-@contextmanager
-def _yaml_told(source: str) -> Iterator[None]:
-    try:
-        yield
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", error)
-        raise ConfigError(f"{source}{where}: not valid YAML ({problem}).") from None
-    except (ValueError, RecursionError) as error:  # a date such as 2020-13-45, or thousands of brackets
-        raise ConfigError(f"{source}: not valid YAML ({error}).") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 5e-6 is a number (it wants 5.0e-6), yes, no, on and off are words (`mixed_precision: no`; a switch
-    takes them too), and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # YAML's own error says that it can't be a key
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes every text, such as the commit 7460e10, that `_Loader` or another reader would take for something else."""
-
-
-for _kind in (_Loader, _Dumper):
-    _kind.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-    for _first in "-+.0123456789":
-        _kind.yaml_implicit_resolvers.setdefault(_first, []).append(
-            ("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"))
-        )
-for _first in "yYnNoO":
-    _Loader.yaml_implicit_resolvers[_first] = [
-        (tag, pattern) for tag, pattern in _Loader.yaml_implicit_resolvers[_first] if not tag.endswith(":bool")
-    ]
-
-
-def make_folders_absolute(settings: dict, folder: Path) -> None:
-    """Let settings name photos, learned words and models by absolute paths instead of ones relative to `folder`.
-
-    Raises `ConfigError` where one is none, and where it may be a folder or a repo of the Hub.
-    """
-    more = settings.get("more_subjects")
-    for subject in (settings.get("subject"), *(more if isinstance(more, list) else ())):
-        if isinstance(subject, dict) and isinstance(photos := subject.get("photos"), str) and photos.strip():
-            subject["photos"] = absolute(photos, folder, "subject.photos")
-    word = settings.get("word")
-    if isinstance(word, dict) and isinstance(learned := word.get("learned"), str) and learned.strip():
-        word["learned"] = absolute(learned, folder, "word.learned")
-    evaluation = settings.get("evaluation")
-    for section, prefix, keys in ((settings, "", ("base_model",)), (evaluation, "evaluation.", ("dino", "clip"))):
-        for key in keys if isinstance(section, dict) else ():
-            if isinstance(name := section.get(key), str) and name.strip():
-                section[key] = which_model(name, folder, prefix + key)
-    prior = settings.get("prior")
-    if isinstance(prior, dict) and isinstance(pack := prior.get("pack"), str) and os.path.isdir(folder / pack):
-        raise ConfigError(
-            f"prior.pack = {pack!r} is a folder here, and would be asked from the Hub.",
-            "Name a dataset of the Hub that is none, or leave it out: class images of this machine are found.",
-        )
-
-
-def which_model(name: str, folder: Path, key: str) -> str:
-    """What somebody means by `name`, given under `key` and relative to `folder`: a model that is built in, the absolute
-    path of a folder, or OWNER/NAME of a repo of the Hub, before which `hub:` may stand.
-
-    Raises `ConfigError` where that can't be told: what was meant as a folder must never be asked from the Hub, where
-    the name may be anybody's.
-    """
-    if name in (TOYBOX, "auto"):
-        return name
-    repo_id = name.removeprefix(HUB)
-    if repo_id != name and (repo_id.count("/") != 1 or not all(repo_id.split("/"))):
-        raise ConfigError(f"{key} = {name!r} names no model.", "Write hub:OWNER/NAME.")
-    if repo_id != name:
-        return repo_id
-    path = absolute(name, folder, key)
-    if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")) or "\\" in name:
-        return path
-    owner, here = name.split("/")[0], Path()
-    for place in dict.fromkeys((folder.absolute(), here.absolute())):
-        if (place / name).exists() or (place / owner).is_dir():
-            lies = f"{place / name} is there" if (place / name).exists() else f"{place / owner} is there without it"
-            raise ConfigError(
-                f"{key} = {name!r} may be a folder, of which {lies}, or a repo of the Hub.",
-                f"Write ./{name} or a longer path for the folder, hub:{name} for the Hub's.",
-            )
-    return name
-
-
-def absolute(path: str, folder: Path, key: str) -> str:
-    """A path that a file in `folder` names under `key`, as an absolute one; raises `ConfigError` where it is none."""
-    try:
-        return str((folder / named_path(path, key)).resolve())
-    except (OSError, RuntimeError) as error:  # symbolic links in a circle
-        raise ConfigError(f"{key} = {path!r} is not a path ({error}).", "Give a folder.") from None
-
-
-_PRESETS = Path(__file__).parent / "presets"
-
-
-def preset_names() -> list[str]:
-    """The names that `preset` takes."""
-    return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
-
-
-def usual_preset(base_model: str, method: str | None = None) -> str | None:
-    """The recipe of settings that name none: the method's, for the toybox or for Stable Diffusion 1.x; None where
-    the defaults are that recipe."""
-    kind = TOYBOX if base_model == TOYBOX else "sd15"
-    if method in (None, "full"):
-        return TOYBOX if kind == TOYBOX else None
-    name = f"{kind}-{str(method).replace('_', '-')}"
-    return name if name in preset_names() else None  # an unknown method is told of with all other wrong keys
-
-
-def load_preset(name: str) -> dict[str, Any]:
-    """A preset's settings, over those of the preset that it names; raises `ConfigError` with the names there are."""
-    if name not in preset_names():
-        raise ConfigError(f"preset {name!r} does not exist.", f"Choose one of {', '.join(preset_names())}.")
-    settings = read_yaml(_PRESETS / f"{name}.yaml")
-    below = settings.pop("preset", None)
-    return merge(load_preset(below), settings) if below else settings
-
-
-def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings, those of `above` where both have a value."""
-    merged = dict(below)
-    for key, value in above.items():
-        nested = isinstance(value, dict) and isinstance(below.get(key), dict)
-        merged[key] = merge(below[key], value) if nested else value
-    return merged
-
-
-def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Nested settings, changed by `key.subkey=value` strings; raises `ConfigError` for one that is none."""
-    for text in overrides:
-        settings = merge(settings, _parse_override(text))
-    return settings
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not all(key.strip().split(".")):
-        raise ConfigError(f"--set {text!r} is not KEY=VALUE.", "Write for example --set train.steps=400.")
-    parsed = _parse_yaml(value, f"--set {text!r}")
-    for part in reversed(key.strip().split(".")):
-        parsed = {part: parsed}
-    return parsed
 
 
 def _describe(error: dict[str, Any], model: type[BaseModel]) -> str:

@@ -22,6 +22,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from dreambooth import events
+from dreambooth.config.names import name_of
 from dreambooth.config.settings import Config, identifier_in
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.events import Event
@@ -36,7 +37,6 @@ from dreambooth.generate import (
     open_source,
     save_picture,
 )
-from dreambooth.hub import name_of
 from dreambooth.machine import resolve_device, resolve_precision
 from dreambooth.metrics import metrics
 from dreambooth.metrics.encoders import Encoders, PerceptualDistance, embed_files, load_encoders

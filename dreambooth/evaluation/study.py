@@ -23,17 +23,9 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dreambooth import events
-from dreambooth.config.settings import (
-    Config,
-    SamplingConfig,
-    absolute,
-    make_folders_absolute,
-    merge,
-    override,
-    read_yaml,
-    to_yaml,
-    validated,
-)
+from dreambooth.config.names import absolute, make_folders_absolute
+from dreambooth.config.settings import Config, SamplingConfig, validated
+from dreambooth.config.yaml_file import merge, override, read_yaml, to_yaml
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError, first_line
 from dreambooth.evaluation.evaluate import (
     BASE,

@@ -36,7 +36,8 @@ from transformers import (
     ViTModel,
 )
 
-from dreambooth.config.settings import TOYBOX, EvaluationConfig
+from dreambooth.config.names import TOYBOX
+from dreambooth.config.settings import EvaluationConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError, first_line
 from dreambooth.families import shown_name, what_helps
 from dreambooth.files import atomic_file, disk_trouble

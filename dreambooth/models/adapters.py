@@ -11,12 +11,13 @@ from typing import Annotated
 from diffusers import DiffusionPipeline
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from dreambooth.config.settings import LEARNS_WORD, TOYBOX, Config, MethodName
+from dreambooth.config.names import TOYBOX, name_of
+from dreambooth.config.settings import LEARNS_WORD, Config, MethodName
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.families import Family, load_pipeline, shown_name, what_helps
 from dreambooth.families.words import read_words
 from dreambooth.files import atomic_folder, refuse_taken
-from dreambooth.hub import Token, name_of
+from dreambooth.hub import Token
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.methods import Trainable, get_method, methods
 from dreambooth.methods.full import forget_paths, use_classic_names

@@ -16,7 +16,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from dreambooth.config.settings import MOST_SUBJECTS, TOYBOX
+from dreambooth.config.names import TOYBOX
+from dreambooth.config.settings import MOST_SUBJECTS
 from dreambooth.errors import ConfigError
 from dreambooth.families import Family, shown_name
 from dreambooth.families.words import read_words, write_words

@@ -25,7 +25,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from dreambooth import events
-from dreambooth.config.settings import Config, read_yaml
+from dreambooth.config.settings import Config
+from dreambooth.config.yaml_file import read_yaml
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.events import Event
 from dreambooth.families.words import learned_word, read_words

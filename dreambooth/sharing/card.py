@@ -19,13 +19,14 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
 from dreambooth import events
-from dreambooth.config.settings import TOYBOX, Config
+from dreambooth.config.names import TOYBOX, name_of
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, RunError
 from dreambooth.evaluation.evaluate import BASE, FILE, Evaluation, trained_model
 from dreambooth.evaluation.reports import Cell, Line, draw_sheet, drift_plot, gallery, loss_plot, progress_plot
 from dreambooth.evaluation.reports.tables import capital
 from dreambooth.generate import Which, save_picture
-from dreambooth.hub import Token, name_of, plain_failures
+from dreambooth.hub import Token, plain_failures
 from dreambooth.models.adapters import is_adapter
 from dreambooth.runs.directory import Run
 from dreambooth.sharing.model_card import (

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from dreambooth.config.settings import LEARNS_WORD, TOYBOX, Config
+from dreambooth.config.names import TOYBOX
+from dreambooth.config.settings import LEARNS_WORD, Config
 from dreambooth.evaluation.evaluate import BASE, ENCODER_OF, FILE, Evaluation
 from dreambooth.evaluation.reports.published import caution
 from dreambooth.evaluation.reports.tables import (

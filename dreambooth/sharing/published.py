@@ -20,17 +20,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
-from dreambooth.config.settings import (
-    MAX_FOREIGN_YAML,
-    MOST_SUBJECTS,
-    TOYBOX,
-    Config,
-    SamplingConfig,
-    make_folders_absolute,
-    override,
-    read_foreign_yaml,
-    validated,
-)
+from dreambooth.config.names import TOYBOX, make_folders_absolute
+from dreambooth.config.settings import MOST_SUBJECTS, Config, SamplingConfig, validated
+from dreambooth.config.yaml_file import MAX_FOREIGN_YAML, override, read_foreign_yaml
 from dreambooth.errors import ConfigError, ModelError, PhotoError
 from dreambooth.families.words import PATTERN
 from dreambooth.files import atomic_folder, cache_home, read_text, scratch_folder

@@ -16,12 +16,13 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import DatasetInfo
 from PIL import Image
 
-from dreambooth.config.settings import TOYBOX, Config
+from dreambooth.config.names import TOYBOX, name_of
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError
 from dreambooth.families import family_of
 from dreambooth.files import scratch_folder
 from dreambooth.generate import save_picture
-from dreambooth.hub import TAG, Account, Token, name_of, plain_failures
+from dreambooth.hub import TAG, Account, Token, plain_failures
 from dreambooth.machine import resolve_device, resolve_precision
 from dreambooth.models.fetch import fetch_files, fetch_model, list_files
 from dreambooth.photos.bombs import check_structure

@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
-from dreambooth.config.settings import TOYBOX, Config, usual_preset
+from dreambooth.config.names import TOYBOX
+from dreambooth.config.presets import usual_preset
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError
 from dreambooth.generate import MAX_BATCH
 from dreambooth.machine import available_memory, check_optimizer, probe, resolve_precision

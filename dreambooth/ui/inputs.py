@@ -25,7 +25,7 @@ from gradio.helpers import special_args
 from gradio.utils import get_function_params
 from pydantic import TypeAdapter, ValidationError
 
-from dreambooth.config.settings import MAX_BRACKETS, MAX_FOREIGN_YAML
+from dreambooth.config.yaml_file import MAX_BRACKETS, MAX_FOREIGN_YAML
 from dreambooth.errors import ConfigError, PhotoError
 from dreambooth.ui.doors.limits import MAX_LETTERS
 from dreambooth.ui.doors.lines import address_of

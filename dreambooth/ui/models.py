@@ -19,7 +19,9 @@ import gradio as gr
 from pydantic import ValidationError
 
 from dreambooth import generate
-from dreambooth.config.settings import LEARNS_WORD, TOYBOX, Config, SamplingConfig, load_preset
+from dreambooth.config.names import TOYBOX
+from dreambooth.config.presets import load_preset
+from dreambooth.config.settings import LEARNS_WORD, Config, SamplingConfig
 from dreambooth.errors import ConfigError, DreamBoothError, ModelError, RunError
 from dreambooth.families import check_architecture, family_of
 from dreambooth.families.architectures import facts

@@ -24,7 +24,9 @@ import gradio as gr
 from PIL import Image
 
 from dreambooth import events
-from dreambooth.config.settings import TOYBOX, Config, load_preset, which_model
+from dreambooth.config.names import TOYBOX, which_model
+from dreambooth.config.presets import load_preset
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
 from dreambooth.families import family_of
 from dreambooth.families.tokens import Reader

@@ -25,7 +25,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dreambooth import cli, events
-from dreambooth.config.settings import Config, to_yaml
+from dreambooth.config.settings import Config
+from dreambooth.config.yaml_file import to_yaml
 from dreambooth.errors import ConfigError
 from dreambooth.evaluation.evaluate import Evaluation
 from dreambooth.hub import TAG

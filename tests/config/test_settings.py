@@ -8,15 +8,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreambooth.config.settings import (
-    MAX_FOREIGN_YAML,
-    Config,
-    load_preset,
-    preset_names,
-    read_card_data,
-    read_foreign_yaml,
-    read_yaml,
-)
+from dreambooth.config.presets import load_preset, preset_names
+from dreambooth.config.settings import Config
+from dreambooth.config.yaml_file import MAX_FOREIGN_YAML, read_card_data, read_foreign_yaml, read_yaml
 from dreambooth.errors import ConfigError
 from tests import tiny
 from tests.test_files import SAVED

@@ -19,7 +19,8 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth.config.settings import Config, merge, read_yaml, to_yaml
+from dreambooth.config.settings import Config
+from dreambooth.config.yaml_file import merge, read_yaml, to_yaml
 from dreambooth.errors import ConfigError, HubError, RunError
 from dreambooth.evaluation.evaluate import Evaluation
 from dreambooth.evaluation.study import StudyConfig, plan, run_study

@@ -18,7 +18,8 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from dreambooth import events
-from dreambooth.config.settings import Config, merge
+from dreambooth.config.settings import Config
+from dreambooth.config.yaml_file import merge
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError, RunError
 from dreambooth.generate import draw
 from dreambooth.hub import TAG, Account, sign_in

@@ -24,7 +24,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dreambooth import events
-from dreambooth.config.settings import Config, preset_names
+from dreambooth.config.presets import preset_names
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, ModelError, PhotoError, RunError
 from dreambooth.families import load_pipeline
 from dreambooth.hub import sign_in

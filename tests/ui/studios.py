@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from dreambooth import events
-from dreambooth.config.settings import Config, merge
+from dreambooth.config.settings import Config
+from dreambooth.config.yaml_file import merge
 from dreambooth.families import load_pipeline
 from dreambooth.methods import get_method
 from dreambooth.models.adapters import save_trained, write_step

@@ -14,7 +14,7 @@ from gradio.state_holder import SessionState
 from gradio.utils import get_function_params
 from starlette.requests import Request
 
-from dreambooth.config.settings import TOYBOX
+from dreambooth.config.names import TOYBOX
 from dreambooth.ui import inputs
 from dreambooth.ui.doors.login import Visitors, new_owner
 from dreambooth.ui.inputs import Page, check_inputs

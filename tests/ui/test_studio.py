@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageStat
 
 from dreambooth import events
-from dreambooth.config.settings import Config, merge
+from dreambooth.config.settings import Config
+from dreambooth.config.yaml_file import merge
 from dreambooth.errors import ConfigError, PhotoError, RunError
 from dreambooth.photos.prepare import (
     MIN_SIDE,

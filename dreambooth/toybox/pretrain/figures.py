@@ -20,7 +20,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from dreambooth.cli import quiet_third_parties
-from dreambooth.config.settings import TOYBOX, Config, EvaluationConfig, SamplingConfig
+from dreambooth.config.names import TOYBOX
+from dreambooth.config.settings import Config, EvaluationConfig, SamplingConfig
 from dreambooth.errors import DreamBoothError, ModelError
 from dreambooth.files import atomic_file
 from dreambooth.generate import Source, generate, open_source

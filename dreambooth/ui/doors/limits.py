@@ -11,7 +11,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from dreambooth.config.settings import TOYBOX, Config
+from dreambooth.config.names import TOYBOX
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError
 from dreambooth.files import shown_size
 from dreambooth.ui.doors import login

@@ -10,7 +10,7 @@ from pathlib import Path
 import gradio as gr
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dreambooth.config.settings import TOYBOX
+from dreambooth.config.names import TOYBOX
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families.tokens import COMMON, RARE, Advice, advise, load_text_side, preview_prompts, suggest
 from dreambooth.models.fetch import fetch_model

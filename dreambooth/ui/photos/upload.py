@@ -16,7 +16,8 @@ import gradio as gr
 from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth import toybox
-from dreambooth.config.settings import MOST_SUBJECTS, TOYBOX, Config, together_prompt
+from dreambooth.config.names import TOYBOX
+from dreambooth.config.settings import MOST_SUBJECTS, Config, together_prompt
 from dreambooth.errors import ConfigError, PhotoError
 from dreambooth.photos.coach import Finding, coach
 from dreambooth.photos.prepare import IMAGE_SUFFIXES, SHOWN, Crop, Prepared, show_crop

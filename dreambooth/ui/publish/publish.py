@@ -13,11 +13,11 @@ from urllib.parse import quote
 import gradio as gr
 from pydantic import ValidationError
 
-from dreambooth.config.settings import TOYBOX
+from dreambooth.config.names import TOYBOX, name_of
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.files import shown_size
 from dreambooth.generate import Which
-from dreambooth.hub import check_repo_id, name_of, sign_in
+from dreambooth.hub import check_repo_id, sign_in
 from dreambooth.methods import get_method
 from dreambooth.models.adapters import is_adapter
 from dreambooth.runs.directory import Run

@@ -14,7 +14,8 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from dreambooth.config.settings import TOYBOX, Config
+from dreambooth.config.names import TOYBOX
+from dreambooth.config.settings import Config
 from dreambooth.errors import DreamBoothError, ModelError
 from dreambooth.files import shown_size
 from dreambooth.machine import available_memory, probe, resolve_device, resolve_precision

@@ -13,7 +13,10 @@ from gradio.components import Component
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from dreambooth.config.settings import LEARNS_WORD, MAX_FOREIGN_YAML, TOYBOX, Config, load_preset
+from dreambooth.config.names import TOYBOX
+from dreambooth.config.presets import load_preset
+from dreambooth.config.settings import LEARNS_WORD, Config
+from dreambooth.config.yaml_file import MAX_FOREIGN_YAML
 from dreambooth.errors import ConfigError
 from dreambooth.methods import methods
 from dreambooth.ui.doors import login

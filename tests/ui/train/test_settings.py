@@ -5,7 +5,8 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from dreambooth.config.settings import TOYBOX, Config
+from dreambooth.config.names import TOYBOX
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError
 from dreambooth.ui.studio import RECIPES, Studio
 from dreambooth.ui.train import settings

@@ -8,7 +8,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from dreambooth import events
-from dreambooth.config.settings import TOYBOX, load_preset
+from dreambooth.config.names import TOYBOX
+from dreambooth.config.presets import load_preset
 from dreambooth.errors import ModelError
 from dreambooth.photos.prepare import Crop
 from dreambooth.runs.directory import Run

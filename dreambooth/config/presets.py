@@ -1,0 +1,36 @@
+"""The recipes that come with the program, in `presets/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dreambooth.config.names import TOYBOX
+from dreambooth.config.yaml_file import merge, read_yaml
+from dreambooth.errors import ConfigError
+
+_PRESETS = Path(__file__).parent / "presets"
+
+
+def preset_names() -> list[str]:
+    """The names that `preset` takes."""
+    return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
+
+
+def usual_preset(base_model: str, method: str | None = None) -> str | None:
+    """The recipe of settings that name none: the method's, for the toybox or for Stable Diffusion 1.x; None where
+    the defaults are that recipe."""
+    kind = TOYBOX if base_model == TOYBOX else "sd15"
+    if method in (None, "full"):
+        return TOYBOX if kind == TOYBOX else None
+    name = f"{kind}-{str(method).replace('_', '-')}"
+    return name if name in preset_names() else None  # an unknown method is told of with all other wrong keys
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """A preset's settings, over those of the preset that it names; raises `ConfigError` with the names there are."""
+    if name not in preset_names():
+        raise ConfigError(f"preset {name!r} does not exist.", f"Choose one of {', '.join(preset_names())}.")
+    settings = read_yaml(_PRESETS / f"{name}.yaml")
+    below = settings.pop("preset", None)
+    return merge(load_preset(below), settings) if below else settings
