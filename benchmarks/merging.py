@@ -22,7 +22,8 @@ from dreambooth.methods.custom_diffusion import projections, read_weights
 from dreambooth.models import merge
 from dreambooth.models.adapters import load_model
 from dreambooth.prompts import LIVE_CLASSES, paper_prompts, suggestions
-from dreambooth.toybox.world import CLASSES, caption, random_scene
+from dreambooth.toybox.identities import CLASSES
+from dreambooth.toybox.world import caption, random_scene
 
 RIDGES = (1, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
 Weights = dict[str, Tensor]

@@ -25,8 +25,9 @@ from dreambooth.metrics.encoders import Dino, load_encoders
 from dreambooth.models.merge import Part, merge
 from dreambooth.photos.prepare import contact_sheet
 from dreambooth.runs.directory import Run
+from dreambooth.toybox.identities import identity
 from dreambooth.toybox.pretrain.figures import SUBJECTS
-from dreambooth.toybox.world import CONTEXTS, HELD_OUT_FROM, Scene, identity, render, sample_subject
+from dreambooth.toybox.world import CONTEXTS, HELD_OUT_FROM, Scene, render, sample_subject
 
 FOLDER = Path(__file__).parent.parent / "dreambooth" / "toybox" / "subjects"
 PAIRS = tuple(combinations(SUBJECTS, 2))

@@ -26,7 +26,8 @@ from dreambooth.generate import Found
 from dreambooth.methods.custom_diffusion import projections, read_weights, save_weights
 from dreambooth.models.adapters import Adapter, fetch_base, is_adapter, load_model, read_adapter, write_adapter
 from dreambooth.prompts import LIVE_CLASSES, paper_prompts
-from dreambooth.toybox.world import CLASSES, caption, random_scene
+from dreambooth.toybox.identities import CLASSES
+from dreambooth.toybox.world import caption, random_scene
 
 CAPTIONS = 1000
 """Ordinary captions of the toybox's world. Source: the paper's number."""

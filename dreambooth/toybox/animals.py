@@ -13,7 +13,7 @@ import numpy as np
 from dreambooth.toybox.drawing import INK, WHITE, Pen, darker, emblem, eye, mirrored, mixed, oval, smooth, wear
 
 if TYPE_CHECKING:
-    from dreambooth.toybox.world import Identity
+    from dreambooth.toybox.identities import Identity
 
 
 def dog(pen: Pen, i: Identity, pose: Sequence[float]) -> None:

@@ -8,7 +8,8 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dreambooth.toybox.drawing import Colour, darker, mixed, smooth
+from dreambooth.toybox.drawing import darker, mixed, smooth
+from dreambooth.toybox.identities import Colour
 
 
 class Backdrop:

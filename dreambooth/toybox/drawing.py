@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-if TYPE_CHECKING:
-    from dreambooth.toybox.world import Identity
+from dreambooth.toybox.identities import Colour
 
-Colour = tuple[int, int, int]
+if TYPE_CHECKING:
+    from dreambooth.toybox.identities import Identity
+
 Points = Sequence[tuple[float, float]]
 
 INK: Colour = (38, 34, 42)

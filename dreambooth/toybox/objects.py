@@ -27,7 +27,7 @@ from dreambooth.toybox.drawing import (
 )
 
 if TYPE_CHECKING:
-    from dreambooth.toybox.world import Identity
+    from dreambooth.toybox.identities import Identity
 
 
 def robot(pen: Pen, i: Identity, pose: Sequence[float]) -> None:

@@ -16,7 +16,7 @@ from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.evaluation.evaluate import Evaluation, sampler_of
 from dreambooth.evaluation.study import StudyConfig, cells_of, comparison, plan, run_study
 from dreambooth.runs.directory import Run
-from dreambooth.toybox.world import CLASSES
+from dreambooth.toybox.identities import CLASSES
 from dreambooth.training import prior
 from dreambooth.training.monitor import read_measures
 from tests import tiny

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from dreambooth.errors import ConfigError
-from dreambooth.toybox import world
-from dreambooth.toybox.drawing import Colour, Pen
-from dreambooth.toybox.world import CLASSES, CONTEXTS, HELD_OUT_FROM, STYLES, Scene, identity, random_scene, render
+from dreambooth.toybox import identities, world
+from dreambooth.toybox.drawing import Pen
+from dreambooth.toybox.identities import CLASSES, Colour, identity
+from dreambooth.toybox.world import CONTEXTS, HELD_OUT_FROM, STYLES, Scene, random_scene, render
 
 DIGEST = """
 import hashlib, numpy as np
@@ -26,7 +27,7 @@ print(digest.hexdigest())
 """
 
 
-def first_of(class_noun: str, colour: str) -> world.Identity:
+def first_of(class_noun: str, colour: str) -> identities.Identity:
     found = (identity(class_noun, s) for s in range(5000))
     return next(i for i in found if i.main_name == colour and i.pattern == "plain")
 

@@ -30,6 +30,7 @@ from dreambooth.metrics.encoders import load_encoders
 from dreambooth.photos.prepare import contact_sheet, find_photos, prepare_photo
 from dreambooth.runs.directory import Run
 from dreambooth.toybox import world
+from dreambooth.toybox.identities import CLASSES, identity
 from dreambooth.toybox.pretrain.data import SIZE, to_pixels
 from dreambooth.toybox.pretrain.export import SUBJECTS
 from dreambooth.toybox.pretrain.judge import (
@@ -57,7 +58,7 @@ from dreambooth.toybox.pretrain.measures import (
     unsettled,
     vit_look,
 )
-from dreambooth.toybox.world import CLASSES, CONTEXTS, HELD_OUT_FROM, STYLES, Scene, identity
+from dreambooth.toybox.world import CONTEXTS, HELD_OUT_FROM, STYLES, Scene
 
 HERE = Path(__file__).parents[1]
 

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreambooth.errors import ModelError
-from dreambooth.toybox import world
+from dreambooth.toybox import identities, world
 from dreambooth.toybox.pretrain import data
 from dreambooth.toybox.pretrain.encoders import random_crops
 from dreambooth.toybox.pretrain.fit import fit
 
-NOUNS = {noun: i for i, noun in enumerate(world.CLASSES)}
+NOUNS = {noun: i for i, noun in enumerate(identities.CLASSES)}
 PLACES = {context: i for i, context in enumerate(world.CONTEXTS)}
 FRESH = 12_000  # pictures drawn where the work directory has none
 

@@ -21,7 +21,7 @@ from dreambooth.config.settings import MOST_SUBJECTS, Config, together_prompt
 from dreambooth.errors import ConfigError, PhotoError
 from dreambooth.photos.coach import Finding, coach
 from dreambooth.photos.prepare import IMAGE_SUFFIXES, SHOWN, Crop, Prepared, show_crop
-from dreambooth.toybox.world import CLASSES
+from dreambooth.toybox.identities import CLASSES
 from dreambooth.ui.doors.limits import MAX_SUBJECTS
 from dreambooth.ui.inputs import numbers, said
 from dreambooth.ui.photos import crops as boxes

@@ -6,7 +6,7 @@ import torch
 from click.testing import CliRunner
 
 from dreambooth.errors import ModelError
-from dreambooth.toybox import world
+from dreambooth.toybox import identities, world
 from dreambooth.toybox.pretrain import data, judge
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def test_labels_are_those_of_pictures_of_one_thing():
     scenes = [data.scene(i)[0] for i in range(60)]
     assert known[:, 0].tolist() == [i for i, scene in enumerate(scenes) if len(scene.subjects) == 1]
     for i, noun, place in known:
-        assert world.CLASSES[noun] == scenes[i].subjects[0].class_noun
+        assert identities.CLASSES[noun] == scenes[i].subjects[0].class_noun
         assert list(world.CONTEXTS)[place] == scenes[i].context
 
 
