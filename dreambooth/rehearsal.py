@@ -36,7 +36,8 @@ from dreambooth.errors import ConfigError, ModelError, first_line
 from dreambooth.families import Family, check_architecture, family_of, store_matrices_in, what_helps
 from dreambooth.families.architectures import text_config
 from dreambooth.machine import PROGRAM, Speed, available_memory, one_model_at_a_time
-from dreambooth.methods import Trainable, freeze, get_method, store_frozen_in
+from dreambooth.methods import get_method
+from dreambooth.methods.method import Trainable, freeze, store_frozen_in
 
 GIB = 2**30
 LARGE_BLOCK = 32 * 2**20

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from dreambooth.config.settings import LEARNS_WORD, MOST_SUBJECTS, MOST_VECTORS, Config, is_new_word
 from dreambooth.errors import ConfigError, ModelError, first_line
 from dreambooth.families import Family, what_helps
+from dreambooth.families.weights import why_unusable
 from dreambooth.files import atomic_folder
-from dreambooth.methods import why_unusable
 
 PATTERN = "learned_embeds*.safetensors"
 """Names of the words' files: stock diffusers looks for the first one, and takes one word a file."""

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, ModelError, first_line
 from dreambooth.families import Family
+from dreambooth.families.weights import why_unusable
 from dreambooth.families.words import PATTERN, add_words, load_words, save_words
 from dreambooth.machine import one_model_at_a_time
-from dreambooth.methods import Distance, Method, Trainable, freeze, text_learning_rate, why_unusable
+from dreambooth.methods.method import Distance, Method, Trainable, freeze, text_learning_rate
 
 FILE = "pytorch_custom_diffusion_weights.safetensors"
 """Stock diffusers' name for it; `pipe.unet.load_attn_procs(folder, weight_name=FILE, _pipeline=pipe)` reads it. Without

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from dreambooth.config.settings import Config
 from dreambooth.families import Family, name_plainly
 from dreambooth.files import copy_or_link
-from dreambooth.methods import Distance, Method, Trainable, freeze, text_learning_rate
+from dreambooth.methods.method import Distance, Method, Trainable, freeze, text_learning_rate
 
 
 def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable:

@@ -20,8 +20,8 @@ from dreambooth.errors import ConfigError, first_line
 from dreambooth.families import Family
 from dreambooth.families.words import PATTERN, check_learned_word, learned_word, load_words, write_words
 from dreambooth.machine import one_model_at_a_time
-from dreambooth.methods import Method, Trainable, freeze, text_learning_rate
 from dreambooth.methods.lora_file import FILE, check_fit, file_key, read_weights
+from dreambooth.methods.method import Method, Trainable, freeze, text_learning_rate
 
 NAME = "default"  # of the adapter while it is trained; peft's
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families import Family, what_helps
-from dreambooth.methods import why_unusable
+from dreambooth.families.weights import why_unusable
 
 FILE = "pytorch_lora_weights.safetensors"
 """Stock diffusers' name for it; `load_lora_weights` reads it."""

@@ -12,7 +12,7 @@ from dreambooth.errors import ConfigError
 from dreambooth.families import Family
 from dreambooth.families.words import PATTERN, add_words, load_words, save_words
 from dreambooth.machine import one_model_at_a_time
-from dreambooth.methods import Method, Trainable, freeze, text_learning_rate
+from dreambooth.methods.method import Method, Trainable, freeze, text_learning_rate
 
 
 @one_model_at_a_time

@@ -19,8 +19,9 @@ from dreambooth.families.words import read_words
 from dreambooth.files import atomic_folder, refuse_taken
 from dreambooth.hub import Token
 from dreambooth.machine import one_model_at_a_time
-from dreambooth.methods import Trainable, get_method, methods
+from dreambooth.methods import get_method, methods
 from dreambooth.methods.full import forget_paths, use_classic_names
+from dreambooth.methods.method import Trainable
 from dreambooth.models.fetch import ADAPTER, TOYBOX_FOLDER, fetch_from_hub, fingerprint
 
 STEP = "step.json"

@@ -38,7 +38,8 @@ from dreambooth.families.words import keep_learned_word
 from dreambooth.files import atomic_folder
 from dreambooth.generate import MAX_BATCH, draw, save_picture
 from dreambooth.machine import DTYPES, peak_memory, reset_peak_memory, resolve_device, resolve_precision
-from dreambooth.methods import Trainable, get_method, store_frozen_in
+from dreambooth.methods import get_method
+from dreambooth.methods.method import Trainable, store_frozen_in
 from dreambooth.metrics.encoders import load_encoders
 from dreambooth.models.adapters import is_adapter, is_model, load_model, read_step, save_trained
 from dreambooth.models.fetch import fetch_model, fingerprint

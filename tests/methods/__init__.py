@@ -9,7 +9,8 @@ from diffusers import DiffusionPipeline
 from dreambooth.config.settings import LEARNS_WORD, Config, SamplingConfig
 from dreambooth.families import Family, load_pipeline
 from dreambooth.generate import draw
-from dreambooth.methods import Trainable, get_method
+from dreambooth.methods import get_method
+from dreambooth.methods.method import Trainable
 from dreambooth.models.adapters import Adapter, save_trained, write_adapter
 from dreambooth.models.fetch import fetch_model, fingerprint
 from tests import tiny
