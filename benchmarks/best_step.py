@@ -15,9 +15,9 @@ import numpy as np
 
 from dreambooth.cli import quiet_third_parties
 from dreambooth.evaluation.evaluate import Evaluation, evaluate, run_photos, trained_model
+from dreambooth.metrics.measures import Measure, best_of, read_measures
 from dreambooth.metrics.metrics import METRICS, estimate_mean
 from dreambooth.runs.directory import Run
-from dreambooth.training.monitor import Measure, best_of, read_measures
 
 SHOWN = ("dino", "pres", "clip_t")
 """What the rule looks at."""

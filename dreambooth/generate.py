@@ -28,11 +28,11 @@ from dreambooth.families import Family, shown_name, store_matrices_in, use_faste
 from dreambooth.files import atomic_file
 from dreambooth.hub import TAG, Token
 from dreambooth.machine import DTYPES, resolve_precision
+from dreambooth.metrics.measures import BLANK, read_measures
 from dreambooth.models.adapters import fetch_base, is_adapter, is_model, load_model, read_adapter, read_step
 from dreambooth.models.fetch import fetch_model
 from dreambooth.photos.prepare import is_blank
 from dreambooth.rehearsal import fitting_batch
-from dreambooth.training.monitor import BLANK, read_measures
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",

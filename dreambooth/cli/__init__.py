@@ -354,8 +354,8 @@ def evaluate_run(
     from dreambooth.config.yaml_file import merge
     from dreambooth.evaluation.evaluate import Evaluation, base_model, evaluate, run_photos, trained_model
     from dreambooth.evaluation.reports import write_report
+    from dreambooth.metrics.measures import read_measures
     from dreambooth.runs.directory import Run
-    from dreambooth.training.monitor import read_measures
 
     run = Run.open(run_dir)
     prompts = _read_lines(prompts_file, "prompt") if prompts_file else None

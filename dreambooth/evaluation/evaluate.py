@@ -40,12 +40,12 @@ from dreambooth.generate import (
 from dreambooth.machine import resolve_device, resolve_precision
 from dreambooth.metrics import metrics
 from dreambooth.metrics.encoders import Encoders, PerceptualDistance, embed_files, load_encoders
+from dreambooth.metrics.measures import read_measures
 from dreambooth.metrics.metrics import Estimate
 from dreambooth.models.adapters import read_step
 from dreambooth.models.fetch import fetch_model, fingerprint
 from dreambooth.photos.prepare import contact_sheet
 from dreambooth.prompts import suggestions
-from dreambooth.training.monitor import read_measures
 
 FILE = "metrics.json"
 BASE = "base model"

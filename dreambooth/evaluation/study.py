@@ -46,12 +46,12 @@ from dreambooth.files import atomic_file, atomic_folder
 from dreambooth.generate import Which
 from dreambooth.machine import resolve_device
 from dreambooth.metrics.encoders import load_encoders
+from dreambooth.metrics.measures import Measures, read_measures
 from dreambooth.models.fetch import fetch_model
 from dreambooth.photos.captions import caption_photos
 from dreambooth.photos.prepare import MIN_SIDE, find_photos, prepare_photos, save_prepared
 from dreambooth.rehearsal import fitting_batch
 from dreambooth.runs.directory import Run, explain
-from dreambooth.training.monitor import Measures, read_measures
 from dreambooth.training.preflight import check as preflight
 
 PPL: dict[str, dict[str, Any]] = {

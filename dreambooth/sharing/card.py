@@ -27,6 +27,8 @@ from dreambooth.evaluation.reports import Cell, Line, draw_sheet, drift_plot, ga
 from dreambooth.evaluation.reports.tables import capital
 from dreambooth.generate import Which, save_picture
 from dreambooth.hub import Token, plain_failures
+from dreambooth.metrics.measures import FILE as MEASURES
+from dreambooth.metrics.measures import Measures, bounds_of, read_measures
 from dreambooth.models.adapters import is_adapter
 from dreambooth.runs.directory import Run
 from dreambooth.sharing.model_card import (
@@ -45,8 +47,6 @@ from dreambooth.sharing.model_card import (
     model_card,
     photos_of,
 )
-from dreambooth.training.monitor import FILE as MEASURES
-from dreambooth.training.monitor import Measures, bounds_of, read_measures
 
 __all__ = ["CARD", "Licence", "assemble", "base_licence"]
 

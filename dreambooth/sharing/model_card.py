@@ -30,8 +30,8 @@ from dreambooth.families import words
 from dreambooth.files import shown_size
 from dreambooth.hub import TAG
 from dreambooth.methods import get_method
+from dreambooth.metrics.measures import Measures
 from dreambooth.metrics.metrics import METRICS
-from dreambooth.training.monitor import Measures
 
 HUB = "https://huggingface.co"
 UNKNOWN = "unknown"

@@ -41,6 +41,7 @@ from dreambooth.machine import DTYPES, peak_memory, reset_peak_memory, resolve_d
 from dreambooth.methods import get_method
 from dreambooth.methods.method import Trainable, store_frozen_in
 from dreambooth.metrics.encoders import load_encoders
+from dreambooth.metrics.measures import exhausted, read_measures
 from dreambooth.models.adapters import is_adapter, is_model, load_model, read_step, save_trained
 from dreambooth.models.fetch import fetch_model, fingerprint
 from dreambooth.objectives import dreambooth_loss
@@ -64,7 +65,7 @@ from dreambooth.training.dataset import (
     prompt_ids,
     prompts_of_variants,
 )
-from dreambooth.training.monitor import Monitor, exhausted, read_measures
+from dreambooth.training.monitor import Monitor
 from dreambooth.training.preflight import check as preflight
 
 for _state in (PartialState, AcceleratorState, GradientState):  # else runs in two threads change each other's precision

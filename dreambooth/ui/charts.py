@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dreambooth.evaluation.evaluate import ENCODER_OF
+from dreambooth.metrics.measures import Measures, bounds_of
 from dreambooth.metrics.metrics import METRICS
-from dreambooth.training.monitor import Measures, bounds_of
 from dreambooth.ui.report import Report
 
 WIDTH, HEIGHT = 1000, 300

@@ -30,6 +30,7 @@ from dreambooth.families.words import add_tokens, read_words
 from dreambooth.generate import Which
 from dreambooth.hub import Token, visitors_cache
 from dreambooth.methods import get_method
+from dreambooth.metrics.measures import Measures, read_measures
 from dreambooth.models.adapters import fetch_base, is_adapter, is_model, read_adapter, read_step
 from dreambooth.models.fetch import (
     SAFETY_CHECKER,
@@ -40,7 +41,6 @@ from dreambooth.models.fetch import (
     fingerprint,
 )
 from dreambooth.runs.directory import Run
-from dreambooth.training.monitor import Measures, read_measures
 from dreambooth.ui.drawing import Weights
 from dreambooth.ui.report import counted
 from dreambooth.ui.studio import Studio, title

@@ -17,9 +17,9 @@ from dreambooth import events
 from dreambooth.config.settings import LEARNS_WORD, Config
 from dreambooth.errors import RunError
 from dreambooth.methods import get_method
+from dreambooth.metrics.measures import Measures, read_measures
 from dreambooth.metrics.metrics import METRICS
 from dreambooth.runs.directory import Run, Status
-from dreambooth.training.monitor import Measures, read_measures
 from dreambooth.training.preflight import gib
 
 STAGES = {

@@ -30,11 +30,11 @@ from dreambooth.config.yaml_file import to_yaml
 from dreambooth.errors import ConfigError
 from dreambooth.evaluation.evaluate import Evaluation
 from dreambooth.hub import TAG
+from dreambooth.metrics.measures import Measure, Measures
 from dreambooth.models.adapters import read_adapter, write_step
 from dreambooth.runs.directory import Run
 from dreambooth.sharing.publish import read_state
 from dreambooth.training.checkpoints import list_checkpoints
-from dreambooth.training.monitor import Measure, Measures
 from tests import tiny
 from tests.test_files import SAVED
 

@@ -19,10 +19,10 @@ from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.evaluation.evaluate import BASE, Candidate, Evaluation, base_model, evaluate, run_photos, trained_model
 from dreambooth.generate import draw_jobs, generate, open_source, save_picture
 from dreambooth.metrics.encoders import load_encoders
+from dreambooth.metrics.measures import Measure, Measures
 from dreambooth.metrics.metrics import METRICS
 from dreambooth.models.adapters import write_step
 from dreambooth.runs.directory import Run
-from dreambooth.training.monitor import Measure, Measures
 from tests import tiny
 
 PROMPTS = ["a photo of {identifier} {class_noun}", "a {identifier} {class_noun} in the snow"]

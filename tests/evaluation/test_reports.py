@@ -46,8 +46,8 @@ from dreambooth.evaluation.reports.gallery import CELL
 from dreambooth.evaluation.reports.published import PUBLISHED, protocol
 from dreambooth.evaluation.reports.tables import verdict
 from dreambooth.generate import save_picture
+from dreambooth.metrics.measures import Measure, Measures
 from dreambooth.metrics.metrics import METRICS, Estimate, estimate_mean
-from dreambooth.training.monitor import Measure, Measures
 
 TOYBOX = {"dino": "toybox ViT", "clip": "toybox CLIP", "perceptual": "toybox ViT patch distance"}
 PUBLIC = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-patch32", "perceptual": "LPIPS 0.1 (AlexNet)"}

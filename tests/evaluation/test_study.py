@@ -15,10 +15,10 @@ from dreambooth import events
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.evaluation.evaluate import Evaluation, sampler_of
 from dreambooth.evaluation.study import StudyConfig, cells_of, comparison, plan, run_study
+from dreambooth.metrics.measures import read_measures
 from dreambooth.runs.directory import Run
 from dreambooth.toybox.identities import CLASSES
 from dreambooth.training import prior
-from dreambooth.training.monitor import read_measures
 from tests import tiny
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"

@@ -29,12 +29,12 @@ from dreambooth.families.words import read_words
 from dreambooth.generate import finished_model, generate, open_source
 from dreambooth.hub import TAG
 from dreambooth.methods.lora import FILE as LORA
+from dreambooth.metrics.measures import read_measures
 from dreambooth.metrics.metrics import METRICS
 from dreambooth.models.adapters import load_model, write_step
 from dreambooth.runs.directory import Run
 from dreambooth.sharing.card import Licence, assemble, base_licence
 from dreambooth.sharing.model_card import method_of
-from dreambooth.training.monitor import read_measures
 from tests import tiny
 from tests.ui.studios import save_adapter
 

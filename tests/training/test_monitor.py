@@ -17,9 +17,10 @@ from dreambooth.evaluation.evaluate import trained_model
 from dreambooth.generate import draw as really_draw
 from dreambooth.generate import finished_model
 from dreambooth.metrics.encoders import load_encoders
+from dreambooth.metrics.measures import Measure, best_of, read_measures
 from dreambooth.models.adapters import write_step
 from dreambooth.runs.directory import Run
-from dreambooth.training.monitor import Measure, Monitor, best_of, read_measures
+from dreambooth.training.monitor import Monitor
 from tests import tiny
 from tests.metrics.test_encoders import NoFloat64
 from tests.training.test_train import assert_equal, weights

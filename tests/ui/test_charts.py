@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from dreambooth.config.settings import EvaluationConfig
-from dreambooth.training.monitor import Measure, Measures, best_of
+from dreambooth.metrics.measures import Measure, Measures, best_of
 from dreambooth.ui import charts, theme
 from dreambooth.ui.charts import Level, Line
 from tests.ui.train.test_live import report

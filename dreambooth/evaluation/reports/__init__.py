@@ -36,8 +36,8 @@ from dreambooth.evaluation.reports.tables import (
     write_csvs,
 )
 from dreambooth.files import atomic_file
+from dreambooth.metrics.measures import Measures
 from dreambooth.metrics.metrics import METRICS
-from dreambooth.training.monitor import Measures
 
 __all__ = [
     "Cell",

@@ -13,8 +13,8 @@ from dreambooth.evaluation.evaluate import BASE, Evaluation
 from dreambooth.evaluation.reports.gallery import FAINT, INK, PAPER, RULE
 from dreambooth.evaluation.reports.tables import capital, ceilings, conditions, summary
 from dreambooth.files import atomic_file
+from dreambooth.metrics.measures import Measures
 from dreambooth.metrics.metrics import METRICS
-from dreambooth.training.monitor import Measures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ import pytest
 
 from dreambooth import events
 from dreambooth.config.settings import Config
+from dreambooth.metrics.measures import Measure, Measures
 from dreambooth.runs.directory import Run
-from dreambooth.training.monitor import Measure, Measures
 from dreambooth.ui.report import Report
 from dreambooth.ui.train import live
 
