@@ -117,7 +117,8 @@ def _torment_all(work: Path, token: str, kills: int, dice: random.Random) -> Non
     from dreambooth.config.settings import Config
     from dreambooth.files import atomic_folder
     from dreambooth.hub import sign_in
-    from dreambooth.runs.directory import Run, Worker
+    from dreambooth.runs.directory import Run
+    from dreambooth.runs.worker import Worker
     from dreambooth.sharing.publish import Publication, publish, read_state
     from dreambooth.ui.doors.limits import StudioSettings
     from dreambooth.ui.studio import Studio, new_owner

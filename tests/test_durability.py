@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from dreambooth import events
 from dreambooth.hub import sign_in
-from dreambooth.runs.directory import Run, Worker
+from dreambooth.runs.directory import Run
+from dreambooth.runs.worker import Worker
 from dreambooth.sharing.publish import Publication, publish, read_state
 from dreambooth.ui.doors.limits import StudioSettings
 from dreambooth.ui.studio import Studio

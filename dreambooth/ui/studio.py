@@ -44,7 +44,8 @@ from dreambooth.hub import Account
 from dreambooth.machine import resolve_device
 from dreambooth.models.fetch import fetch_model
 from dreambooth.photos.prepare import MIN_SIDE, Crop, checked_crop, join_names, open_photo, shown_pixels, subject_crop
-from dreambooth.runs.directory import Run, Worker, list_runs
+from dreambooth.runs.directory import Run, list_runs
+from dreambooth.runs.worker import Worker
 from dreambooth.sharing.publish import Publication, read_state
 from dreambooth.training import prior
 from dreambooth.training.preflight import disk_bytes, png_bytes

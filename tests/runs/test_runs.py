@@ -21,7 +21,8 @@ from dreambooth import events, machine
 from dreambooth.errors import ConfigError, ModelError, PhotoError, RunError
 from dreambooth.files import atomic_folder
 from dreambooth.runs import directory as runs
-from dreambooth.runs.directory import Run, Worker, list_runs, runs_root
+from dreambooth.runs.directory import Run, list_runs, runs_root
+from dreambooth.runs.worker import Worker
 from dreambooth.training.checkpoints import list_checkpoints
 
 
@@ -752,7 +753,8 @@ CHILD = """
 import sys, threading
 from pathlib import Path
 from dreambooth import events, machine
-from dreambooth.runs.directory import Run, Worker
+from dreambooth.runs.directory import Run
+from dreambooth.runs.worker import Worker
 
 class Told(Run):
     def append(self, event):

@@ -17,7 +17,8 @@ from dreambooth.methods import get_method
 from dreambooth.metrics.measures import Measure, Measures
 from dreambooth.models.adapters import save_trained, write_step
 from dreambooth.models.fetch import fetch_model
-from dreambooth.runs.directory import Run, Worker
+from dreambooth.runs.directory import Run
+from dreambooth.runs.worker import Worker
 from dreambooth.ui.doors.limits import StudioSettings
 from dreambooth.ui.doors.login import new_owner
 from dreambooth.ui.studio import Studio, Upload, Ways

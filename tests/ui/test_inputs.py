@@ -34,7 +34,7 @@ QUICK = {"Steps": 1, "Pictures": 1, "Pictures a prompt": 1}
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     root = tmp_path_factory.mktemp("runs")
-    from dreambooth.runs.directory import Worker
+    from dreambooth.runs.worker import Worker
 
     return build(Studio(root, {TOYBOX: TOYBOX}, Worker(root, parallel=0)))
 

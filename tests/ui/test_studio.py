@@ -28,7 +28,8 @@ from dreambooth.photos.prepare import (
     prepare_photos,
     shown_pixels,
 )
-from dreambooth.runs.directory import Run, Worker, list_runs
+from dreambooth.runs.directory import Run, list_runs
+from dreambooth.runs.worker import Worker
 from dreambooth.ui import studio as studio_module
 from dreambooth.ui.doors import room
 from dreambooth.ui.doors.limits import StudioSettings

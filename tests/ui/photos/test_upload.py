@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from dreambooth.errors import ConfigError, PhotoError
 from dreambooth.photos.prepare import SHOWN, Crop, prepare_photo, show_crop
-from dreambooth.runs.directory import Worker
+from dreambooth.runs.worker import Worker
 from dreambooth.ui.doors.limits import StudioSettings
 from dreambooth.ui.photos import crops, upload
 from dreambooth.ui.photos.identifier import Lookup, as_word
