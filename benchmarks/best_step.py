@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dreambooth.cli import quiet_third_parties
 from dreambooth.evaluation.evaluate import Evaluation, evaluate, run_photos, trained_model
 from dreambooth.metrics.measures import Measure, best_of, read_measures
 from dreambooth.metrics.metrics import METRICS, estimate_mean
+from dreambooth.quiet import quiet_third_parties
 from dreambooth.runs.directory import Run
 
 SHOWN = ("dino", "pres", "clip_t")

@@ -113,10 +113,10 @@ def main() -> None:
 
 def _torment_all(work: Path, token: str, kills: int, dice: random.Random) -> None:
     from dreambooth import events
-    from dreambooth.cli import quiet_third_parties
     from dreambooth.config.settings import Config
     from dreambooth.files import atomic_folder
     from dreambooth.hub import sign_in
+    from dreambooth.quiet import quiet_third_parties
     from dreambooth.runs.directory import Run
     from dreambooth.runs.worker import Worker
     from dreambooth.sharing.publish import Publication, publish, read_state

@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 from dreambooth import events
-from dreambooth.cli import quiet_third_parties
 from dreambooth.config.settings import Config
+from dreambooth.quiet import quiet_third_parties
 from dreambooth.runs.directory import Run
 
 SUBJECT = Path(__file__).parent.parent / "dreambooth" / "toybox" / "subjects" / "backpack"

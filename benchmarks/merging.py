@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreambooth.cli import quiet_third_parties
 from dreambooth.config.names import TOYBOX
 from dreambooth.generate import find_model
 from dreambooth.methods.custom_diffusion import projections, read_weights
 from dreambooth.models import merge
 from dreambooth.models.adapters import load_model
 from dreambooth.prompts import LIVE_CLASSES, paper_prompts, suggestions
+from dreambooth.quiet import quiet_third_parties
 from dreambooth.toybox.identities import CLASSES
 from dreambooth.toybox.world import caption, random_scene
 

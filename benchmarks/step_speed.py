@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from dreambooth import events
-from dreambooth.cli import quiet_third_parties
 from dreambooth.config.settings import Config
 from dreambooth.families import load_pipeline
 from dreambooth.models.fetch import fetch_model
+from dreambooth.quiet import quiet_third_parties
 from dreambooth.runs.directory import Run
 from dreambooth.training.dataset import class_variants, photo_variants
 from dreambooth.training.prior import class_images

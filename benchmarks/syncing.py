@@ -16,8 +16,8 @@ from pathlib import Path
 from unittest import mock
 
 from dreambooth import events
-from dreambooth.cli import quiet_third_parties
 from dreambooth.config.settings import Config
+from dreambooth.quiet import quiet_third_parties
 from dreambooth.runs.directory import Run
 
 SUBJECT = Path(__file__).parent.parent / "dreambooth" / "toybox" / "subjects" / "backpack"

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dreambooth.cli import quiet_third_parties
 from dreambooth.config.settings import Config, EvaluationConfig
 from dreambooth.generate import draw_jobs, open_source
 from dreambooth.metrics import metrics
 from dreambooth.metrics.encoders import Dino, load_encoders
 from dreambooth.models.merge import Part, merge
 from dreambooth.photos.prepare import contact_sheet
+from dreambooth.quiet import quiet_third_parties
 from dreambooth.runs.directory import Run
 from dreambooth.toybox.identities import identity
 from dreambooth.toybox.pretrain.figures import SUBJECTS

@@ -7,7 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing by mor
 
 import pytest
 
-from dreambooth.cli import quiet_third_parties
+from dreambooth.quiet import quiet_third_parties
 
 quiet_third_parties()
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import shlex
 import signal
@@ -24,6 +23,8 @@ from dreambooth import events
 from dreambooth.errors import ConfigError, DreamBoothError, first_line
 from dreambooth.events import Event
 from dreambooth.files import check_writable, disk_trouble, named_path, refuse_taken, runs_root
+from dreambooth.quiet import quiet_third_parties
+from dreambooth.runs import owners
 
 if TYPE_CHECKING:
     from dreambooth.config.settings import Config
@@ -66,21 +67,6 @@ def prepare_for_the_studio() -> None:
             f"The proxy in {' or '.join(names)} can't be used ({first_line(error)}).",
             "Give one that begins with http://, or unset the variable.",
         ) from None
-
-
-def quiet_third_parties() -> None:
-    """Keep libraries' progress bars and start-up notes off the console, not their errors. Call before other imports."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    for name in ("bitsandbytes", "torch.distributed", "torchao"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from diffusers.utils.logging import disable_progress_bar as diffusers_quiet
-    from transformers.utils.logging import disable_progress_bar as transformers_quiet
-
-    diffusers_quiet()
-    transformers_quiet()
 
 
 class _PathType(click.ParamType):
@@ -575,9 +561,8 @@ def rotate(account: str) -> None:
     The account goes on seeing them; an id that somebody may have got hold of opens nothing any more.
     """
     quiet_third_parties()
-    from dreambooth.ui.doors import login
 
-    login.rotate(account, runs_root())
+    owners.rotate(account, runs_root())
     click.echo(f"The runs of {account} have another owner id now.")
 
 

@@ -45,13 +45,13 @@ from dreambooth.machine import resolve_device
 from dreambooth.models.fetch import fetch_model
 from dreambooth.photos.prepare import MIN_SIDE, Crop, checked_crop, join_names, open_photo, shown_pixels, subject_crop
 from dreambooth.runs.directory import Run, list_runs
+from dreambooth.runs.owners import checked_owner, mark, mark_of
 from dreambooth.runs.worker import Worker
 from dreambooth.sharing.publish import Publication, read_state
 from dreambooth.training import prior
 from dreambooth.training.preflight import disk_bytes, png_bytes
 from dreambooth.ui.doors import lines, room
 from dreambooth.ui.doors.limits import StudioSettings, is_person, refuse_too_large, refuse_too_much
-from dreambooth.ui.doors.login import checked_owner, mark, mark_of
 from dreambooth.ui.publishing import Publisher
 from dreambooth.ui.report import title_of
 

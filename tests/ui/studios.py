@@ -18,9 +18,9 @@ from dreambooth.metrics.measures import Measure, Measures
 from dreambooth.models.adapters import save_trained, write_step
 from dreambooth.models.fetch import fetch_model
 from dreambooth.runs.directory import Run
+from dreambooth.runs.owners import new_owner
 from dreambooth.runs.worker import Worker
 from dreambooth.ui.doors.limits import StudioSettings
-from dreambooth.ui.doors.login import new_owner
 from dreambooth.ui.studio import Studio, Upload, Ways
 
 ANNA, BERT = new_owner(), new_owner()

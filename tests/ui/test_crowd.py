@@ -14,8 +14,8 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from dreambooth.runs.directory import Run
+from dreambooth.runs.owners import new_owner
 from dreambooth.training.checkpoints import list_checkpoints
-from dreambooth.ui.doors.login import new_owner
 from tests.ui.conftest import Served, serve
 
 VISITORS = 20

@@ -15,8 +15,9 @@ from gradio.utils import get_function_params
 from starlette.requests import Request
 
 from dreambooth.config.names import TOYBOX
+from dreambooth.runs.owners import new_owner
 from dreambooth.ui import inputs
-from dreambooth.ui.doors.login import Visitors, new_owner
+from dreambooth.ui.doors.login import Visitors
 from dreambooth.ui.inputs import Page, check_inputs
 from dreambooth.ui.page import build
 from dreambooth.ui.studio import Studio

@@ -12,7 +12,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 
 from dreambooth.models.adapters import write_step
-from dreambooth.ui.doors.login import COOKIE, Visitor, new_owner
+from dreambooth.runs.owners import Visitor, new_owner
+from dreambooth.ui.doors.login import COOKIE
 from tests.ui import studios
 from tests.ui.conftest import ROOT, Served, serve
 from tests.ui.test_crowd import until

@@ -12,7 +12,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Browser, expect
 
-from dreambooth.ui.doors.login import new_owner
+from dreambooth.runs.owners import new_owner
 from tests.hub import LoopbackHub
 from tests.ui.conftest import ROOT, SECONDS, Served, serve
 from tests.ui.test_page import open_tab

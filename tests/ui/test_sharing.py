@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from dreambooth.models.fetch import TOYBOX_FOLDER
-from dreambooth.ui.doors.login import account_id, rotate
+from dreambooth.runs.owners import account_id, rotate
 from tests.hub import LoopbackHub
 from tests.ui import studios
 from tests.ui.conftest import ROOT, SECONDS, Served, serve

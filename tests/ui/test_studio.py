@@ -29,11 +29,11 @@ from dreambooth.photos.prepare import (
     shown_pixels,
 )
 from dreambooth.runs.directory import Run, list_runs
+from dreambooth.runs.owners import new_owner
 from dreambooth.runs.worker import Worker
 from dreambooth.ui import studio as studio_module
 from dreambooth.ui.doors import room
 from dreambooth.ui.doors.limits import StudioSettings
-from dreambooth.ui.doors.login import new_owner
 from dreambooth.ui.studio import RECIPES, Studio, Upload, in_plain_words, title
 from tests.ui import studios
 

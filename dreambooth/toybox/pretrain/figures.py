@@ -19,7 +19,6 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from dreambooth.cli import quiet_third_parties
 from dreambooth.config.names import TOYBOX
 from dreambooth.config.settings import Config, EvaluationConfig, SamplingConfig
 from dreambooth.errors import DreamBoothError, ModelError
@@ -28,6 +27,7 @@ from dreambooth.generate import Source, generate, open_source
 from dreambooth.metrics import metrics
 from dreambooth.metrics.encoders import load_encoders
 from dreambooth.photos.prepare import contact_sheet, find_photos, prepare_photo
+from dreambooth.quiet import quiet_third_parties
 from dreambooth.runs.directory import Run
 from dreambooth.toybox import world
 from dreambooth.toybox.identities import CLASSES, identity

@@ -13,9 +13,10 @@ from gradio.queueing import Queue
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from dreambooth.runs.owners import new_owner
 from dreambooth.ui.doors import lines
 from dreambooth.ui.doors.lines import Lines
-from dreambooth.ui.doors.login import COOKIE, new_owner
+from dreambooth.ui.doors.login import COOKIE
 from tests.ui.conftest import SECONDS, Served, serve
 from tests.ui.test_crowd import start, status, until, visitor
 

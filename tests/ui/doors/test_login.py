@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from dreambooth.cli import cli
 from dreambooth.errors import HubError, RunError
+from dreambooth.runs import owners
 from dreambooth.ui.doors import login
 from dreambooth.ui.studio import Studio
 from tests.hub import LoopbackHub
@@ -100,12 +101,12 @@ def whispers(cookie: str) -> gr.Request:
 def test_an_account_has_an_owner_id_of_its_own_in_each_studio(tmp_path: Path):
     runs = tmp_path / "runs"
     for name in ("anna", "bert"):
-        login.settle(name, runs)
-    login.settle("anna", tmp_path / "other")
-    one = login.account_id("anna", runs)
-    assert login.checked_owner(one) == one
-    assert one == login.account_id("anna", runs)
-    assert one not in (login.account_id("bert", runs), login.account_id("anna", tmp_path / "other"))
+        owners.settle(name, runs)
+    owners.settle("anna", tmp_path / "other")
+    one = owners.account_id("anna", runs)
+    assert owners.checked_owner(one) == one
+    assert one == owners.account_id("anna", runs)
+    assert one not in (owners.account_id("bert", runs), owners.account_id("anna", tmp_path / "other"))
     secret = [runs / ".login-key", *(runs / ".accounts").iterdir()]
     assert len(secret) == 3
     for path in secret:
@@ -116,25 +117,25 @@ def test_an_account_has_an_owner_id_of_its_own_in_each_studio(tmp_path: Path):
 
 @pytest.mark.attack
 def test_two_first_logins_at_once_give_an_account_one_id(tmp_path: Path, monkeypatch):
-    login.settle("bert", tmp_path)
-    real, sooner = login._add_nonce, []
+    owners.settle("bert", tmp_path)
+    real, sooner = owners._add_nonce, []
 
     def late(name: str, root: Path, **how: bool) -> None:
         monkeypatch.setattr(login, "_add_nonce", real)
-        login.settle(name, root)  # the other login's
-        sooner.append(login.account_id(name, root))
+        owners.settle(name, root)  # the other login's
+        sooner.append(owners.account_id(name, root))
         real(name, root, **how)
 
     monkeypatch.setattr(login, "_add_nonce", late)
-    login.settle("anna", tmp_path)
-    assert sooner == [login.account_id("anna", tmp_path)]
-    assert len(login._nonces("anna", tmp_path)) == 1
+    owners.settle("anna", tmp_path)
+    assert sooner == [owners.account_id("anna", tmp_path)]
+    assert len(owners._nonces("anna", tmp_path)) == 1
 
 
 def test_who_knows_an_accounts_id_is_not_that_account(tmp_path: Path):
     """Not even by its own words: what a caller gives is plain text, and has no colon."""
-    login.settle("anna", tmp_path)
-    for known in (login.account_id("anna", tmp_path), "browser:" + "b4" * 16, "page:" + "abcdefgh" * 5):
+    owners.settle("anna", tmp_path)
+    for known in (owners.account_id("anna", tmp_path), "browser:" + "b4" * 16, "page:" + "abcdefgh" * 5):
         with pytest.raises(RunError, match="no owner id"):
             login.Visitors(tmp_path).visitor(str(known), request(), None)
 
@@ -144,15 +145,15 @@ def test_who_knows_an_accounts_id_is_not_that_account(tmp_path: Path):
 ])  # fmt: skip
 def test_an_id_that_others_could_give_too_is_refused(owner: str):
     with pytest.raises(RunError, match=r"easily guessed.*token_urlsafe"):
-        login.checked_owner(owner)
+        owners.checked_owner(owner)
 
 
 def test_ids_that_are_made_as_the_words_say_are_taken(tmp_path: Path):
     for _ in range(1000):
         for owner in (secrets.token_urlsafe(24), secrets.token_hex(16), str(uuid.uuid4())):
-            assert login.checked_owner(owner) == owner
+            assert owners.checked_owner(owner) == owner
     example = re.search(r"^me = (.*?)  #", (ROOT / "docs" / "studio.md").read_text(), re.MULTILINE)[1]
-    assert login.checked_owner(eval(example, {"secrets": secrets}))
+    assert owners.checked_owner(eval(example, {"secrets": secrets}))
 
 
 @pytest.mark.parametrize("owner", ["anna", "a b" * 10, "ä" * 20, 20 * "anna", ["a"], {}, 1, float("nan"), True])
@@ -162,17 +163,17 @@ def test_what_is_no_id_is_refused(tmp_path: Path, owner: object):
 
 
 def test_an_id_of_ones_own_wins_then_the_account_then_the_browser_then_the_page(tmp_path: Path, hub: LoopbackHub):
-    anna, own, visitors = token(hub.add_user("anna")), login.new_owner(), login.Visitors(tmp_path)
+    anna, own, visitors = token(hub.add_user("anna")), owners.new_owner(), login.Visitors(tmp_path)
     browser, elsewhere = whispers("c" * 32), request(origin="http://127.0.0.1:7860")
     assert visitors.visitor(own, browser, anna) == own
     account = visitors.visitor("", browser, anna)
-    assert account == visitors.visitor(None, elsewhere, anna) == login.account_id("anna", tmp_path)
+    assert account == visitors.visitor(None, elsewhere, anna) == owners.account_id("anna", tmp_path)
     first, second = visitors.visitor("", browser, None), visitors.visitor("", whispers("d" * 32), None)
     page = visitors.visitor("", elsewhere, None)
     other = visitors.visitor("", request(session="another-page", origin="http://127.0.0.1:7860"), None)
     assert page == login.Visitors(tmp_path).visitor("", elsewhere, None), "also after a restart"
     assert len({own, account, first, second, page, other}) == 6
-    assert all(isinstance(found, login.Visitor) for found in (account, first, second, page, other))
+    assert all(isinstance(found, owners.Visitor) for found in (account, first, second, page, other))
 
 
 @pytest.mark.parametrize("cookie", ["", "short", "c" * 33, "c" * 31 + ":", "../../etc", "c" * 5000])
@@ -226,7 +227,7 @@ def test_a_hub_that_does_not_answer_gives_a_sentence_and_nobodys_runs(
     assert len(asked) == 1
     monkeypatch.setattr(login, "sign_in", answer)
     clock[0] += login.UNANSWERED + 1
-    assert visitors.visitor("", whispers("c" * 32), token(anna)) == login.account_id("anna", tmp_path)
+    assert visitors.visitor("", whispers("c" * 32), token(anna)) == owners.account_id("anna", tmp_path)
     with pytest.raises(HubError, match="does not accept the login"):
         visitors.visitor("", whispers("c" * 32), token(TOKEN))
 
@@ -241,22 +242,22 @@ def test_only_so_many_tokens_are_remembered(tmp_path: Path, hub: LoopbackHub, mo
 
 def test_a_rotated_account_sees_its_runs_and_its_old_id_opens_nothing(studio: Studio, photo_folder: Path):
     """Also the id of a studio that gave accounts ids without a nonce, which a caller could give."""
-    anna, bert = login._account_ids("anna", studio.root)[0], login.new_owner()
+    anna, bert = owners._account_ids("anna", studio.root)[0], owners.new_owner()
     assert ":" not in anna
     [old] = studios.finished_runs(studio, photo_folder, owner=str(anna))
     [berts] = studios.finished_runs(studio, photo_folder, owner=bert)
-    login.settle("anna", studio.root)
-    ids = [anna, login.account_id("anna", studio.root)]
+    owners.settle("anna", studio.root)
+    ids = [anna, owners.account_id("anna", studio.root)]
     [new] = studios.finished_runs(studio, photo_folder, owner=ids[-1])
     for _ in range(2):
         assert {run.id for run in studio.own_runs(ids[-1])} == {old.id, new.id}
         assert not any(studio.own_runs(former) for former in [str(anna), *ids[:-1]])
         assert [run.id for run in studio.own_runs(bert)] == [berts.id]
-        login.rotate("anna", studio.root)
-        ids.append(login.account_id("anna", studio.root))
+        owners.rotate("anna", studio.root)
+        ids.append(owners.account_id("anna", studio.root))
     assert len(set(ids)) == 4
     with pytest.raises(RunError, match="No account 'carl' has logged in here"):
-        login.rotate("carl", studio.root)
+        owners.rotate("carl", studio.root)
 
 
 def test_the_command_rotates_in_the_folder_of_the_runs(
@@ -266,10 +267,10 @@ def test_the_command_rotates_in_the_folder_of_the_runs(
     result = CliRunner().invoke(cli, ["rotate", "anna"])
     assert isinstance(result.exception, RunError)
     assert not (tmp_path / "runs").exists()
-    login.settle("anna", tmp_path / "runs")
-    before = login.account_id("anna", tmp_path / "runs")
+    owners.settle("anna", tmp_path / "runs")
+    before = owners.account_id("anna", tmp_path / "runs")
     assert CliRunner().invoke(cli, ["rotate", "anna"]).exit_code == 0
-    assert login.account_id("anna", tmp_path / "runs") != before
+    assert owners.account_id("anna", tmp_path / "runs") != before
 
 
 def test_login_is_offered_on_a_space_with_oauth_alone(monkeypatch: pytest.MonkeyPatch):
