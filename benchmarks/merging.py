@@ -52,7 +52,7 @@ def main() -> None:
     given = parser.parse_args().runs
     quiet_third_parties()
     found = [find_model(run) for run in given]
-    parts = [merge.part_of(one) for one in found]
+    parts = [merge.part_of(one.model, one.config) for one in found]
     pipe, family = load_model(parts[0].folder, found[0].base, scale=0, adapters=[(parts[1].folder, 0)])
     layers = projections(pipe, family)
     base = {name: layer.weight.detach().double() for name, layer in layers.items()}

@@ -450,7 +450,7 @@ def merge_runs(
     captions = _read_lines(captions_file, "caption") if captions_file else None
     base = fetch_model(base_model) if base_model else None
     found = [find_model(source, which=which, base=base) for source in sources]
-    parts = [part_of(one) for one in found]
+    parts = [part_of(one.model, one.config) for one in found]
     merge(parts, out, captions, next((one.base for one in found if one.base), None))
     click.echo(f"Merged: {', '.join(name for part in parts for name in part.names)}")
     click.echo(f"Model: {out}")

@@ -17,12 +17,11 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from dreambooth.config.names import TOYBOX
-from dreambooth.config.settings import MOST_SUBJECTS
+from dreambooth.config.settings import MOST_SUBJECTS, Config
 from dreambooth.errors import ConfigError
 from dreambooth.families import Family, shown_name
 from dreambooth.families.words import read_words, write_words
 from dreambooth.files import atomic_folder, refuse_taken
-from dreambooth.generate import Found
 from dreambooth.methods.custom_diffusion import projections, read_weights, save_weights
 from dreambooth.models.adapters import Adapter, fetch_base, is_adapter, load_model, read_adapter, write_adapter
 from dreambooth.prompts import LIVE_CLASSES, paper_prompts
@@ -50,11 +49,12 @@ class Part(NamedTuple):
     """What its subjects are called in prompts: identifier and class noun, `<sks> dog`."""
 
 
-def part_of(found: Found) -> Part:
-    """An adapter as a part, named by the settings it was trained with; where they are unknown, by identifiers alone."""
-    nouns = {s.identifier: s.class_noun for s in found.config.subjects} if found.config else {}
-    words = read_adapter(found.model).identifiers if is_adapter(found.model) else ()
-    return Part(found.model, tuple(f"{word} {nouns[word]}" if word in nouns else word for word in words))
+def part_of(model: Path, config: Config | None) -> Part:
+    """The adapter in the folder `model` as a part, named by the settings it was trained with; where they are unknown,
+    by identifiers alone."""
+    nouns = {s.identifier: s.class_noun for s in config.subjects} if config else {}
+    words = read_adapter(model).identifiers if is_adapter(model) else ()
+    return Part(model, tuple(f"{word} {nouns[word]}" if word in nouns else word for word in words))
 
 
 def merge(parts: Sequence[Part], out: Path, captions: Sequence[str] | None = None, base: Path | None = None) -> None:

@@ -77,12 +77,17 @@ def trained(tiny_model, photo_folder, tmp_path_factory):
     return *runs, tiny_model
 
 
+def as_part(run: Path) -> Part:
+    found = find_model(str(run))
+    return part_of(found.model, found.config)
+
+
 @pytest.fixture(scope="module")
 def merged(trained, tmp_path_factory):
     """The folder of both in one adapter."""
     dog, cat, base = trained
     out = tmp_path_factory.mktemp("merged") / "both"
-    merge([part_of(find_model(str(run))) for run in (dog, cat)], out, CAPTIONS, base)
+    merge([as_part(run) for run in (dog, cat)], out, CAPTIONS, base)
     return out
 
 
@@ -247,8 +252,8 @@ def test_it_draws_the_same_in_stock_diffusers(trained, merged, make_config):
 
 def test_a_part_without_settings_is_held_at_its_identifier_alone(trained):
     dog = trained[0]
-    assert part_of(find_model(str(dog))).names == ("<a> dog",)
-    assert part_of(find_model(str(dog / "model"))) == Part(dog / "model", ("<a>",))
+    assert as_part(dog).names == ("<a> dog",)
+    assert as_part(dog / "model") == Part(dog / "model", ("<a>",))
 
 
 # ---- What is refused
@@ -256,7 +261,7 @@ def test_a_part_without_settings_is_held_at_its_identifier_alone(trained):
 
 def test_a_name_that_the_model_cuts_off_is_told(trained, tmp_path):
     dog, cat, base = trained
-    one, two = (part_of(find_model(str(run))) for run in (dog, cat))
+    one, two = (as_part(run) for run in (dog, cat))
     long = Part(two.folder, ("<b> " + "photo " * 20 + "cat",))
     with pytest.raises(ConfigError, match="is longer than the model reads"):
         merge([one, long], tmp_path / "out", CAPTIONS, base)
@@ -265,7 +270,7 @@ def test_a_name_that_the_model_cuts_off_is_told(trained, tmp_path):
 
 def test_what_can_not_be_merged_is_told_and_nothing_is_written(trained, tmp_path):
     dog, cat, base = trained
-    one, two = (part_of(find_model(str(run))) for run in (dog, cat))
+    one, two = (as_part(run) for run in (dog, cat))
     stranger = tmp_path / "stranger"
     stranger.mkdir()
     for file in two.folder.iterdir():
