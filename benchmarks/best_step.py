@@ -4,7 +4,7 @@
     python -m benchmarks.best_step studies/toybox-study
 
 Draws and measures, by the paper's protocol, the best model of every run of a study that keeps one beside its last, and
-asks the rule that chose it (`monitor.best_of`, with the run's own bounds) which of the two it prefers by these figures.
+asks the rule that chose it (`measures.best_of`, by the run's own bounds) which of the two it prefers by these figures.
 """
 
 import argparse

@@ -94,7 +94,7 @@ class Source:
 
 
 def finished_model(run: Path, which: Which = "last") -> Path:
-    """The folder with a run's model: that of its last step, or the best one by `monitor.best_of`.
+    """The folder with a run's model: that of its last step, or the best one by `measures.best_of`.
 
     A run whose last model is its best, or that was not measured, has one model for both. Raises `RunError` for a run
     without a finished model, and where the best step's model is not what is kept.

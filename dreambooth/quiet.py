@@ -1,4 +1,4 @@
-"""Libraries that are kept quiet."""
+"""Libraries are kept quiet, for the sake of whoever reads the console."""
 
 from __future__ import annotations
 

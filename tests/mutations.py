@@ -120,7 +120,8 @@ MUTATIONS = (
     Mutation("class images are drawn without their guidance", PRIOR, ", guidance_scale=prior.guidance_scale)", ")",
              "tests/training/test_prior.py::test_they_are_what_stock_diffusers_draws_with_the_same_settings"),
     Mutation("blank pictures are drawn again from their seed", PRIOR, "SeedSequence([seed, i, redraws])",
-             "SeedSequence([seed, i])", "tests/training/test_prior.py::test_blank_pictures_are_drawn_again_from_other_seeds"),
+             "SeedSequence([seed, i])",
+             "tests/training/test_prior.py::test_blank_pictures_are_drawn_again_from_other_seeds"),
     Mutation("mirrored class images share the latents of the others", PRIOR, 'f"{flip} {precision}', 'f"{precision}',
              "tests/training/test_train.py::test_runs_of_a_class_encode_its_images_once"),
     Mutation("class images are taken as they lie there", TRAIN,
@@ -141,9 +142,11 @@ MUTATIONS = (
     Mutation("latents are their means", DATASET, "self.std[i, v] *", "0 *",
              "tests/training/test_dataset.py::test_latents_equal_a_sample_of_the_vaes_posterior"),
     # ---- the monitor
-    Mutation("patience is one more", "dreambooth/training/monitor.py", "len(since) >= patience", "len(since) > patience",
+    Mutation("patience is one more", "dreambooth/metrics/measures.py", "len(since) >= patience",
+             "len(since) > patience",
              "tests/training/test_monitor.py::test_patience_counts_the_samplings_since_the_best"),
-    Mutation("the base model may be the best", "dreambooth/training/monitor.py", "measures[1:] or measures[:1]", "measures",
+    Mutation("the base model may be the best", "dreambooth/metrics/measures.py", "measures[1:] or measures[:1]",
+             "measures",
              "tests/training/test_monitor.py::test_the_last_is_the_best_unless_another_is_better_by_more_than_chance"),
     # ---- metrics
     Mutation("a photo is compared with itself", METRICS,

@@ -1,4 +1,4 @@
-"""Every setting of a run, checked before anything loads: strict models, YAML in and out, the only home of defaults.
+"""Every setting of a run, checked before anything loads: strict models, the only home of defaults.
 
 The defaults suit Stable Diffusion 1.x; presets (`presets/*.yaml`) hold other recipes, each number with its source.
 A setting is taken from, in this order: `--set`, the YAML file, the file's `preset`, the default here.
@@ -716,9 +716,6 @@ def validated(kind: type[_Model], settings: dict[str, Any], source: str) -> _Mod
         wrong = [_describe(e, kind) for e in error.errors()]
         more = f"; and {len(wrong) - _MOST_TOLD} more" if len(wrong) > _MOST_TOLD else ""  # it may be no config at all
         raise ConfigError(f"{source}: {'; '.join(wrong[:_MOST_TOLD])}{more}") from None
-
-
-# ------------------------------------------------------------------------------------------------------ YAML, presets
 
 
 def _describe(error: dict[str, Any], model: type[BaseModel]) -> str:

@@ -1,4 +1,4 @@
-"""The run directory, and where runs execute: here, step by step, or in worker threads with a queue.
+"""The run directory, and a run that executes here, step by step.
 
 Everything anyone needs to know about a run is in its directory, even that it waits; nothing is kept elsewhere.
 """
@@ -395,6 +395,3 @@ def list_runs(root: Path) -> list[Run]:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             made.append(((path / "config.yaml").stat().st_mtime_ns, path))
     return [Run(path) for _, path in sorted(made, reverse=True)]
-
-
-# ------------------------------------------------------------------------------------------------------- the worker

@@ -89,8 +89,8 @@ def rotate(name: str, root: Path) -> None:
 
 def _account_ids(name: str, root: Path) -> list[Visitor]:
     """All that an account has had, the present one last; first the one of before there were nonces, without a colon."""
-    made = [f"account:{_digest(root, 'account', nonce, name)}" for nonce in _nonces(name, root)]
-    return [Visitor(one) for one in (_digest(root, name), *made)]
+    made = [f"account:{digest(root, 'account', nonce, name)}" for nonce in _nonces(name, root)]
+    return [Visitor(one) for one in (digest(root, name), *made)]
 
 
 def _nonces(name: str, root: Path) -> list[str]:
@@ -113,13 +113,13 @@ def _add_nonce(name: str, root: Path, *, first: bool = False) -> None:
 
 
 def _account_file(name: str, root: Path) -> Path:
-    return root / ".accounts" / _digest(root, "file", name)
+    return root / ".accounts" / digest(root, "file", name)
 
 
-def _digest(root: Path, *words: str) -> str:
+def digest(root: Path, *words: str) -> str:
     """What only who has this studio's key can make of the words, as 43 letters."""
-    digest = hmac.digest(_key(root), "\0".join(words).encode(), hashlib.sha256)
-    return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+    made = hmac.digest(_key(root), "\0".join(words).encode(), hashlib.sha256)
+    return base64.urlsafe_b64encode(made).decode().rstrip("=")
 
 
 def _key(root: Path) -> bytes:

@@ -10,7 +10,6 @@ from dreambooth.errors import ConfigError
 
 Colour = tuple[int, int, int]
 
-
 PALETTE: dict[str, Colour] = {
     "red": (214, 48, 44),
     "orange": (242, 138, 36),
@@ -28,6 +27,7 @@ PALETTE: dict[str, Colour] = {
     "beige": (222, 196, 152),
 }
 FUR = ("brown", "black", "white", "grey", "beige", "orange")
+
 # Per class: natural colours (empty: any), patterns beside plain, what is worn or painted on, and a feature of shape.
 TRAITS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "dog": (FUR, ("spots", "patches", "stripes"), ("collar", "scarf", "hat", ""), ("floppy", "floppy", "pointed")),
@@ -48,14 +48,17 @@ TRAITS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple
     "vase": ((), ("stripes", "spots", "patches", "halves"), ("ring", "heart", "star", ""),
              ("empty", "tulips", "daisies")),
 }  # fmt: skip
+
 CLASSES: tuple[str, ...] = tuple(TRAITS)
 
 
-def _rng(*seeds: int) -> np.random.Generator:
+def seeded(*seeds: int) -> np.random.Generator:
+    """A generator of its own for each row of seeds."""
     return np.random.default_rng(np.random.SeedSequence(seeds))
 
 
-def _known(what: str, value: str, choices) -> None:
+def check_known(what: str, value: str, choices) -> None:
+    """Raise `ConfigError` where `value` is none of the choices."""
     if value not in choices:
         raise ConfigError(f"Unknown {what} {value!r}.", f"Choose one of: {', '.join(choices)}.")
 
@@ -85,8 +88,8 @@ class Identity:
 
 def identity(class_noun: str, seed: int) -> Identity:
     """The identity number `seed` (>= 0) of a class; raises `ConfigError` for an unknown class."""
-    _known("class", class_noun, CLASSES)
-    rng = _rng(CLASSES.index(class_noun) + 1, seed, 11)
+    check_known("class", class_noun, CLASSES)
+    rng = seeded(CLASSES.index(class_noun) + 1, seed, 11)
     natural, patterns, worn, features = TRAITS[class_noun]
     names = tuple(PALETTE)
     usual = natural if natural and rng.random() < 0.75 else names

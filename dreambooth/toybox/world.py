@@ -16,20 +16,17 @@ from dreambooth.errors import ConfigError
 from dreambooth.toybox.animals import ANIMALS
 from dreambooth.toybox.backdrops import TINTS, backdrop
 from dreambooth.toybox.drawing import Pen
-from dreambooth.toybox.identities import CLASSES, PALETTE, Identity, _known, _rng, identity
+from dreambooth.toybox.identities import CLASSES, PALETTE, Identity, check_known, identity, seeded
 from dreambooth.toybox.objects import OBJECTS
 from dreambooth.toybox.styles import STYLED, subject_mask
 from dreambooth.toybox.textures import texture
 
 __all__ = [
-    "CLASSES",
     "CONTEXTS",
     "HELD_OUT_FROM",
     "STYLES",
-    "Identity",
     "Scene",
     "caption",
-    "identity",
     "random_scene",
     "render",
     "sample_subject",
@@ -89,8 +86,8 @@ class Scene:
     seed: int
 
     def __post_init__(self):
-        _known("context", self.context, CONTEXTS)
-        _known("style", self.style, STYLES)
+        check_known("context", self.context, CONTEXTS)
+        check_known("style", self.style, STYLES)
         if len(self.subjects) not in (1, 2):
             raise ConfigError(f"A scene of {len(self.subjects)} subjects.", "Give it 1 or 2.")
 
@@ -147,7 +144,7 @@ def render(scene: Scene, size: int = 128) -> Image.Image:
     """The picture of a scene: RGB, `size` x `size` pixels; raises `ConfigError` if `size` is under 16."""
     if size < 16:
         raise ConfigError(f"size is {size} pixels.", "Choose 16 or more.")
-    light = _rng(scene.seed, 1)
+    light = seeded(scene.seed, 1)
     light_right, brightness = bool(light.random() < 0.5), light.uniform(0.9, 1.08)
     gains = light.uniform(0.95, 1.05, 3) * brightness
     picture, empty = _compose(scene, 3 * max(size, 128), light_right)
@@ -156,15 +153,15 @@ def render(scene: Scene, size: int = 128) -> Image.Image:
         colour, part = TINTS[scene.context]
         picture = Image.blend(picture, Image.new("RGB", picture.size, colour), part)
     picture = picture.point([min(255, int(v * g)) for g in gains for v in range(256)])
-    return STYLED[scene.style](picture, inside, _rng(scene.seed, 9), size)
+    return STYLED[scene.style](picture, inside, seeded(scene.seed, 9), size)
 
 
 def _compose(scene: Scene, canvas: int, light_right: bool) -> tuple[Image.Image, Image.Image]:
     """The drawn scene, `canvas` pixels wide, and the same without its subjects (but with their shadows)."""
-    picture = backdrop(scene.context, _rng(scene.seed, 2), canvas)
+    picture = backdrop(scene.context, seeded(scene.seed, 2), canvas)
     sides = (0,) if len(scene.subjects) == 1 else (-1, 1)
     views = [
-        _view(_rng(scene.seed, 3 + k), s.class_noun, side) for k, (s, side) in enumerate(zip(scene.subjects, sides))
+        _view(seeded(scene.seed, 3 + k), s.class_noun, side) for k, (s, side) in enumerate(zip(scene.subjects, sides))
     ]
     for subject, view in zip(scene.subjects, views):
         _shadow(picture, view, EXTENT[subject.class_noun][0], light_right)
@@ -262,7 +259,7 @@ def sample_subject(
 ) -> list[tuple[Scene, Image.Image]]:
     """`n` pictures of one identity in different contexts (repeated only after all ten), the same at every call."""
     subject = identity(class_noun, seed)
-    rng = _rng(CLASSES.index(class_noun) + 1, seed, 12)
+    rng = seeded(CLASSES.index(class_noun) + 1, seed, 12)
     order = rng.permutation(len(CONTEXTS))
     scenes = [
         Scene((subject,), tuple(CONTEXTS)[order[k % len(order)]], style, int(rng.integers(2**31))) for k in range(n)

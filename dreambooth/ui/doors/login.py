@@ -20,7 +20,7 @@ import gradio as gr
 
 from dreambooth.errors import HubError, RunError
 from dreambooth.hub import Token, local_token, sign_in
-from dreambooth.runs.owners import MAKE_ONE, Visitor, _digest, account_id, checked_owner, settle
+from dreambooth.runs.owners import MAKE_ONE, Visitor, account_id, checked_owner, digest, settle
 
 COOKIE = "dreambooth-visitor"
 """The browser's own id, which no script can read: as the guard passes it on, whatever browsers call it."""
@@ -136,7 +136,7 @@ class Visitors:
         if cookie := cookie_of(request):
             return Visitor(f"browser:{cookie}")
         if "origin" in dict(request.headers) and request.session_hash:  # a browser's; of others no id would last
-            return Visitor(f"page:{_digest(self.root, 'page', request.session_hash)}")
+            return Visitor(f"page:{digest(self.root, 'page', request.session_hash)}")
         raise RunError("This call has no owner.", MAKE_ONE)
 
     def account(self, token: str) -> str:
@@ -166,6 +166,3 @@ class Visitors:
                 while len(self._confirmed) >= MOST_REMEMBERED:
                     self._confirmed.pop(next(iter(self._confirmed)))
             return self._confirmed.setdefault(key, _Confirmed())
-
-
-# --------------------------------------------------------------------------------------------------------- an account
