@@ -73,8 +73,10 @@ def main() -> None:
     if len(errors) < 2:
         raise SystemExit(f"{study} holds fewer than two measured runs.")
     drift, likeness, prompts = np.std(errors, axis=0, ddof=1)
-    print(f"Standard deviation of what the sample pictures say: {drift:.2f} of the way in drift, {likeness:.2f} of "
-          f"it in DINO, {prompts:.3f} of the base model's in CLIP-T.")  # fmt: skip
+    print(
+        f"Standard deviation of what the sample pictures say: {drift:.2f} of the way in drift, {likeness:.2f} of "
+        f"it in DINO, {prompts:.3f} of the base model's in CLIP-T."
+    )
     print(dict(choices))
     for key, values in changes.items():
         if values:

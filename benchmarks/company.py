@@ -62,10 +62,17 @@ def pace(run: Path) -> tuple[float, float, float]:
 def train(folder: Path, held: bool, steps: int) -> Path:
     run = Path(tempfile.mkdtemp(dir=folder)) / "run"
     config = folder / "config.yaml"
-    config.write_text(f"base_model: toybox\ndevice: cpu\nsubject: {{photos: {SUBJECT}, class_noun: backpack}}\n"
-                      f"train: {{steps: {steps}, sample_every: 0, checkpoint_every: 1000000}}\n")  # fmt: skip
-    subprocess.run([sys.executable, "-m", "dreambooth", "train", config, "--run-dir", run],
-                   env=environment(held, folder), cwd=ROOT, check=True, capture_output=True)  # fmt: skip
+    config.write_text(
+        f"base_model: toybox\ndevice: cpu\nsubject: {{photos: {SUBJECT}, class_noun: backpack}}\n"
+        f"train: {{steps: {steps}, sample_every: 0, checkpoint_every: 1000000}}\n"
+    )
+    subprocess.run(
+        [sys.executable, "-m", "dreambooth", "train", config, "--run-dir", run],
+        env=environment(held, folder),
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     return run
 
 
@@ -91,9 +98,16 @@ def train_in_studio(folder: Path, held: bool, steps: int) -> Path:
         client = Client(url, verbose=False, analytics_enabled=False)
         photos = [{"image": handle_file(path), "caption": None} for path in sorted(SUBJECT.glob("*.png"))]
         [run] = client.predict(
-            owner=owner, photos=photos, identifier="sks", class_noun="backpack", recipe="toybox", base_model="toybox",
-            steps=5000, more={"train": {"sample_every": 0}}, api_name="/start_training",
-        )  # fmt: skip
+            owner=owner,
+            photos=photos,
+            identifier="sks",
+            class_noun="backpack",
+            recipe="toybox",
+            base_model="toybox",
+            steps=5000,
+            more={"train": {"sample_every": 0}},
+            api_name="/start_training",
+        )
         path = place / "runs" / run
         crowd = None
         giving_up = time.monotonic() + 900

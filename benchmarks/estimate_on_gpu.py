@@ -35,11 +35,12 @@ def main() -> None:
         work = Path(temporary)
         build(work / "sd15")
         settings = {
-            "base_model": str(work / "sd15"), "device": args.device,
+            "base_model": str(work / "sd15"),
+            "device": args.device,
             "subject": {"photos": str(SUBJECT), "class_noun": "backpack"},
             "prior": {"num_images": 4, "steps": 5},
             "train": {"steps": args.steps, "sample_every": 0, "checkpoint_every": 10**6},
-        }  # fmt: skip
+        }
         config = Config.from_dict(override(settings, tuple(args.set)))
         told, started = {}, time.monotonic()
         for event in Run.create(config, work / "run").execute():

@@ -49,20 +49,37 @@ def _pipeline() -> StableDiffusionPipeline:
         sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280)
     )
     text = CLIPTextConfig(
-        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-        max_position_embeddings=77, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=77,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
     vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=512,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
     scheduler = PNDMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, skip_prk_steps=True, steps_offset=1
     )
     return StableDiffusionPipeline(
-        vae=vae, unet=unet, text_encoder=CLIPTextModel(text), tokenizer=tokenizer, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae,
+        unet=unet,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def main() -> None:
@@ -79,11 +96,12 @@ def main() -> None:
             build(work / "sd15")
         train = {"steps": args.steps, "resolution": args.resolution, "sample_every": 0, "checkpoint_every": 10**6}
         settings = {
-            "base_model": str(work / "sd15"), "device": "cpu",
+            "base_model": str(work / "sd15"),
+            "device": "cpu",
             "subject": {"photos": str(SUBJECT), "class_noun": "backpack"},
             "prior": {"num_images": 1, "steps": 2, "batch_size": 1},
             "train": train | {"mixed_precision": args.precision, "keep_checkpoints": 1},
-        }  # fmt: skip
+        }
         (work / "config.yaml").write_text(Config.from_dict(settings).to_yaml())
         run = work / f"run-{time.time():.0f}"
         command = [sys.executable, "-m", "dreambooth", "train", str(work / "config.yaml"), "--run-dir", str(run)]

@@ -100,9 +100,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, subprocess.Popen(
-        [sys.executable, "-c", HUB, f"{folder}/hub"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as hub:  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
+            [sys.executable, "-c", HUB, f"{folder}/hub"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as hub,
+    ):
         token, environment = json.loads(hub.stdout.readline())
         os.environ.update(environment | {"OMP_NUM_THREADS": "1"})  # before anything reads them
         try:
@@ -128,12 +131,17 @@ def _torment_all(work: Path, token: str, kills: int, dice: random.Random) -> Non
     quiet_third_parties()
     model, photos = tiny.stable_diffusion(work / "model"), tiny.photos(work / "photos", size=(1600, 1200))
     subject = {"photos": str(photos), "class_noun": "dog"}
-    config = Config.from_dict({
-        "base_model": str(model), "device": "cpu", "subject": subject, "prior": {"num_images": 4, "steps": 2},
-        "train": {"steps": 60, "batch_size": 1, "mixed_precision": "no", "checkpoint_every": 5, "sample_every": 20},
-        "sampling": {"steps": 2, "num_images": 1},
-        "evaluation": {"dino": "toybox", "clip": "toybox", "perceptual": "toybox"},
-    })  # fmt: skip
+    config = Config.from_dict(
+        {
+            "base_model": str(model),
+            "device": "cpu",
+            "subject": subject,
+            "prior": {"num_images": 4, "steps": 2},
+            "train": {"steps": 60, "batch_size": 1, "mixed_precision": "no", "checkpoint_every": 5, "sample_every": 20},
+            "sampling": {"steps": 2, "num_images": 1},
+            "evaluation": {"dino": "toybox", "clip": "toybox", "perceptual": "toybox"},
+        }
+    )
 
     def train(folder: Path) -> None:
         os.environ["DREAMBOOTH_CACHE"] = str(folder / "cache")

@@ -94,8 +94,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, LoopbackHub(Path(folder) / "hub") as hub, sync_playwright() as play:
         for noun in ("robot", "teapot", "cat"):  # what others have published
             picture = (SUBJECTS / noun / "02.png").read_bytes()
-            card = f"---\ntags: [dreambooth-studio]\ninstance_prompt: a photo of sks {noun}\nwidget:\n" \
-                   f"- text: a photo of sks {noun}\n  output: {{url: images/00.png}}\n---\n"  # fmt: skip
+            card = (
+                f"---\ntags: [dreambooth-studio]\ninstance_prompt: a photo of sks {noun}\nwidget:\n"
+                f"- text: a photo of sks {noun}\n  output: {{url: images/00.png}}\n---\n"
+            )
             hub.add_repo(f"bert/sks-{noun}", {"README.md": card.encode(), "images/00.png": picture})
         work = Path(folder) / "studio"
         work.mkdir()

@@ -132,10 +132,17 @@ def besiege(url: str, process: int, folder: Path, seconds: float, base_model: st
                     caller.call("check_photos", photos=photos)
                 with timed("start training"):
                     [[run]] = caller.call(
-                        "start_training", owner=caller.owner, photos=photos, identifier=f"word{number}",
-                        class_noun="backpack", base_model=base_model, steps=2, prior=False, seed=number,
+                        "start_training",
+                        owner=caller.owner,
+                        photos=photos,
+                        identifier=f"word{number}",
+                        class_noun="backpack",
+                        base_model=base_model,
+                        steps=2,
+                        prior=False,
+                        seed=number,
                         more={"train": {"sample_every": 0}},
-                    )  # fmt: skip
+                    )
                     runs.append((caller, run))
             with timed("list runs"):
                 caller.call("runs", owner=caller.owner)
@@ -145,9 +152,14 @@ def besiege(url: str, process: int, folder: Path, seconds: float, base_model: st
             if not over.is_set():
                 with timed("draw a picture"):
                     caller.call(
-                        "generate", owner=caller.owner, model=base_model, prompt="a photo of a backpack", steps=2,
-                        count=1, seed=number,
-                    )  # fmt: skip
+                        "generate",
+                        owner=caller.owner,
+                        model=base_model,
+                        prompt="a photo of a backpack",
+                        steps=2,
+                        count=1,
+                        seed=number,
+                    )
 
     def attack(kind: str, number: int, act: Callable[[Caller], object]) -> None:
         caller = Caller(url, f"203.0.113.{number}")
@@ -176,11 +188,16 @@ def besiege(url: str, process: int, folder: Path, seconds: float, base_model: st
             photo = caller.upload("bomb.png", secrets.choice(bombs))
         except RuntimeError:
             return 413
-        asked = secrets.choice([
-            ("check_photos", {"photos": [photo]}),
-            ("start_training", {"owner": caller.owner, "photos": [photo], "identifier": "sks", "class_noun": "dog"}),
-            ("copy_settings", {"owner": caller.owner, "picture": photo["image"]}),
-        ])  # fmt: skip
+        asked = secrets.choice(
+            [
+                ("check_photos", {"photos": [photo]}),
+                (
+                    "start_training",
+                    {"owner": caller.owner, "photos": [photo], "identifier": "sks", "class_noun": "dog"},
+                ),
+                ("copy_settings", {"owner": caller.owner, "picture": photo["image"]}),
+            ]
+        )
         return caller.http.post(f"gradio_api/call/v2/{asked[0]}", json=asked[1]).status_code
 
     def watch() -> None:

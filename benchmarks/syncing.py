@@ -32,10 +32,15 @@ def waiting(wanted: bool) -> mock._patch:
 
 def pace(folder: Path, steps: int) -> float:
     """Steps a second of a training that writes a checkpoint every ten, all stalls counted."""
-    config = Config.from_dict({
-        "base_model": "toybox", "device": "cpu", "subject": {"photos": str(SUBJECT), "class_noun": "backpack"},
-        "prior": {"enabled": False}, "train": {"steps": steps, "checkpoint_every": 10, "sample_every": 0},
-    })  # fmt: skip
+    config = Config.from_dict(
+        {
+            "base_model": "toybox",
+            "device": "cpu",
+            "subject": {"photos": str(SUBJECT), "class_noun": "backpack"},
+            "prior": {"enabled": False},
+            "train": {"steps": steps, "checkpoint_every": 10, "sample_every": 0},
+        }
+    )
     happened = list(Run.create(config, folder).execute())
     times = [event.time for event in happened if isinstance(event, events.Step)][WARM:]
     return (len(times) - 1) / (times[-1] - times[0])

@@ -55,9 +55,18 @@ WATCH = 0.1
 
 _MOST_HEADER, _MOST_SIDE, _MOST_WORDS = 2**16, 2048, 500
 _KEPT = (
-    "PATH", "LANG", "LC_ALL", "TZ", "SYSTEMROOT", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES",
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VIRTUAL_ENV",
-)  # fmt: skip
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "SYSTEMROOT",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VIRTUAL_ENV",
+)
 """Of the environment; no token, and no place where one is kept."""
 
 
@@ -123,19 +132,29 @@ def draw(
             opened[order.weights] = _open(order.weights, device, safety_checker, sampling.precision)
         source = opened[order.weights]
         batches = generate(
-            source, [order.prompt], num_images=order.count, seed=order.seed, sampling=sampling,
-            negative_prompt=negative_prompt, on_step=lambda done, total: tell(Step(done, total)),
+            source,
+            [order.prompt],
+            num_images=order.count,
+            seed=order.seed,
+            sampling=sampling,
+            negative_prompt=negative_prompt,
+            on_step=lambda done, total: tell(Step(done, total)),
             batch_size=source.batch_that_fits(order.count, "Pictures", sampling),
-        )  # fmt: skip
+        )
         tell([picture for batch in batches for picture in batch])
 
 
 def _open(weights: Weights, device: torch.device, safety_checker: bool, precision: str) -> Source:
     base = Path(weights.base) if weights.base else None
     return open_source(
-        weights.folder, device=device, base=base, scale=weights.scale, adapters=weights.adapters,
-        safety_checker=Path(weights.checker) if weights.checker else safety_checker, precision=precision,
-    )  # fmt: skip
+        weights.folder,
+        device=device,
+        base=base,
+        scale=weights.scale,
+        adapters=weights.adapters,
+        safety_checker=Path(weights.checker) if weights.checker else safety_checker,
+        precision=precision,
+    )
 
 
 def fits(models: Iterable[Weights], device: torch.device) -> bool:
@@ -170,9 +189,13 @@ class Child:
         """As `draw` does, and raises what that raises there; `RunError` where the child was stopped or died."""
         memory = memory_for({order.weights for order in orders})
         asked = {
-            "orders": orders, "sampling": sampling.model_dump(mode="json"), "negative_prompt": negative_prompt,
-            "safety_checker": safety_checker, "memory": memory, "seconds": LONGEST,
-        }  # fmt: skip
+            "orders": orders,
+            "sampling": sampling.model_dump(mode="json"),
+            "negative_prompt": negative_prompt,
+            "safety_checker": safety_checker,
+            "memory": memory,
+            "seconds": LONGEST,
+        }
         with scratch_folder(Path(tempfile.gettempdir())) as folder:
             process = self._start(str(folder))
             if process is None:
@@ -209,9 +232,13 @@ class Child:
             if self._ended:
                 return None
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "dreambooth.apart"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL, cwd=folder, env=kept | own,
-            )  # fmt: skip
+                [sys.executable, "-m", "dreambooth.apart"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=folder,
+                env=kept | own,
+            )
             self._heard = time.monotonic()
             return self._process
 
@@ -262,8 +289,10 @@ def memory_for(models: Iterable[Weights]) -> int:
     where that is too little for any."""
     memory = min(WORKING_MEMORY + PER_FILE_BYTE * _held(models), available_memory(torch.device("cpu")))
     if memory < LEAST_MEMORY:
-        raise RunError(f"{memory / 1e9:.1f} GB of memory are free, too little to draw with a stranger's model.",
-                       "Try again when fewer trainings run.")  # fmt: skip
+        raise RunError(
+            f"{memory / 1e9:.1f} GB of memory are free, too little to draw with a stranger's model.",
+            "Try again when fewer trainings run.",
+        )
     return memory
 
 

@@ -138,10 +138,19 @@ class Published(Event):
 
 
 _KINDS: dict[str, type[Event]] = {
-    "run_queued": RunQueued, "stage": Stage, "progress": Progress, "step": Step, "image": Image,
-    "checkpoint": Checkpoint, "metric": Metric, "warning": Warning, "finished": Finished, "failed": Failed,
-    "cancelled": Cancelled, "published": Published,
-}  # fmt: skip
+    "run_queued": RunQueued,
+    "stage": Stage,
+    "progress": Progress,
+    "step": Step,
+    "image": Image,
+    "checkpoint": Checkpoint,
+    "metric": Metric,
+    "warning": Warning,
+    "finished": Finished,
+    "failed": Failed,
+    "cancelled": Cancelled,
+    "published": Published,
+}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 

@@ -33,9 +33,11 @@ PATIENCE = 1.0
 """Seconds to wait for a file lock that is free: a look at it (`is_held`) is over by then."""
 
 _MARKS = {  # in this order: the mark of UTF-32 begins as that of UTF-16
-    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
-}  # fmt: skip
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 """How editors begin a text that is not UTF-8 (Unicode, section 23.8)."""
 
 _PROBING = threading.Lock()  # two looks at once would take each other for a holder

@@ -337,9 +337,14 @@ def generate(
     check_request(prompts, num_images, seed)
     jobs = [(prompt, (seed + i) % 2**32) for prompt in prompts for i in range(num_images)]
     yield from draw_jobs(
-        source, jobs, sampling, negative_prompt=negative_prompt, batch_size=batch_size, batch_setting=batch_setting,
+        source,
+        jobs,
+        sampling,
+        negative_prompt=negative_prompt,
+        batch_size=batch_size,
+        batch_setting=batch_setting,
         on_step=on_step,
-    )  # fmt: skip
+    )
 
 
 def draw_jobs(
@@ -358,9 +363,14 @@ def draw_jobs(
         texts, seeds = [prompt for prompt, _ in batch], [s for _, s in batch]
         try:
             drawn = _draw(
-                source.pipe, texts, seeds, sampling or source.sampling, negative_prompt,
-                dtype=DTYPES[source.precision], on_step=on_step,
-            )  # fmt: skip
+                source.pipe,
+                texts,
+                seeds,
+                sampling or source.sampling,
+                negative_prompt,
+                dtype=DTYPES[source.precision],
+                on_step=on_step,
+            )
         except (torch.OutOfMemoryError, MemoryError):
             fewer = f"Draw fewer at once ({batch_setting})" if len(batch) > 1 else "Close what else uses it"
             raise RunError(

@@ -45,13 +45,17 @@ def make_config(tiny_model, photo_folder):
             "subject": {"photos": str(photo_folder), "class_noun": "dog"},
             "prior": {"num_images": 4, "steps": 2},
             "train": {
-                "steps": 4, "learning_rate": 1e-3, "batch_size": 2, "mixed_precision": "no", "checkpoint_every": 2,
+                "steps": 4,
+                "learning_rate": 1e-3,
+                "batch_size": 2,
+                "mixed_precision": "no",
+                "checkpoint_every": 2,
                 "sample_every": 0,
             },
             "word": {"templates": ["a photo of a {identifier}"]},  # the tiny model spells most words out, and reads 14
             "sampling": {"steps": 2, "num_images": 1, "prompts": []},
             "evaluation": {"dino": "toybox", "clip": "toybox", "perceptual": "toybox"},
-        }  # fmt: skip
+        }
         for key, value in changes.items():
             settings[key] = settings.get(key, {}) | value if isinstance(value, dict) else value
         return Config.from_dict(settings)

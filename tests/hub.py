@@ -77,9 +77,13 @@ class LoopbackHub:
     # What tests set up
 
     def add_user(
-        self, name: str, token: str | None = None, scopes: tuple[str, ...] = ("contribute-repos",),
-        orgs: tuple[str, ...] = (), app: str = APP,
-    ) -> str:  # fmt: skip
+        self,
+        name: str,
+        token: str | None = None,
+        scopes: tuple[str, ...] = ("contribute-repos",),
+        orgs: tuple[str, ...] = (),
+        app: str = APP,
+    ) -> str:
         """Give `name` a token with these OAuth scopes ("write" and "read": a classic token's) and return it."""
         token = token or "hf_" + secrets.token_hex(17)
         self.orgs[name] = tuple(orgs) or self.orgs.get(name, ())
@@ -87,9 +91,14 @@ class LoopbackHub:
         return token
 
     def add_repo(
-        self, repo_id: str, files: dict[str, bytes | str] | Path = (), private: bool = False,
-        gated: str | bool = False, kind: str = "model", app: str | None = None,
-    ) -> Repo:  # fmt: skip
+        self,
+        repo_id: str,
+        files: dict[str, bytes | str] | Path = (),
+        private: bool = False,
+        gated: str | bool = False,
+        kind: str = "model",
+        app: str | None = None,
+    ) -> Repo:
         """Put a repo there, from texts and bytes by path or from a folder. `app`: who created it (None: its owner)."""
         if isinstance(files, Path):
             files = {str(p.relative_to(files)): p.read_bytes() for p in sorted(files.rglob("*")) if p.is_file()}
@@ -122,10 +131,14 @@ class LoopbackHub:
     def environment(self, token: str | None = None) -> dict[str, str]:
         """The whole environment of a process that uses this Hub, with its own cache, and no token but this one."""
         own = {
-            "HF_ENDPOINT": self.url, "HF_HOME": str(self.folder / "home"), "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": str(int(not self.xet)), "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2", "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
-        }  # fmt: skip
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(self.folder / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": str(int(not self.xet)),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",
+            "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
+        }
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_OFFLINE"))}
         return clean | own | ({"HF_TOKEN": token} if token else {})
 
@@ -136,9 +149,13 @@ class LoopbackHub:
         """
         self.login = login
         space = {
-            "SYSTEM": "spaces", "SPACE_ID": "studio/space", "OAUTH_CLIENT_ID": APP, "OAUTH_CLIENT_SECRET": SECRET,
-            "OAUTH_SCOPES": scopes, "OPENID_PROVIDER_URL": self.url,
-        }  # fmt: skip
+            "SYSTEM": "spaces",
+            "SPACE_ID": "studio/space",
+            "OAUTH_CLIENT_ID": APP,
+            "OAUTH_CLIENT_SECRET": SECRET,
+            "OAUTH_SCOPES": scopes,
+            "OPENID_PROVIDER_URL": self.url,
+        }
         return self.environment() | space
 
     # Who may do what
@@ -243,8 +260,15 @@ class Handler(Login, Wire):
         name, kind = self.access.user, "write" if "write" in self.access.scopes else "fineGrained"
         orgs = [{"type": "org", "name": org, "roleInOrg": "write"} for org in self.hub.orgs.get(name, ())]
         auth = {"type": "access_token", "accessToken": {"displayName": "test", "role": kind}}
-        return {"type": "user", "name": name, "fullname": name.title(), "orgs": orgs, "auth": auth,
-                "avatarUrl": f"{self.hub.url}/avatars/{name}.svg", "isPro": False}  # fmt: skip
+        return {
+            "type": "user",
+            "name": name,
+            "fullname": name.title(),
+            "orgs": orgs,
+            "auth": auth,
+            "avatarUrl": f"{self.hub.url}/avatars/{name}.svg",
+            "isPro": False,
+        }
 
     @route("POST", "/api/repos/create")
     def create(self):
@@ -316,23 +340,37 @@ class Handler(Login, Wire):
         data = repo.card_data
         stamp = lambda moment: time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(moment))  # noqa: E731
         info = {
-            "_id": repo.id, "id": repo.id, "author": repo.id.split("/")[0], "sha": commit.oid, "private": repo.private,
-            "gated": repo.gated, "disabled": False, "downloads": repo.downloads, "likes": repo.likes, "tags": repo.tags,
-            "createdAt": stamp(repo.commits[0].time), "lastModified": stamp(repo.commits[-1].time),
-            "pipeline_tag": data.get("pipeline_tag"), "library_name": data.get("library_name"), "cardData": data,
+            "_id": repo.id,
+            "id": repo.id,
+            "author": repo.id.split("/")[0],
+            "sha": commit.oid,
+            "private": repo.private,
+            "gated": repo.gated,
+            "disabled": False,
+            "downloads": repo.downloads,
+            "likes": repo.likes,
+            "tags": repo.tags,
+            "createdAt": stamp(repo.commits[0].time),
+            "lastModified": stamp(repo.commits[-1].time),
+            "pipeline_tag": data.get("pipeline_tag"),
+            "library_name": data.get("library_name"),
+            "cardData": data,
             "model-index": data.get("model-index"),
-        }  # fmt: skip
+        }
         return info | ({"siblings": [{"rfilename": path} for path in sorted(commit.files)]} if files else {})
 
     @route("GET", "/api/(?P<kind_>models|datasets)")
     def listing(self, kind_: str):
         one = lambda name, default="": self.query.get(name, [default])[0]  # noqa: E731
         found = [
-            repo for (kind, _), repo in self.hub.repos.items()
-            if f"{kind}s" == kind_ and self.hub.readable(repo, self.access)
+            repo
+            for (kind, _), repo in self.hub.repos.items()
+            if f"{kind}s" == kind_
+            and self.hub.readable(repo, self.access)
             and one("author", repo.id.split("/")[0]) == repo.id.split("/")[0]
-            and one("search").lower() in repo.id.lower() and set(self.query.get("filter", ())) <= set(repo.tags)
-        ]  # fmt: skip
+            and one("search").lower() in repo.id.lower()
+            and set(self.query.get("filter", ())) <= set(repo.tags)
+        ]
         newest = lambda r: r.commits[0 if one("sort") == "createdAt" else -1].time  # noqa: E731
         found.sort(key=lambda r: getattr(r, one("sort")) if one("sort") in ("downloads", "likes") else newest(r))
         found.reverse()
@@ -340,8 +378,10 @@ class Handler(Login, Wire):
         wished = {"cardData", "full"} & (set(self.query) | set(self.query.get("expand", ())))
         extra = {"cardData"} if wished else set()
         hidden = {"cardData", "model-index"} - extra
-        items = [{k: v for k, v in self._info(repo, repo.commits[-1], "full" in self.query).items() if k not in hidden}
-                 for repo in found[start : start + limit]]  # fmt: skip
+        items = [
+            {k: v for k, v in self._info(repo, repo.commits[-1], "full" in self.query).items() if k not in hidden}
+            for repo in found[start : start + limit]
+        ]
         headers = {}
         if start + limit < len(found):
             kept = "&".join(f"{k}={quote(v)}" for k, vs in self.query.items() if k != "cursor" for v in vs)
@@ -412,8 +452,10 @@ class Handler(Login, Wire):
         for file in self.json()["files"]:
             large = self.hub._is_large(file["path"], file["size"], base64.b64decode(file["sample"]))
             old = known.get(file["path"])
-            answer.append({"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
-                          | ({"oid": old.sha256 or old.oid} if old else {}))  # fmt: skip
+            answer.append(
+                {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+                | ({"oid": old.sha256 or old.oid} if old else {})
+            )
         return {"files": answer}
 
     @route("POST", "/api/{repo}/commit/{rev}")
@@ -428,8 +470,13 @@ class Handler(Login, Wire):
             for line in lines:
                 self._apply(files, line["key"], line["value"])
             oid = repo.commit(header["summary"], files, self.access.user).oid
-        return {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{repo.page}/commit/{oid}",
-                "hookOutput": "", "pullRequestUrl": None}  # fmt: skip
+        return {
+            "success": True,
+            "commitOid": oid,
+            "commitUrl": f"{self.hub.url}/{repo.page}/commit/{oid}",
+            "hookOutput": "",
+            "pullRequestUrl": None,
+        }
 
     def _apply(self, files: dict[str, Blob], key: str, value: dict) -> None:
         if key == "file":

@@ -22,9 +22,15 @@ class Login:
     @route("GET", "/.well-known/openid-configuration")
     def openid(self):
         oauth = f"{self.hub.url}/oauth"
-        return {"issuer": self.hub.url, "authorization_endpoint": f"{oauth}/authorize", "jwks_uri": f"{oauth}/jwks",
-                "token_endpoint": f"{oauth}/token", "userinfo_endpoint": f"{oauth}/userinfo",
-                "response_types_supported": ["code"], "id_token_signing_alg_values_supported": ["RS256"]}  # fmt: skip
+        return {
+            "issuer": self.hub.url,
+            "authorization_endpoint": f"{oauth}/authorize",
+            "jwks_uri": f"{oauth}/jwks",
+            "token_endpoint": f"{oauth}/token",
+            "userinfo_endpoint": f"{oauth}/userinfo",
+            "response_types_supported": ["code"],
+            "id_token_signing_alg_values_supported": ["RS256"],
+        }
 
     @route("GET", "/oauth/authorize")
     def authorize(self):
@@ -56,8 +62,13 @@ class Login:
         with self.hub.lock:
             self.hub.key = self.hub.key or RSAKey.generate_key(2048, auto_kid=True)
         identity = jwt.encode({"alg": "RS256", "kid": self.hub.key.kid}, claims | self._profile(user), self.hub.key)
-        return {"access_token": token, "token_type": "bearer", "expires_in": 8 * HOUR, "scope": scope,
-                "id_token": identity}  # fmt: skip
+        return {
+            "access_token": token,
+            "token_type": "bearer",
+            "expires_in": 8 * HOUR,
+            "scope": scope,
+            "id_token": identity,
+        }
 
     @route("GET", "/oauth/jwks")
     def oauth_keys(self):
@@ -70,5 +81,10 @@ class Login:
         return self._profile(self.access.user)
 
     def _profile(self, user: str) -> dict:
-        return {"sub": f"id-{user}", "name": user.title(), "preferred_username": user,
-                "profile": f"{self.hub.url}/{user}", "picture": f"{self.hub.url}/avatars/{user}.svg"}  # fmt: skip
+        return {
+            "sub": f"id-{user}",
+            "name": user.title(),
+            "preferred_username": user,
+            "profile": f"{self.hub.url}/{user}",
+            "picture": f"{self.hub.url}/avatars/{user}.svg",
+        }

@@ -71,8 +71,13 @@ class Repo:
     def tags(self) -> list[str]:
         data, tags = self.card_data, []
         base = data.get("base_model") or []
-        for prefix, value in [("", data.get("tags")), ("", data.get("library_name")), ("", data.get("pipeline_tag")),
-                              ("license:", data.get("license")), ("base_model:", base)]:  # fmt: skip
+        for prefix, value in [
+            ("", data.get("tags")),
+            ("", data.get("library_name")),
+            ("", data.get("pipeline_tag")),
+            ("license:", data.get("license")),
+            ("base_model:", base),
+        ]:
             tags += [f"{prefix}{one}" for one in ([value] if isinstance(value, str) else value or [])]
         return list(dict.fromkeys(tags))
 

@@ -118,15 +118,28 @@ def test_whatever_ends_the_child_is_a_sentence(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize(("limits", "code", "words"), [
-    ({"WORKING_MEMORY": 10**8, "LEAST_MEMORY": 0, "PER_FILE_BYTE": 0}, "x = b'1' * 2**29; import time; time.sleep(600)",
-     "it took more than the 0 GB"),
-    ({"WORKING_MEMORY": 10**8, "LEAST_MEMORY": 0, "PER_FILE_BYTE": 0},
-     "import subprocess; subprocess.run([sys.executable, '-c', 'x = b\"1\" * 2**29; import time; time.sleep(60)'])",
-     "it took more than the 0 GB"),
-    ({"SILENCE": 1}, "import time; time.sleep(600)", "nothing was heard of it for 1 seconds"),
-    ({"LONGEST": 1}, "import time\nwhile True: send('step', [0, 1]); time.sleep(0.01)", "it took more than 0 minutes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("limits", "code", "words"),
+    [
+        (
+            {"WORKING_MEMORY": 10**8, "LEAST_MEMORY": 0, "PER_FILE_BYTE": 0},
+            "x = b'1' * 2**29; import time; time.sleep(600)",
+            "it took more than the 0 GB",
+        ),
+        (
+            {"WORKING_MEMORY": 10**8, "LEAST_MEMORY": 0, "PER_FILE_BYTE": 0},
+            "import subprocess; "
+            "subprocess.run([sys.executable, '-c', 'x = b\"1\" * 2**29; import time; time.sleep(60)'])",
+            "it took more than the 0 GB",
+        ),
+        ({"SILENCE": 1}, "import time; time.sleep(600)", "nothing was heard of it for 1 seconds"),
+        (
+            {"LONGEST": 1},
+            "import time\nwhile True: send('step', [0, 1]); time.sleep(0.01)",
+            "it took more than 0 minutes",
+        ),
+    ],
+)
 def test_a_child_that_takes_too_much_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limits, code, words):
     for name, value in limits.items():
         monkeypatch.setattr(apart, name, value)

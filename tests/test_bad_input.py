@@ -57,8 +57,19 @@ class Place:
         return self.train(subject={"photos": str(self.given / "photos")} | changes)
 
     def generate(self, *arguments, source: object = None) -> list:
-        return ["generate", source or self.model, "--prompt", "a dog", "--num-images", 1, "--steps", 1, "--out", "out",
-                *arguments]  # fmt: skip
+        return [
+            "generate",
+            source or self.model,
+            "--prompt",
+            "a dog",
+            "--num-images",
+            1,
+            "--steps",
+            1,
+            "--out",
+            "out",
+            *arguments,
+        ]
 
     def check(self, name: str, data: bytes) -> list:
         """Look at a folder with one file."""
@@ -173,7 +184,9 @@ CASES = {
     "absent device": (lambda p: p.train(device=absent_device()), 2, "Set device: auto or cpu"),
     # ---- prompts
     "prompt without identifier": (
-        lambda p: p.train(subject={"instance_prompt": "a dog"}), 2, "does not hold the identifier",
+        lambda p: p.train(subject={"instance_prompt": "a dog"}),
+        2,
+        "does not hold the identifier",
     ),
     "unknown placeholder": (lambda p: p.train(prior={"class_prompt": "a {noun}"}), 2, "uses {noun}; only {class_noun}"),
     "empty prompt": (lambda p: ["generate", p.model, "--prompt", " "], 2, "--prompt is empty"),
@@ -181,21 +194,30 @@ CASES = {
     "empty identifier": (lambda p: ["tokens", "--base-model", p.model, "--check", " "], 2, "The identifier is empty"),
     "two words": (lambda p: ["tokens", "--base-model", p.model, "--check", "a b"], 2, "Give one word"),
     "identifier inside another word": (
-        lambda p: p.train(subject={"instance_prompt": "a dog under two desks"}), 2, "does not hold the identifier",
+        lambda p: p.train(subject={"instance_prompt": "a dog under two desks"}),
+        2,
+        "does not hold the identifier",
     ),
     "captions that are not there": (lambda p: p.train_on(captions=True), 2, "but no photo has a caption"),
     "prompts of another encoding": (
-        lambda p: ["merge", p.model, p.model, "--out", "out", "--captions", p.text("собака".encode("cp1251"))], 2,
+        lambda p: ["merge", p.model, p.model, "--out", "out", "--captions", p.text("собака".encode("cp1251"))],
+        2,
         "line 1 is not UTF-8 text; save the file as UTF-8",
     ),
     "config of another encoding": (
-        lambda p: ["train", p.text("subject: {class_noun: собака}".encode("cp1251"))], 2, "line 1 is not UTF-8 text",
+        lambda p: ["train", p.text("subject: {class_noun: собака}".encode("cp1251"))],
+        2,
+        "line 1 is not UTF-8 text",
     ),
     "subject's name beyond what is read": (
-        lambda p: p.train(subject={"instance_prompt": "a dog " * 8 + "{identifier}"}), 2, "sks is cut off",
+        lambda p: p.train(subject={"instance_prompt": "a dog " * 8 + "{identifier}"}),
+        2,
+        "sks is cut off",
     ),
     "photos one folder too low": (
-        lambda p: p.train(subject={"photos": str(p.below())}), 2, "there are 3 in the folder above it. Give",
+        lambda p: p.train(subject={"photos": str(p.below())}),
+        2,
+        "there are 3 in the folder above it. Give",
     ),
     "caption without identifier": (caption_without_identifier, 2, "photo1.txt: does not hold the identifier"),
     # ---- numbers and names on the command line
@@ -222,22 +244,30 @@ CASES = {
     "push of no run": (lambda p: ["push", p.model, "--repo-id", "dog"], 1, "is not a run: no config.yaml in it"),
     "push to nowhere": (lambda p: ["push", p.model], 2, "Missing option '--repo-id'"),
     "push beside no partner": (
-        lambda p: ["push", p.run_without_model(), "--repo-id", "dog", "--partner", p.model], 1, "is not a run"
+        lambda p: ["push", p.run_without_model(), "--repo-id", "dog", "--partner", p.model],
+        1,
+        "is not a run",
     ),
     "folder without a model": (lambda p: p.generate(source=p.given), 1, "no model_index.json in it"),
     "unsupported model": (
         lambda p: p.train(base_model=str(p.damaged("model_index.json", lambda b: b.replace(b"StableD", b"UnstableD")))),
-        1, "is a UnstableDiffusionPipeline. Supported: StableDiffusionPipeline.",
+        1,
+        "is a UnstableDiffusionPipeline. Supported: StableDiffusionPipeline.",
     ),
     "weights cut short": (
         lambda p: p.train(base_model=str(p.damaged("unet/diffusion_pytorch_model.safetensors", half))),
-        1, "damaged can't be loaded: Unable to load weights",
+        1,
+        "damaged can't be loaded: Unable to load weights",
     ),
     "text side cut short": (
-        lambda p: ["tokens", "--base-model", p.damaged("text_encoder/model.safetensors", half)], 1, "can't be loaded",
+        lambda p: ["tokens", "--base-model", p.damaged("text_encoder/model.safetensors", half)],
+        1,
+        "can't be loaded",
     ),
     "model of another kind of prediction": (
-        lambda p: p.train(base_model=str(predicts_something_else(p))), 1, "Supported are epsilon and v_prediction",
+        lambda p: p.train(base_model=str(predicts_something_else(p))),
+        1,
+        "Supported are epsilon and v_prediction",
     ),
     "hub can't be reached": (lambda p: p.train(base_model="owner/name"), 1, "the Hub can't be reached"),
     "no name of the hub": (lambda p: p.generate(source="a/b/c"), 1, "a/b/c: no such folder"),
@@ -252,69 +282,94 @@ CASES = {
     "fuse into photos": (lambda p: ["fuse", p.model, "--out", p.photos], 2, "disc is there already and not empty"),
     "export a whole model": (lambda p: ["export", p.model, "--out", "a.safetensors"], 2, "tiny-sd is a whole model"),
     "export over a file": (
-        lambda p: ["export", p.model, "--out", p.file()], 2, "file is there already. Give another name (--out)",
+        lambda p: ["export", p.model, "--out", p.file()],
+        2,
+        "file is there already. Give another name (--out)",
     ),
     "merge on no base model": (
-        lambda p: ["merge", p.model, p.model, "--out", "out", "--base-model", "none"], 1, "none: no such folder",
+        lambda p: ["merge", p.model, p.model, "--out", "out", "--base-model", "none"],
+        1,
+        "none: no such folder",
     ),
     "merge one": (lambda p: ["merge", p.model, "--out", "out"], 2, "1 model is given. Give two or more"),
     "merge whole models": (lambda p: ["merge", p.model, p.model, "--out", "out"], 2, "tiny-sd is of method full"),
     "merge runs without a model": (
-        lambda p: ["merge", p.run_without_model(), p.model, "--out", "out"], 1, "run has no finished model",
+        lambda p: ["merge", p.run_without_model(), p.model, "--out", "out"],
+        1,
+        "run has no finished model",
     ),
     "captions missing": (
-        lambda p: ["merge", p.model, p.model, "--out", "out", "--captions", "none.txt"], 2, "Give a text file with a "
-        "caption a line",
+        lambda p: ["merge", p.model, p.model, "--out", "out", "--captions", "none.txt"],
+        2,
+        "Give a text file with a caption a line",
     ),
     # ---- folders and disks
     "run folder in use": (
-        lambda p: ["train", p.config(), "--run-dir", p.given], 2, "is there already and not empty",
+        lambda p: ["train", p.config(), "--run-dir", p.given],
+        2,
+        "is there already and not empty",
     ),
     "run folder below a file": (
-        lambda p: ["train", p.config(), "--run-dir", p.file() / "run"], 2,
+        lambda p: ["train", p.config(), "--run-dir", p.file() / "run"],
+        2,
         "file is a file. Give another folder (--run-dir)",
     ),
     "run folder that is read-only": (
-        lambda p: ["train", p.config(), "--run-dir", "/proc/run"], 1, "/proc/run can't be read or written",
+        lambda p: ["train", p.config(), "--run-dir", "/proc/run"],
+        1,
+        "/proc/run can't be read or written",
     ),
     "nothing to resume": (lambda p: p.train("--resume"), 1, "run is not a run: no config.yaml in it"),
     "resume with other settings": (resumed_with_other_settings, 2, "settings: seed is 1234 there and 99 here."),
     "pictures below a file": (
-        lambda p: p.generate("--out", p.file() / "out"), 2, "file is a file. Give another folder (--out)",
+        lambda p: p.generate("--out", p.file() / "out"),
+        2,
+        "file is a file. Give another folder (--out)",
     ),
     "a study below a file": (
-        lambda p: ["compare", p.config(), "--out", p.file() / "out"], 2, "file is a file. Give another folder (--out)",
+        lambda p: ["compare", p.config(), "--out", p.file() / "out"],
+        2,
+        "file is a file. Give another folder (--out)",
     ),
     "runs below a file": (
-        lambda p: p.with_variable("DREAMBOOTH_RUNS", p.file() / "runs", ["train", p.config()]), 2,
+        lambda p: p.with_variable("DREAMBOOTH_RUNS", p.file() / "runs", ["train", p.config()]),
+        2,
         "file is a file. Give another folder (DREAMBOOTH_RUNS, or --run-dir)",
     ),
     "class images below a file": (
-        lambda p: p.with_variable("DREAMBOOTH_CACHE", p.file() / "a", p.train(prior={"enabled": True})), 1,
+        lambda p: p.with_variable("DREAMBOOTH_CACHE", p.file() / "a", p.train(prior={"enabled": True})),
+        1,
         "file is a file. Move it away, or choose another folder (DREAMBOOTH_CACHE), then go on with --resume",
     ),
     "a folder without a name": (lambda p: p.generate("--out", ""), 2, "--out is empty"),
     "the home of nobody": (lambda p: p.generate("--out=~nobody-at-all/x"), 2, "'~nobody-at-all/x' is not a path"),
     "pictures where it is read-only": (lambda p: p.generate("--out", "/proc/out"), 1, "/proc/out can't be"),
     "sheet below a file": (
-        lambda p: ["photos", "check", p.photos, "--sheet", p.file() / "sheet.png"], 2,
+        lambda p: ["photos", "check", p.photos, "--sheet", p.file() / "sheet.png"],
+        2,
         "file is a file. Give another folder (--sheet)",
     ),
     "sheet of no known format": (
-        lambda p: ["photos", "check", p.photos, "--sheet", "sheet.doc"], 2, "'sheet.doc' does not end in .png, .jpg",
+        lambda p: ["photos", "check", p.photos, "--sheet", "sheet.doc"],
+        2,
+        "'sheet.doc' does not end in .png, .jpg",
     ),
     "disk full at a checkpoint": (
-        lambda p: disk_full_while(p, "torch.save", p.train("--set", "train.checkpoint_every=1")), 1,
+        lambda p: disk_full_while(p, "torch.save", p.train("--set", "train.checkpoint_every=1")),
+        1,
         "The disk is full. Free some space, then go on",
     ),
     "disk full at the photos": (
-        lambda p: disk_full_while(p, "PIL.Image.Image.save", p.train()), 1,
+        lambda p: disk_full_while(p, "PIL.Image.Image.save", p.train()),
+        1,
         "The disk is full. Free some space, then go on with --resume.",
     ),
     "disk full at a picture": (
-        lambda p: disk_full_while(p, "PIL.Image.Image.save", p.generate()), 1, "The disk is full. Free some space.",
+        lambda p: disk_full_while(p, "PIL.Image.Image.save", p.generate()),
+        1,
+        "The disk is full. Free some space.",
     ),
-}  # fmt: skip
+}
 """name: (what makes the command line, its exit code, words that the line holds)"""
 
 PROGRESS = ("…", "GiB", " s", "loss", "step-000002")

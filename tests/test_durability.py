@@ -62,8 +62,9 @@ def test_a_training_goes_on_to_the_same_weights_from_wherever_it_was_cut_off(mak
     monkeypatch.setenv("DREAMBOOTH_CACHE", str(root / "cache"))
     config = make_config(
         train={"steps": 4, "checkpoint_every": 1, "keep_checkpoints": 1, "sample_every": 2},
-        prior={"num_images": 2, "steps": 1, "batch_size": 2}, sampling={"steps": 1, "num_images": 1},
-    )  # fmt: skip
+        prior={"num_images": 2, "steps": 1, "batch_size": 2},
+        sampling={"steps": 1, "num_images": 1},
+    )
     with Disk(root, MOMENTS, SEED) as disk:
         run = Run.create(config, root / "run")
         list(run.execute())

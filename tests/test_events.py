@@ -14,11 +14,19 @@ from dreambooth.events import Event, from_json
 from dreambooth.runs.directory import Run
 
 KINDS = {
-    "run_queued": events.RunQueued, "stage": events.Stage, "progress": events.Progress, "step": events.Step,
-    "image": events.Image, "checkpoint": events.Checkpoint, "metric": events.Metric, "warning": events.Warning,
-    "finished": events.Finished, "failed": events.Failed, "cancelled": events.Cancelled,
+    "run_queued": events.RunQueued,
+    "stage": events.Stage,
+    "progress": events.Progress,
+    "step": events.Step,
+    "image": events.Image,
+    "checkpoint": events.Checkpoint,
+    "metric": events.Metric,
+    "warning": events.Warning,
+    "finished": events.Finished,
+    "failed": events.Failed,
+    "cancelled": events.Cancelled,
     "published": events.Published,
-}  # fmt: skip
+}
 """The names on disk, which other readers rely on."""
 
 VALUES = {
@@ -91,10 +99,22 @@ def test_an_event_knows_when_it_happened():
 
 @pytest.mark.parametrize(
     "line",
-    ["", "x", "{}", "[]", "3", "null", '"step"', '{"event": "nope"}', '{"event": ["step"]}', '{"event": "progress"}',
-     '{"event": "progress", "done": 1, "more": 2}', '{"event": "step", "step": 1, "loss": "high", "instance_loss": 1, '
-     '"prior_loss": null, "lr": 1, "seconds": 1}', '{"event": "progr'],
-)  # fmt: skip
+    [
+        "",
+        "x",
+        "{}",
+        "[]",
+        "3",
+        "null",
+        '"step"',
+        '{"event": "nope"}',
+        '{"event": ["step"]}',
+        '{"event": "progress"}',
+        '{"event": "progress", "done": 1, "more": 2}',
+        '{"event": "step", "step": 1, "loss": "high", "instance_loss": 1, "prior_loss": null, "lr": 1, "seconds": 1}',
+        '{"event": "progr',
+    ],
+)
 def test_a_line_that_is_no_event_is_refused_in_one_line(line):
     with pytest.raises(RunError) as caught:
         from_json(line)

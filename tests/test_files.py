@@ -216,9 +216,13 @@ def test_so_does_a_folder_with_all_that_is_in_it(tmp_path, monkeypatch):
         (partial / "sub" / "a").write_text("1")
         (partial / "gone").symlink_to(tmp_path / "nowhere")
     assert disk.happened == [
-        "wait partial model/sub/a", "wait partial model/sub", "wait partial model",
-        "model -> old model", "partial model -> model", "wait .",
-    ]  # fmt: skip
+        "wait partial model/sub/a",
+        "wait partial model/sub",
+        "wait partial model",
+        "model -> old model",
+        "partial model -> model",
+        "wait .",
+    ]
     assert names(tmp_path) == ["model"], "the old one goes last"
 
 
@@ -396,26 +400,44 @@ def test_a_folder_that_can_not_be_written_to_is_refused_with_its_setting_and_not
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (OSError(errno.ENOSPC, "No space", "CACHE/a"), "The disk is full (CACHE/a). Free some space, or choose another "
-         "folder (DREAMBOOTH_CACHE)"),
+        (
+            OSError(errno.ENOSPC, "No space", "CACHE/a"),
+            "The disk is full (CACHE/a). Free some space, or choose another folder (DREAMBOOTH_CACHE)",
+        ),
         (OSError("copy: No space left on device"), "The disk is full. Free some space"),
-        (OSError(errno.EACCES, "Permission denied", "CACHE/a"), "CACHE/a can't be read or written (Permission denied). "
-         "Get the right to it, or choose another folder (DREAMBOOTH_CACHE)"),
-        (OSError(errno.EROFS, "Read-only file system", "/a"), "/a can't be read or written (Read-only file system). It "
-         "is on a disk that is read alone: choose another folder"),
-        (OSError(errno.ENOTDIR, "Not a directory", "FILE/a"), "FILE/a can't be read or written: FILE is a file. Move "
-         "it away, or choose another folder"),
-        (OSError(errno.EMFILE, "Too many open files", "/a"), "/a can't be read or written (Too many open files). Raise "
-         "the limit of open files (`ulimit -n 4096`)"),
-        (OSError(errno.EIO, "Input/output error", "/a"), "/a can't be read or written (Input/output error). The disk "
-         "fails: choose another folder on another one"),
-        (OSError(errno.ENAMETOOLONG, "File name too long", "/a"), "/a can't be read or written (File name too long). "
-         "Give a shorter name"),
-        (OSError("image file is truncated"), "A file is damaged or of another kind: image file is truncated. Put a "
-         "whole one in its place, or remove it"),
+        (
+            OSError(errno.EACCES, "Permission denied", "CACHE/a"),
+            "CACHE/a can't be read or written (Permission denied). "
+            "Get the right to it, or choose another folder (DREAMBOOTH_CACHE)",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/a"),
+            "/a can't be read or written (Read-only file system). It "
+            "is on a disk that is read alone: choose another folder",
+        ),
+        (
+            OSError(errno.ENOTDIR, "Not a directory", "FILE/a"),
+            "FILE/a can't be read or written: FILE is a file. Move it away, or choose another folder",
+        ),
+        (
+            OSError(errno.EMFILE, "Too many open files", "/a"),
+            "/a can't be read or written (Too many open files). Raise the limit of open files (`ulimit -n 4096`)",
+        ),
+        (
+            OSError(errno.EIO, "Input/output error", "/a"),
+            "/a can't be read or written (Input/output error). The disk fails: choose another folder on another one",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "/a"),
+            "/a can't be read or written (File name too long). Give a shorter name",
+        ),
+        (
+            OSError("image file is truncated"),
+            "A file is damaged or of another kind: image file is truncated. Put a whole one in its place, or remove it",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_each_trouble_with_the_disk_is_told_with_what_helps(tmp_path, monkeypatch, error, told):
     monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "file").write_text("x")

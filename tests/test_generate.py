@@ -394,11 +394,16 @@ def test_a_published_model_draws_from_where_it_was_downloaded_to(make_config, ti
 @pytest.mark.parametrize(
     "card",
     [
-        "# no front matter", "---\ntags: [other]\n---\n", "---\ntags: 5\n---\n", "---\ntags: [\n---\n",
-        "---\n- a list\n---\n", b"\xff\xfe", f"---\ntags: [{TAG}]\n---\n" + "x" * 300_000,
+        "# no front matter",
+        "---\ntags: [other]\n---\n",
+        "---\ntags: 5\n---\n",
+        "---\ntags: [\n---\n",
+        "---\n- a list\n---\n",
+        b"\xff\xfe",
+        f"---\ntags: [{TAG}]\n---\n" + "x" * 300_000,
         f"---\ntags: [{TAG}]\n{tiny.yaml_bomb()}\n---\n",
     ],
-)  # fmt: skip
+)
 def test_settings_of_another_products_repo_are_not_ours(tiny_model, tmp_path, card):
     """Any repo may hold some `config.yaml`, even a damaged one."""
     files = published("{{ template }}", tiny_model) | {"README.md": card}
@@ -409,11 +414,13 @@ def test_settings_of_another_products_repo_are_not_ours(tiny_model, tmp_path, ca
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("seed: [1", "not valid YAML"), ("5", "holds int, not settings"), (b"\xff\xfe\x00", "can't be read"),
+        ("seed: [1", "not valid YAML"),
+        ("5", "holds int, not settings"),
+        (b"\xff\xfe\x00", "can't be read"),
         ("nonsense: 1\nsubject: {photos: p, class_noun: dog}", "unknown key 'nonsense'"),
         ("a: &a [1]\nseed: *a\n", "uses YAML aliases"),
     ],
-)  # fmt: skip
+)
 def test_damaged_settings_of_a_published_model_are_told(hub, tiny_model, text, words):
     hub.add_repo("mona/dog", published(text, tiny_model))
     with pytest.raises(ConfigError) as caught:
@@ -468,8 +475,20 @@ def test_what_is_put_on_top_is_kept_with_a_picture_whatever_it_is_called(adapter
         assert read_adapters(image.text["adapters"]) == adapters
 
 
-@pytest.mark.parametrize("text", [
-    "", "a:0.5 b:1", "a:0.5, b:1", "{}", "[1]", '[["a"]]', '[["a", "x"]]', '[["a", NaN]]', '[["a", 1e999]]', "[" * 9999,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a:0.5 b:1",
+        "a:0.5, b:1",
+        "{}",
+        "[1]",
+        '[["a"]]',
+        '[["a", "x"]]',
+        '[["a", NaN]]',
+        '[["a", 1e999]]',
+        "[" * 9999,
+    ],
+)
 def test_of_what_is_no_list_of_adapters_none_is_read(text):
     assert read_adapters(text) == []

@@ -87,9 +87,26 @@ def test_a_name_is_in_the_accounts_own_space_unless_it_says_so(text, repo_id):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "/", "anna/", "/dog", "a/b/c", "anna/d og", "anna/dög", "a--b", "a..b", "-a", "dog.git", "x" * 97,
-             "https://huggingface.co/anna/dog", "anna/../bob", "dog\n--public", "x" * 10_000],
-)  # fmt: skip
+    "text",
+    [
+        "",
+        "/",
+        "anna/",
+        "/dog",
+        "a/b/c",
+        "anna/d og",
+        "anna/dög",
+        "a--b",
+        "a..b",
+        "-a",
+        "dog.git",
+        "x" * 97,
+        "https://huggingface.co/anna/dog",
+        "anna/../bob",
+        "dog\n--public",
+        "x" * 10_000,
+    ],
+)
 def test_a_name_that_the_hub_does_not_take_is_told(text):
     with pytest.raises(ConfigError, match="the Hub takes no such name") as caught:
         check_repo_id(text, ANNA)
@@ -107,11 +124,23 @@ def test_nobody_writes_to_somebody_elses_space():
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [(400, "does not take it"), (401, "does not accept the login"), (402, "asks for a payment"),
-     (403, "may not do this"), (404, "not there"), (409, "Something else"), (412, "Something else"),
-     (413, "too large"), (418, "refuses"), (429, "fewer requests"), (500, "in trouble"), (503, "in trouble"),
-     ("cut", "The connection to the Hub failed"), ("lost", "The connection to the Hub failed")],
-)  # fmt: skip
+    [
+        (400, "does not take it"),
+        (401, "does not accept the login"),
+        (402, "asks for a payment"),
+        (403, "may not do this"),
+        (404, "not there"),
+        (409, "Something else"),
+        (412, "Something else"),
+        (413, "too large"),
+        (418, "refuses"),
+        (429, "fewer requests"),
+        (500, "in trouble"),
+        (503, "in trouble"),
+        ("cut", "The connection to the Hub failed"),
+        ("lost", "The connection to the Hub failed"),
+    ],
+)
 def test_every_refusal_is_told_in_plain_words(hub, how, said):
     token = hub.add_user("anna")
     hub.fail("GET /api/models/", how)
@@ -157,11 +186,15 @@ def test_our_own_errors_and_the_disks_go_through():
 
 @pytest.mark.parametrize(
     ("text", "status"),
-    [("Network error: Request error: HTTP status client error (403 Forbidden), domain: http://h/x", "(403)"),
-     ("Server error: HTTP status server error (503 Service Unavailable), domain: http://h/x", "(503)"),
-     ("Network error: Request middleware error: error sending request for url (http://h/v1/xorbs/404)",
-      "(Network error: Request middleware error: error sending request)")],
-)  # fmt: skip
+    [
+        ("Network error: Request error: HTTP status client error (403 Forbidden), domain: http://h/x", "(403)"),
+        ("Server error: HTTP status server error (503 Service Unavailable), domain: http://h/x", "(503)"),
+        (
+            "Network error: Request middleware error: error sending request for url (http://h/v1/xorbs/404)",
+            "(Network error: Request middleware error: error sending request)",
+        ),
+    ],
+)
 def test_the_upload_librarys_errors_tell_a_status_in_their_text_alone(text, status):
     error = hub_failure(ConnectionError(text), "upload anna/dog", "hf_x")
     assert status in error.message
@@ -170,9 +203,14 @@ def test_the_upload_librarys_errors_tell_a_status_in_their_text_alone(text, stat
 
 @pytest.mark.parametrize(
     "text",
-    ["the token hf_secretsecret", "hf_oauth_abcdefgh.ij-kl", "Authorization: Bearer whatever", "bearer\tabc",
-     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIx.sflKxw"],
-)  # fmt: skip
+    [
+        "the token hf_secretsecret",
+        "hf_oauth_abcdefgh.ij-kl",
+        "Authorization: Bearer whatever",
+        "bearer\tabc",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIx.sflKxw",
+    ],
+)
 def test_whatever_looks_like_a_token_is_taken_out(text):
     shown = redact(text, ANNA.token)
     assert not any(word in shown for word in ("secret", "abcdefgh", "whatever", "abc", "sflKxw"))

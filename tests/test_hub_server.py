@@ -151,8 +151,9 @@ def test_models_are_found_by_tag_and_author_newest_first_over_pages(hub):
     found = api.list_models(filter="dreambooth-studio", author="anna", cardData=True, sort="created_at", limit=3)
     assert [m.id for m in found] == ["anna/dog4", "anna/dog3", "anna/dog2"]
     assert {m.id for m in api.list_models(filter=["dreambooth-studio", "text-to-image"])} == {
-        *(f"anna/dog{n}" for n in range(5)), "bob/cat",
-    }  # fmt: skip
+        *(f"anna/dog{n}" for n in range(5)),
+        "bob/cat",
+    }
 
 
 def test_the_cards_front_matter_is_checked(hub):

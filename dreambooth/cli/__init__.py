@@ -113,14 +113,18 @@ def _not_taken(_context: click.Context, _option: click.Parameter, path: Path) ->
 
 
 _WHICH = click.option(
-    "--which", default="last", show_default=True, type=click.Choice(["last", "best"]),
+    "--which",
+    default="last",
+    show_default=True,
+    type=click.Choice(["last", "best"]),
     help="Of a run: the model of its last step, or of the step that measured best.",
-)  # fmt: skip
+)
 _SCALE = click.option("--scale", default=1.0, show_default=True, type=float, help="Strength of the adapter.")
 _PRECISION = click.option(
-    "--precision", type=click.Choice(["auto", "no", "bf16", "fp16"]),
+    "--precision",
+    type=click.Choice(["auto", "no", "bf16", "fp16"]),
     help="Arithmetic; no is 32 bits (default: sampling.precision, which is the training's).",
-)  # fmt: skip
+)
 _BASE = click.option(
     "--base-model",
     metavar="FOLDER",
@@ -206,16 +210,35 @@ def _weighted(context: click.Context, option: click.Parameter, given: tuple[str,
 @_SCALE
 @_BASE
 @click.option(
-    "--adapter", "adapters", metavar="RUN[:WEIGHT]", multiple=True, callback=_weighted,
+    "--adapter",
+    "adapters",
+    metavar="RUN[:WEIGHT]",
+    multiple=True,
+    callback=_weighted,
     help="Put another adapter of the same base model on top, of a run the one that --which says; may be given several "
     "times.",
-)  # fmt: skip
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, cuda, or cuda:1 for the second GPU.")
 @click.option("--out", default=Path("generated"), show_default=True, type=_NEW_FOLDER, help="Folder for the PNGs.")
 def generate(
-    source, prompts, negative_prompt, num_images, seed, steps, guidance, scheduler, batch_size, precision, revision,
-    which, scale, base_model, adapters, device, out,
-) -> None:  # fmt: skip
+    source,
+    prompts,
+    negative_prompt,
+    num_images,
+    seed,
+    steps,
+    guidance,
+    scheduler,
+    batch_size,
+    precision,
+    revision,
+    which,
+    scale,
+    base_model,
+    adapters,
+    device,
+    out,
+) -> None:
     """Draw pictures with a run, toybox, a folder with a pipeline or an adapter, or a Hub id.
 
     A model that was published from here is sampled as its run was, unless other settings are given.
@@ -254,9 +277,15 @@ def generate(
         click.echo(f"advice: {fewer_at_once(batch_size, asked, setting)}", err=True)
     number = 1 + max((int(path.name[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]-*.png")), default=-1)
     for pictures in draw(
-        opened, list(prompts), num_images=num_images, seed=seed, sampling=sampling, negative_prompt=negative_prompt,
-        batch_size=batch_size, batch_setting=setting,
-    ):  # fmt: skip
+        opened,
+        list(prompts),
+        num_images=num_images,
+        seed=seed,
+        sampling=sampling,
+        negative_prompt=negative_prompt,
+        batch_size=batch_size,
+        batch_setting=setting,
+    ):
         for picture in pictures:
             path = out / f"{number:04d}-{picture.seed}.png"
             facts = sampling.model_dump(include={"steps", "guidance_scale", "scheduler"})
@@ -313,22 +342,31 @@ def batch(batch_file: Path, overrides: tuple[str, ...], out: Path | None) -> Non
 @cli.command("evaluate")
 @click.argument("run_dir", metavar="RUN", type=_PATH)
 @click.option(
-    "--prompts", "prompts_file", metavar="FILE", type=_PATH,
+    "--prompts",
+    "prompts_file",
+    metavar="FILE",
+    type=_PATH,
     help="What to draw, a prompt a line, with {identifier} and {class_noun} (default: the run's, else the paper's 25 "
     "or the toybox's own).",
-)  # fmt: skip
+)
 @click.option("--images-per-prompt", type=click.IntRange(2, 1000), help="Pictures per prompt (default: the run's).")
 @_PRECISION
 @_WHICH
 @click.option("--base", is_flag=True, help="Measure the run's base model instead, on the same subject.")
 @click.option(
-    "--out", type=_NEW_FOLDER,
+    "--out",
+    type=_NEW_FOLDER,
     help="Folder for pictures and report (default: evaluation, evaluation-best or evaluation-base in RUN).",
-)  # fmt: skip
+)
 def evaluate_run(
-    run_dir: Path, prompts_file: Path | None, images_per_prompt: int | None, precision: str | None, which: str,
-    base: bool, out: Path | None,
-) -> None:  # fmt: skip
+    run_dir: Path,
+    prompts_file: Path | None,
+    images_per_prompt: int | None,
+    precision: str | None,
+    which: str,
+    base: bool,
+    out: Path | None,
+) -> None:
     """Measure a run by the paper's protocol: DINO, CLIP-I, CLIP-T, PRES, DIV.
 
     Pictures that are drawn are kept: after a stop, the same command goes on.
@@ -429,10 +467,13 @@ def export(source: str, out: Path, which: str) -> None:
 @click.argument("sources", metavar="RUN RUN …", nargs=-1, required=True, type=_MODEL)
 @click.option("--out", required=True, type=_NEW_FOLDER, callback=_not_taken, help="A new folder.")
 @click.option(
-    "--captions", "captions_file", metavar="FILE", type=_PATH,
+    "--captions",
+    "captions_file",
+    metavar="FILE",
+    type=_PATH,
     help="Ordinary text whose reading should stay as it is, a caption a line (default: captions of the toybox's world, "
     "else the paper's prompts for many classes).",
-)  # fmt: skip
+)
 @_BASE
 @_WHICH
 def merge_runs(
@@ -464,9 +505,11 @@ def merge_runs(
 @click.option("--half", is_flag=True, help="Weights in 16 bits: half the size.")
 @_WHICH
 @click.option(
-    "--partner", metavar="RUN", type=_PATH,
+    "--partner",
+    metavar="RUN",
+    type=_PATH,
     help="The run that differs in what keeps its class alone (PPL, drift penalty): the card shows both.",
-)  # fmt: skip
+)
 def push(run_dir: Path, repo_id: str, public: bool, photos: bool, half: bool, which: str, partner: Path | None) -> None:
     """Publish a finished run as a model repo on the Hub, with a card.
 

@@ -232,13 +232,19 @@ NEUTRAL_TEMPLATES = tuple(
     f"{form} {{identifier}}"
     for form in (
         *(f"{one} {kind} of {a}" for one, kind in (("a", "photo"), ("a", "rendition")) for a in ("a", "the")),
-        "the photo of a", "a rendering of a", "a photo of my", "a photo of one",
+        "the photo of a",
+        "a rendering of a",
+        "a photo of my",
+        "a photo of one",
         *(f"a {look} photo of {a}" for look in ("cropped", "close-up", "good") for a in ("a", "the")),
-        "a dark photo of the", "a bright photo of the", "a photo of a dirty", "a photo of the weird",
-        "a photo of the large", *(f"a photo of {a} {look}" for look in ("clean", "cool", "nice", "small")
-                                  for a in ("a", "the")),
+        "a dark photo of the",
+        "a bright photo of the",
+        "a photo of a dirty",
+        "a photo of the weird",
+        "a photo of the large",
+        *(f"a photo of {a} {look}" for look in ("clean", "cool", "nice", "small") for a in ("a", "the")),
     )
-)  # fmt: skip
+)
 """The 27 neutral captions that a word is taught with, in no order. Source: Gal et al. 2022 (arXiv 2208.01618, section 4
 and its code), after CLIP's for ImageNet."""
 
@@ -404,8 +410,10 @@ class TrainConfig(_Settings):
     @model_validator(mode="after")
     def _warmup_fits(self) -> TrainConfig:
         if self.warmup_steps >= self.steps:  # the first step has a rate of zero, the one after the warm-up the peak
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) leaves none of the steps ({self.steps}) at the full "
-                             "learning rate; lower it")  # fmt: skip
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) leaves none of the steps ({self.steps}) at the full "
+                "learning rate; lower it"
+            )
         return self
 
 
@@ -550,17 +558,23 @@ class Config(_Settings):
                     f"{subject.identifier!r} as a word of its own; write {{identifier}} where it belongs"
                 )
             if subject.is_named_in(self.prior.class_prompt.format(class_noun="")):
-                raise ValueError(f"prior.class_prompt {self.prior.class_prompt!r} holds the identifier "
-                                 f"{subject.identifier!r}, but shows the class alone; leave it out")  # fmt: skip
+                raise ValueError(
+                    f"prior.class_prompt {self.prior.class_prompt!r} holds the identifier "
+                    f"{subject.identifier!r}, but shows the class alone; leave it out"
+                )
         for section, prompts in (("sampling", self.sampling.prompts), ("evaluation", self.evaluation.prompts)):
             for prompt in prompts:
                 if unknown := fields_of(prompt) - {"identifier", "class_noun"}:
-                    raise ValueError(f"{section}.prompts: {prompt!r} uses {{{min(unknown)}}}; only {{identifier}} and "
-                                     "{class_noun} are filled in")  # fmt: skip
+                    raise ValueError(
+                        f"{section}.prompts: {prompt!r} uses {{{min(unknown)}}}; only {{identifier}} and "
+                        "{class_noun} are filled in"
+                    )
         examples = self.train.steps * self.train.gradient_accumulation * self.train.batch_size
         if examples >= MAX_EXAMPLES:
-            raise ValueError(f"train.steps × gradient_accumulation × batch_size is {examples:,}; {MAX_EXAMPLES:,} "
-                             "examples are numbered, so lower one of them")  # fmt: skip
+            raise ValueError(
+                f"train.steps × gradient_accumulation × batch_size is {examples:,}; {MAX_EXAMPLES:,} "
+                "examples are numbered, so lower one of them"
+            )
         if self.device == "cpu" and self.train.mixed_precision == "fp16":
             raise ValueError("train.mixed_precision is fp16 but device is cpu; use bf16, no or auto")
         return self
@@ -579,21 +593,28 @@ class Config(_Settings):
         if self.method in LEARNS_WORD or self.word.learned:
             for identifier in identifiers:
                 if not is_new_word(identifier):
-                    raise ValueError(f"subject.identifier {identifier!r}: {self.method} learns a new word, written in "
-                                     "angle brackets and small letters, for example <sks>")  # fmt: skip
+                    raise ValueError(
+                        f"subject.identifier {identifier!r}: {self.method} learns a new word, written in "
+                        "angle brackets and small letters, for example <sks>"
+                    )
         if 1 < len(self.word.initializer) < len(self.subjects):
-            raise ValueError(f"word.initializer: {len(self.word.initializer)} for {len(self.subjects)} subjects; give "
-                             "one for all or one for each")  # fmt: skip
+            raise ValueError(
+                f"word.initializer: {len(self.word.initializer)} for {len(self.subjects)} subjects; give "
+                "one for all or one for each"
+            )
         if self.method in LEARNS_WORD and self.train.text_encoder:
-            raise ValueError(f"train.text_encoder: {self.method} learns a word and leaves the text encoder as it is; "
-                             "set it to false")  # fmt: skip
+            raise ValueError(
+                f"train.text_encoder: {self.method} learns a word and leaves the text encoder as it is; set it to false"
+            )
         if self.method == "lora" and self.lora.dora and self.drift.weight:
             raise ValueError("drift.weight: there is no distance in closed form with lora.dora; set one of them off")
         if self.method == "textual_inversion" and self.drift.weight:
             raise ValueError("drift.weight: textual_inversion changes no weight of the base model; set it to 0")
         if self.method == "textual_inversion" and self.prior.active:
-            raise ValueError("prior.enabled: textual_inversion changes no weight of the base model, so class images "
-                             "have nothing to keep; set it to false")  # fmt: skip
+            raise ValueError(
+                "prior.enabled: textual_inversion changes no weight of the base model, so class images "
+                "have nothing to keep; set it to false"
+            )
         return self
 
     @property

@@ -244,20 +244,24 @@ def trained_model(run: Path, config: Config, which: Which = "last") -> Candidate
         measures = read_measures(run)
         step = measures.measures[-1].step if measures else config.train.steps
     return Candidate(
-        run.resolve().name, config.condition + (", best" if which == "best" else ""), step, folder,
-        lambda precision: open_source(
-            str(run), device=resolve_device(config.device), which=which, precision=precision
-        ),
-    )  # fmt: skip
+        run.resolve().name,
+        config.condition + (", best" if which == "best" else ""),
+        step,
+        folder,
+        lambda precision: open_source(str(run), device=resolve_device(config.device), which=which, precision=precision),
+    )
 
 
 def base_model(config: Config) -> Candidate:
     """The model that a run starts from, downloaded if need be. Raises what `fetch_model` raises."""
     folder = fetch_model(config.base_model, config.revision)
     return Candidate(
-        name_of(config.base_model), BASE, 0, folder,
+        name_of(config.base_model),
+        BASE,
+        0,
+        folder,
         lambda precision: open_source(str(folder), device=resolve_device(config.device), precision=precision),
-    )  # fmt: skip
+    )
 
 
 def run_photos(run: Path) -> list[Path]:
@@ -372,9 +376,7 @@ def _jobs(config: Config, prompts: list[str], out: Path) -> list[_Job]:
         _Job(images / f"prompt-{number:02d}-{seed}.png", prompt, seed, number)
         for number, prompt in enumerate(prompts)
         for seed in seeds(settings.images_per_prompt)
-    ] + [
-        _Job(images / f"class-{seed}.png", config.class_prompt, seed, None) for seed in seeds(settings.class_images)
-    ]  # fmt: skip
+    ] + [_Job(images / f"class-{seed}.png", config.class_prompt, seed, None) for seed in seeds(settings.class_images)]
 
 
 def sampler_of(config: Config) -> Sampler:
@@ -520,20 +522,26 @@ def _measure(
         ),
         "pictures": tuple(
             SubjectPicture(
-                file=job.path.name, prompt=job.prompt, seed=job.seed, problem=problems[job.path],
+                file=job.path.name,
+                prompt=job.prompt,
+                seed=job.seed,
+                problem=problems[job.path],
                 **scores.get(job.path, _NOTHING),
             )
-            for job in jobs if job.prompt is not None
+            for job in jobs
+            if job.prompt is not None
         ),
         "class_pictures": tuple(
             ClassPicture(file=job.path.name, seed=job.seed, problem=problems[job.path], pres=near.get(job.path))
-            for job in jobs if job.prompt is None
+            for job in jobs
+            if job.prompt is None
         ),
         "ceilings": {
             name: float(metrics.ceiling(rows).mean())
-            for name, rows in (("dino", real), ("clip_i", real_looks)) if len(photos) > 1
+            for name, rows in (("dino", real), ("clip_i", real_looks))
+            if len(photos) > 1
         },
-    }  # fmt: skip
+    }
 
 
 def _prompt_scores(prompt: str, described: str, rows: list[dict[str, float]], distances: list[float]) -> PromptScores:

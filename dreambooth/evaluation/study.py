@@ -287,9 +287,13 @@ def plan(study: StudyConfig, out: Path) -> list[Cell]:
     for cell in todo[:1]:  # all are drawn alike, on one base model; a batch that shrinks is told of when it is drawn
         config, sampler = cell.measured, sampler_of(cell.measured)
         fitting_batch(
-            fetch_model(config.base_model, config.revision), resolve_device(config.device), sampler.precision,
-            config.evaluation.batch_size, "evaluation.batch_size", guidance_scale=sampler.guidance_scale,
-        )  # fmt: skip
+            fetch_model(config.base_model, config.revision),
+            resolve_device(config.device),
+            sampler.precision,
+            config.evaluation.batch_size,
+            "evaluation.batch_size",
+            guidance_scale=sampler.guidance_scale,
+        )
     return cells
 
 
@@ -318,9 +322,10 @@ def _as_begun(cells: list[Cell]) -> list[Cell]:
     begun = next((found.sampling.precision for cell in cells if (found := _loaded(cell.folder))), "auto")
     return [
         dataclasses.replace(cell, sampling=cell.sampling.model_copy(update={"precision": begun}))
-        if cell.sampling.precision == "auto" else cell
+        if cell.sampling.precision == "auto"
+        else cell
         for cell in cells
-    ]  # fmt: skip
+    ]
 
 
 def _loaded(folder: Path) -> Evaluation | None:
@@ -450,8 +455,9 @@ def _costs(cells: list[Cell]) -> list[Cost]:
     """Of what was trained and measured."""
     return [
         cost_of(cell.subject, cell.condition, cell.seed, Run.open(cell.path).events())
-        for cell in cells if cell.seed is not None and cell.evaluation
-    ]  # fmt: skip
+        for cell in cells
+        if cell.seed is not None and cell.evaluation
+    ]
 
 
 def _report(folder: Path, title: str, cells: list[Cell]) -> None:

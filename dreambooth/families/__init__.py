@@ -253,7 +253,7 @@ def load_pipeline(folder: Path, *, safety_checker: bool | Path = False) -> tuple
         variant = next(filter(None, map(_variant, folder.iterdir())), None)
         pipe = family.pipeline.from_pretrained(
             folder, dtype=torch.float32, variant=variant, local_files_only=True, **own, **dropped
-        )  # fmt: skip
+        )
     except Exception as error:  # damaged files make the libraries raise whatever their code stumbles over
         raise _not_loaded(folder, error) from None
     for name, part in pipe.components.items():
@@ -382,8 +382,14 @@ def load_safety_checker(folder: Path) -> tuple[StableDiffusionSafetyChecker, CLI
     `ValueError` for other ones."""
     config = CLIPConfig.from_pretrained(folder, local_files_only=True)
     seen = config.vision_config
-    sides = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
-             "image_size": 336, "patch_size": 32}  # fmt: skip
+    sides = {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "image_size": 336,
+        "patch_size": 32,
+    }
     if large := [name for name, most in sides.items() if not 1 <= getattr(seen, name) <= most]:
         raise ValueError(f"the {large[0]} of its safety checker is {getattr(seen, large[0])!r:.60}")
     if config.projection_dim > 1280:
@@ -396,9 +402,13 @@ def load_safety_checker(folder: Path) -> tuple[StableDiffusionSafetyChecker, CLI
     if 2 * described > held:
         raise ValueError(f"the safety checker has {described:,} weights by its config.json and {held:,} bytes of them")
     checker, found = StableDiffusionSafetyChecker.from_pretrained(
-        folder, config=config, dtype=torch.float32, variant=_variant(folder), local_files_only=True,
+        folder,
+        config=config,
+        dtype=torch.float32,
+        variant=_variant(folder),
+        local_files_only=True,
         output_loading_info=True,
-    )  # fmt: skip
+    )
     if found["missing_keys"]:
         raise ValueError(f"the safety checker lacks {min(found['missing_keys'])}")
     return checker.eval(), CLIPImageProcessor(size=seen.image_size, crop_size=seen.image_size)
@@ -407,9 +417,13 @@ def load_safety_checker(folder: Path) -> tuple[StableDiffusionSafetyChecker, CLI
 def _load_text_encoder(folder: Path, name: str) -> nn.Module:
     """Load it by itself, since a pipeline does not say which weights it made up because the file lacks them."""
     encoder, found = CLIPTextModel.from_pretrained(
-        folder / name, config=text_config(folder, name), dtype=torch.float32, variant=_variant(folder / name),
-        local_files_only=True, output_loading_info=True,
-    )  # fmt: skip
+        folder / name,
+        config=text_config(folder, name),
+        dtype=torch.float32,
+        variant=_variant(folder / name),
+        local_files_only=True,
+        output_loading_info=True,
+    )
     if found["missing_keys"]:
         raise ValueError(f"the {name} lacks {min(found['missing_keys'])}")
     return encoder

@@ -27,12 +27,24 @@ CLASSES = {
     "scheduler": [
         ("diffusers", f"{name}Scheduler")
         for name in (
-            "DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerAncestralDiscrete",
-            "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM",
-            "TCD", "UniPCMultistep",
+            "DDIM",
+            "DDPM",
+            "DEISMultistep",
+            "DPMSolverMultistep",
+            "DPMSolverSinglestep",
+            "EulerAncestralDiscrete",
+            "EulerDiscrete",
+            "HeunDiscrete",
+            "KDPM2AncestralDiscrete",
+            "KDPM2Discrete",
+            "LCM",
+            "LMSDiscrete",
+            "PNDM",
+            "TCD",
+            "UniPCMultistep",
         )
     ],
-}  # fmt: skip
+}
 """What `model_index.json` may say of a part: library and class. The samplers are diffusers' KarrasDiffusionSchedulers
 but the one that needs another package, and those of distilled models; a text encoder's projection is not used."""
 
@@ -63,30 +75,65 @@ Bound = tuple[int, int] | frozenset[str | None] | str
 # 1280 channels, 2 layers a block, 1024 numbers a token, 24 layers and 1024 numbers in the text encoder, 96 latents a
 # side. SDXL's text encoder has 32 layers and 1280 numbers; more has no such model.
 _UNET: dict[str, Bound] = {
-    "sample_size": (1, 128), "in_channels": (1, 16), "out_channels": (1, 16), "block_out_channels": (1, 1280),
-    "layers_per_block": (1, 3), "cross_attention_dim": (1, 2048), "attention_head_dim": (1, 64),
-    "num_attention_heads": (1, 64), "norm_num_groups": (1, 64), "transformer_layers_per_block": (1, 1),
+    "sample_size": (1, 128),
+    "in_channels": (1, 16),
+    "out_channels": (1, 16),
+    "block_out_channels": (1, 1280),
+    "layers_per_block": (1, 3),
+    "cross_attention_dim": (1, 2048),
+    "attention_head_dim": (1, 64),
+    "num_attention_heads": (1, 64),
+    "norm_num_groups": (1, 64),
+    "transformer_layers_per_block": (1, 1),
     "down_block_types": frozenset({"DownBlock2D", "CrossAttnDownBlock2D"}),
     "up_block_types": frozenset({"UpBlock2D", "CrossAttnUpBlock2D"}),
     "mid_block_type": frozenset({"UNetMidBlock2DCrossAttn", None}),
-    "use_linear_projection": _FLAG, "upcast_attention": _FLAG, "center_input_sample": _FLAG, "flip_sin_to_cos": _FLAG,
-    "freq_shift": (0, 1), "downsample_padding": (0, 1), "mid_block_scale_factor": _NUMBER, "norm_eps": _NUMBER,
+    "use_linear_projection": _FLAG,
+    "upcast_attention": _FLAG,
+    "center_input_sample": _FLAG,
+    "flip_sin_to_cos": _FLAG,
+    "freq_shift": (0, 1),
+    "downsample_padding": (0, 1),
+    "mid_block_scale_factor": _NUMBER,
+    "norm_eps": _NUMBER,
     "dropout": _NUMBER,
-}  # fmt: skip
+}
 _VAE: dict[str, Bound] = {
-    "sample_size": (1, 1024), "in_channels": (3, 3), "out_channels": (3, 3), "block_out_channels": (1, 512),
-    "layers_per_block": (1, 2), "latent_channels": (1, 16), "norm_num_groups": (1, 64),
-    "down_block_types": frozenset({"DownEncoderBlock2D"}), "up_block_types": frozenset({"UpDecoderBlock2D"}),
-    "scaling_factor": _NUMBER, "shift_factor": _NUMBER, "latents_mean": _NUMBER, "latents_std": _NUMBER,
-    "force_upcast": _FLAG, "use_quant_conv": _FLAG, "use_post_quant_conv": _FLAG, "mid_block_add_attention": _FLAG,
-}  # fmt: skip
+    "sample_size": (1, 1024),
+    "in_channels": (3, 3),
+    "out_channels": (3, 3),
+    "block_out_channels": (1, 512),
+    "layers_per_block": (1, 2),
+    "latent_channels": (1, 16),
+    "norm_num_groups": (1, 64),
+    "down_block_types": frozenset({"DownEncoderBlock2D"}),
+    "up_block_types": frozenset({"UpDecoderBlock2D"}),
+    "scaling_factor": _NUMBER,
+    "shift_factor": _NUMBER,
+    "latents_mean": _NUMBER,
+    "latents_std": _NUMBER,
+    "force_upcast": _FLAG,
+    "use_quant_conv": _FLAG,
+    "use_post_quant_conv": _FLAG,
+    "mid_block_add_attention": _FLAG,
+}
 _TEXT: dict[str, Bound] = {
-    "vocab_size": (1, MAX_VOCABULARY), "hidden_size": (1, 1280), "intermediate_size": (1, 5120),
-    "projection_dim": (0, 1280), "num_hidden_layers": (1, 32), "num_attention_heads": (1, 20),
-    "max_position_embeddings": (1, 256), "hidden_act": frozenset({"quick_gelu", "gelu"}), "layer_norm_eps": _NUMBER,
-    "attention_dropout": _NUMBER, "initializer_range": _NUMBER, "initializer_factor": _NUMBER,
-    "pad_token_id": (-1, MAX_VOCABULARY), "bos_token_id": (0, MAX_VOCABULARY), "eos_token_id": (0, MAX_VOCABULARY),
-}  # fmt: skip
+    "vocab_size": (1, MAX_VOCABULARY),
+    "hidden_size": (1, 1280),
+    "intermediate_size": (1, 5120),
+    "projection_dim": (0, 1280),
+    "num_hidden_layers": (1, 32),
+    "num_attention_heads": (1, 20),
+    "max_position_embeddings": (1, 256),
+    "hidden_act": frozenset({"quick_gelu", "gelu"}),
+    "layer_norm_eps": _NUMBER,
+    "attention_dropout": _NUMBER,
+    "initializer_range": _NUMBER,
+    "initializer_factor": _NUMBER,
+    "pad_token_id": (-1, MAX_VOCABULARY),
+    "bos_token_id": (0, MAX_VOCABULARY),
+    "eos_token_id": (0, MAX_VOCABULARY),
+}
 _MOST_BLOCKS = 4
 
 
@@ -239,14 +286,16 @@ def check_tokenizer(folder: Path, part: str = "tokenizer") -> None:
     """Raise `UnknownArchitectureError` for a tokenizer of more words than any has; damaged files are left to its
     library."""
     for name, key, most in [
-        ("vocab.json", "", MAX_VOCABULARY), ("added_tokens.json", "", MAX_ADDED_TOKENS),
+        ("vocab.json", "", MAX_VOCABULARY),
+        ("added_tokens.json", "", MAX_ADDED_TOKENS),
         ("tokenizer_config.json", "added_tokens_decoder", MAX_ADDED_TOKENS),
         ("tokenizer_config.json", "additional_special_tokens", MAX_ADDED_TOKENS),
         ("tokenizer_config.json", "extra_special_tokens", MAX_ADDED_TOKENS),
         ("special_tokens_map.json", "additional_special_tokens", MAX_ADDED_TOKENS),
         ("special_tokens_map.json", "extra_special_tokens", MAX_ADDED_TOKENS),
-        ("tokenizer.json", "added_tokens", MAX_ADDED_TOKENS), ("tokenizer.json", "model", MAX_VOCABULARY),
-    ]:  # fmt: skip
+        ("tokenizer.json", "added_tokens", MAX_ADDED_TOKENS),
+        ("tokenizer.json", "model", MAX_VOCABULARY),
+    ]:
         try:
             said = json.loads((folder / part / name).read_bytes())
             words = said.get(key, ()) if key else said

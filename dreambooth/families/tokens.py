@@ -53,11 +53,14 @@ SHOWN = 80
 CLIP_MERGES = 48_894
 """Of the vocabulary of Stable Diffusion 1.x and 2.x, which drew the pictures that these warnings come from."""
 KNOWN_MEANINGS: dict[str, tuple[Verdict, str]] = {
-    "sks": ("fair", "It is also a rifle, and guns turn up in people's pictures "
-            "(github.com/XavierXiao/Dreambooth-Stable-Diffusion/issues/71)."),
+    "sks": (
+        "fair",
+        "It is also a rifle, and guns turn up in people's pictures "
+        "(github.com/XavierXiao/Dreambooth-Stable-Diffusion/issues/71).",
+    ),
     # Source: an earlier reimplementation on SD 1.4 and 1.5, which moved on to pkblz.
     "pokeeee": ("poor", "It already meant something to Stable Diffusion 1.x when a run tried it."),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,16 @@ class _Vocabulary:
         words = [i for i, token in enumerate(tokens) if ranks[i] and token.endswith(suffix)]
         order = torch.tensor(sorted(words, key=ranks.__getitem__), dtype=torch.long)
         return cls(
-            tokens, suffix, ranks, len(merges),
+            tokens,
+            suffix,
+            ranks,
+            len(merges),
             control=frozenset({*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}),
-            embeddings=embeddings, words=order, unit=normalize(embeddings[order], dim=-1),
+            embeddings=embeddings,
+            words=order,
+            unit=normalize(embeddings[order], dim=-1),
             common=sum(ranks[word] < COMMON * len(merges) for word in words),
-        )  # fmt: skip
+        )
 
     def text(self, tokens: list[int]) -> str:
         """What tokens stand for together; their raw writing where their bytes are only part of a character."""
@@ -215,8 +223,10 @@ class Reader:
         """The end of a prompt that is cut off; empty where all of it is read."""
         added = self.tokenizer.get_added_vocab()
         # diffusers writes each embedding of a new word out: <sks> <sks>_1 <sks>_2
-        sizes = {token: sum(re.fullmatch(rf"{re.escape(word)}(_\d+)?", other) is not None for other in added)
-                 for word, token in added.items()}  # fmt: skip
+        sizes = {
+            token: sum(re.fullmatch(rf"{re.escape(word)}(_\d+)?", other) is not None for other in added)
+            for word, token in added.items()
+        }
         read = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         room = self.room
         for token, (start, _) in zip(read.input_ids, read.offset_mapping, strict=True):

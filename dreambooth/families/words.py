@@ -49,8 +49,9 @@ def add_words(pipe: DiffusionPipeline, family: Family, config: Config) -> Words:
         ids = tokenizer(initializer, add_special_tokens=False).input_ids
         rows += [known.weight.detach()[ids].mean(0)] * config.word.vectors
         if not _fits(pipe, family, tokenizer, subject.identifier, config.word.vectors):
-            raise ConfigError(f"Prompts can't hold {subject.identifier} with {config.word.vectors} embeddings.",
-                              "Lower word.vectors.")  # fmt: skip
+            raise ConfigError(
+                f"Prompts can't hold {subject.identifier} with {config.word.vectors} embeddings.", "Lower word.vectors."
+            )
     encoder.set_input_embeddings(words := Words(known, torch.stack(rows)))
     return words
 
@@ -117,8 +118,9 @@ def load_words(pipe: DiffusionPipeline, family: Family, folder: Path) -> None:
         encoder.set_input_embeddings(nn.Embedding.from_pretrained(torch.cat([known, rows.to(known)])))
         encoder.config.vocab_size = len(tokenizer)
         if not _fits(pipe, family, tokenizer, word, len(rows)):
-            raise ModelError(f"Prompts can't hold the word {word} with its {len(rows)} embeddings.",
-                             "Use another word of fewer.")  # fmt: skip
+            raise ModelError(
+                f"Prompts can't hold the word {word} with its {len(rows)} embeddings.", "Use another word of fewer."
+            )
 
 
 def _fits(pipe: DiffusionPipeline, family: Family, tokenizer, word: str, vectors: int) -> bool:
@@ -149,11 +151,14 @@ def keep_learned_word(config: Config, run: Path) -> Config:
 def check_learned_word(config: Config) -> dict[str, Tensor]:
     """What `word.learned` holds, (vectors, width) by word. Raises `ConfigError` where it lacks a subject's word."""
     if not (words := read_words(learned_word(config))):
-        raise ConfigError(f"word.learned: {config.word.learned} holds no learned word.", "Give a finished "
-                          "textual_inversion run.")  # fmt: skip
+        raise ConfigError(
+            f"word.learned: {config.word.learned} holds no learned word.", "Give a finished textual_inversion run."
+        )
     if lacking := [subject.identifier for subject in config.subjects if subject.identifier not in words]:
-        raise ConfigError(f"word.learned: {config.word.learned} has learned {', '.join(words)}, not {lacking[0]}.",
-                          "Set subject.identifier to that word.")  # fmt: skip
+        raise ConfigError(
+            f"word.learned: {config.word.learned} has learned {', '.join(words)}, not {lacking[0]}.",
+            "Set subject.identifier to that word.",
+        )
     return words
 
 

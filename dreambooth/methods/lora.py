@@ -54,9 +54,12 @@ def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable
 def _inject(module: nn.Module, name: str, targets: Sequence[str], config: Config) -> nn.Module:
     settings = config.lora
     wanted = peft.LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha or settings.rank, lora_dropout=settings.dropout,
-        use_dora=settings.dora, target_modules=list(targets),
-    )  # fmt: skip
+        r=settings.rank,
+        lora_alpha=settings.alpha or settings.rank,
+        lora_dropout=settings.dropout,
+        use_dora=settings.dora,
+        target_modules=list(targets),
+    )
     _check_targets(module, name, targets, dora=settings.dora)
     try:
         peft.inject_adapter_in_model(wanted, module, NAME)

@@ -75,7 +75,9 @@ def check_fit(pipe: DiffusionPipeline, family: Family, layers: dict[str, dict[st
     for name, parts in layers.items():
         shape, rank = weights.get(name), len(parts["down"])
         wanted = shape and {
-            "down": (rank, *shape[1:]), "up": (shape[0], rank, *[1] * (len(shape) - 2)), "magnitude": shape[:1]
-        }  # fmt: skip
+            "down": (rank, *shape[1:]),
+            "up": (shape[0], rank, *[1] * (len(shape) - 2)),
+            "magnitude": shape[:1],
+        }
         if not wanted or any(tuple(value.shape) != tuple(wanted[part]) for part, value in parts.items()):
             raise ModelError(f"{FILE} does not fit this base model ({name}).", "Use the one it was trained on.")

@@ -54,9 +54,14 @@ TOYBOX_FOLDERS = {kind: Path(__file__).parents[1] / "toybox" / "encoders" / kind
 TOYBOX_NAMES = {"vit": "toybox ViT", "clip": "toybox CLIP"}
 
 SMALL_FILES = (
-    "config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "vocab.json", "merges.txt",
-)  # fmt: skip
+    "config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+)
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 PROCESSOR = ("preprocessor_config.json",)
 SAVE_EVERY = 512  # pictures embedded between two writes of a cache: what an interruption may cost

@@ -60,9 +60,12 @@ def save_trained(trainable: Trainable, config: Config, base: Path, folder: Path,
     write_step(folder, step)
     if get_method(config.method).load is not None:
         facts = Adapter(
-            method=config.method, base_model=name_of(config.base_model), revision=config.revision,
-            base_fingerprint=fingerprint(base), identifiers=tuple(s.identifier for s in config.subjects),
-        )  # fmt: skip
+            method=config.method,
+            base_model=name_of(config.base_model),
+            revision=config.revision,
+            base_fingerprint=fingerprint(base),
+            identifiers=tuple(s.identifier for s in config.subjects),
+        )
         write_adapter(folder, facts)
 
 
@@ -161,8 +164,9 @@ def _check_words(folder: Path) -> None:
     if facts.method in LEARNS_WORD and (words := read_words(folder)).keys() != set(facts.identifiers):
         raise ModelError(
             f"{shown_name(folder)}: {ADAPTER} names {', '.join(facts.identifiers) or 'no word'}, but its files hold "
-            f"{', '.join(words) or 'none'}.", "Download or save it again.",
-        )  # fmt: skip
+            f"{', '.join(words) or 'none'}.",
+            "Download or save it again.",
+        )
 
 
 def _check_base(adapters: Sequence[tuple[Path, float]], under: Path, *, whole: bool) -> None:
@@ -174,9 +178,10 @@ def _check_base(adapters: Sequence[tuple[Path, float]], under: Path, *, whole: b
             continue
         raise ModelError(
             f"{shown_name(folder)} is an adapter of another base model than {shown_name(under)}.",
-            "Custom Diffusion goes on its own base model alone." if whole else
-            "Give the one it was trained on; it may have changed since.",
-        )  # fmt: skip
+            "Custom Diffusion goes on its own base model alone."
+            if whole
+            else "Give the one it was trained on; it may have changed since.",
+        )
 
 
 @one_model_at_a_time

@@ -246,8 +246,9 @@ def _check_id(repo_id: str) -> None:
         if repo_id.count("/") != 1:
             raise HFValidationError
     except HFValidationError:
-        raise ModelError(f"{repo_id[:96]!r} is not on the Hub, whose repos are called OWNER/NAME.",
-                         "Check the spelling.") from None  # fmt: skip
+        raise ModelError(
+            f"{repo_id[:96]!r} is not on the Hub, whose repos are called OWNER/NAME.", "Check the spelling."
+        ) from None
 
 
 def _refuse_adapter(name: str) -> NoReturn:
@@ -281,8 +282,10 @@ def _loaded_files(index: Path, paths: Iterable[str]) -> list[str]:
         name = None
     patterns = {method.name: method.files for method in methods() if method.load}
     if not isinstance(name, str) or name not in patterns:
-        raise ModelError(f"{shown_name(index.parent)}: {ADAPTER} names no method that is known here.",
-                         "Choose another model, or a newer version of this program.")  # fmt: skip
+        raise ModelError(
+            f"{shown_name(index.parent)}: {ADAPTER} names no method that is known here.",
+            "Choose another model, or a newer version of this program.",
+        )
     plain = [path for path in paths if re.fullmatch(r"[\w.-]+", path)]
     return sorted(path for path in plain if any(fnmatch(path, pattern) for pattern in patterns[name]))
 
@@ -291,11 +294,13 @@ def check_words(repo_id: str, sizes: dict[str, int]) -> None:
     """Raise `ModelError` where the files of a stranger's learned words, of so many bytes each, are more, or larger,
     than those of any run: each word makes the vocabulary anew."""
     if len(sizes) > MOST_SUBJECTS:
-        raise ModelError(f"{repo_id} holds {len(sizes):,} learned words, more than {MOST_SUBJECTS}.",
-                         "Choose another model.")  # fmt: skip
+        raise ModelError(
+            f"{repo_id} holds {len(sizes):,} learned words, more than {MOST_SUBJECTS}.", "Choose another model."
+        )
     if (size := sum(sizes.values())) > MAX_SMALL_FILE:
-        raise ModelError(f"{repo_id}: its learned words have {size:,} bytes, too many for words.",
-                         "Choose another model.")  # fmt: skip
+        raise ModelError(
+            f"{repo_id}: its learned words have {size:,} bytes, too many for words.", "Choose another model."
+        )
 
 
 def check_header(weights: Path, name: str) -> None:
@@ -316,8 +321,9 @@ def check_header(weights: Path, name: str) -> None:
     if large:
         raise ModelError(f"{name} holds a side of {large[0]:,}, more than any such model has.", "Choose another one.")
     if vectors:
-        raise ModelError(f"{name} holds a word of {vectors[0]:,} embeddings, more than {MOST_VECTORS}.",
-                         "Choose another model.")  # fmt: skip
+        raise ModelError(
+            f"{name} holds a word of {vectors[0]:,} embeddings, more than {MOST_VECTORS}.", "Choose another model."
+        )
 
 
 def _check_small(repo_id: str, sizes: dict[str, int]) -> None:

@@ -50,8 +50,10 @@ def _entries(layer: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     part, _, inner = layer.partition(".")
     if part not in PREFIXES:
-        raise ModelError(f"{FILE} has a layer that other programs have no name for ({layer!r:.100}).",
-                         f"A LoRA of {' and '.join(PREFIXES)} can be exported.")  # fmt: skip
+        raise ModelError(
+            f"{FILE} has a layer that other programs have no name for ({layer!r:.100}).",
+            f"A LoRA of {' and '.join(PREFIXES)} can be exported.",
+        )
     name = f"{PREFIXES[part]}_{inner.replace('.', '_')}"
     down, up = parts["down"].contiguous(), parts["up"].contiguous()
     entries = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}

@@ -103,8 +103,9 @@ def _check(parts: Sequence[Part]) -> list[Adapter]:
         if facts[-1].base_fingerprint != facts[0].base_fingerprint:
             raise ConfigError(
                 f"{shown_name(part.folder)} has another base model ({facts[-1].base_model}) than "
-                f"{shown_name(parts[0].folder)} ({facts[0].base_model}).", "Merge adapters of one base model.",
-            )  # fmt: skip
+                f"{shown_name(parts[0].folder)} ({facts[0].base_model}).",
+                "Merge adapters of one base model.",
+            )
     words = [word for one in facts for word in one.identifiers]
     if twice := [word for word in words if words.count(word) > 1]:
         raise ConfigError(f"Two subjects have the identifier {twice[0]}.", "Train one of them with another word.")

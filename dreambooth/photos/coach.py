@@ -35,9 +35,18 @@ class Finding:
     """One piece of the photo coach's advice; never a reason to refuse."""
 
     code: Literal[
-        "too_few", "too_many", "small", "blurred", "dark", "pale", "animated", "extreme_aspect",
-        "near_duplicate", "same_background", "same_pose",
-    ]  # fmt: skip
+        "too_few",
+        "too_many",
+        "small",
+        "blurred",
+        "dark",
+        "pale",
+        "animated",
+        "extreme_aspect",
+        "near_duplicate",
+        "same_background",
+        "same_pose",
+    ]
     severity: Literal["tip", "warning"]
     photos: tuple[int, ...]  # positions in the list given to `coach`; () = the set as a whole
     message: str

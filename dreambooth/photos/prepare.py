@@ -196,9 +196,11 @@ def _other_files(folder: Path) -> list[str]:
     return sorted(
         path.name
         for path in folder.iterdir()
-        if path.is_file() and not path.name.startswith(".") and path.name.lower() not in _OF_SYSTEMS
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name.lower() not in _OF_SYSTEMS
         and path.suffix.lower() not in IMAGE_SUFFIXES | TEXTS
-    )  # fmt: skip
+    )
 
 
 def open_photo(

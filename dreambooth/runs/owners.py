@@ -81,8 +81,10 @@ def rotate(name: str, root: Path) -> None:
     Raises `RunError` for an account that was never here.
     """
     if not ((root / ".login-key").exists() and _nonces(name, root)):
-        raise RunError(f"No account {name!r} has logged in here.", "Give its name as the Hub writes it, and look at "
-                       "DREAMBOOTH_RUNS.")  # fmt: skip
+        raise RunError(
+            f"No account {name!r} has logged in here.",
+            "Give its name as the Hub writes it, and look at DREAMBOOTH_RUNS.",
+        )
     _add_nonce(name, root)
     settle(name, root)
 

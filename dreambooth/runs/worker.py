@@ -61,9 +61,13 @@ class Worker:
     """
 
     def __init__(
-        self, root: Path, parallel: int = 1, *, max_seconds: float | None = None,
+        self,
+        root: Path,
+        parallel: int = 1,
+        *,
+        max_seconds: float | None = None,
         after_run: Callable[[Run], None] = lambda run: None,
-    ):  # fmt: skip
+    ):
         """Queue what waits in `root` and start `parallel` threads.
 
         A run is stopped after `max_seconds` of training at a time; `after_run` is called with each that ended.

@@ -184,9 +184,12 @@ def _refuse_paths(run: Run, folder: Path) -> None:
     """Raise `RunError` where a file that is to be published names a folder of this machine."""
     config = run.config
     given = (
-        *(subject.photos for subject in config.subjects), config.word.learned or "", config.base_model,
-        config.evaluation.dino, config.evaluation.clip,
-    )  # fmt: skip
+        *(subject.photos for subject in config.subjects),
+        config.word.learned or "",
+        config.base_model,
+        config.evaluation.dino,
+        config.evaluation.clip,
+    )
     local = {path for path in map(str, given) if Path(path).expanduser().is_absolute()}
     local |= {str(run.path.resolve()), os.path.join(Path.home(), "")}
     for file in (CARD, CONFIG, FILE, MEASURES):
@@ -342,9 +345,17 @@ def _alike(one: Evaluation, other: Evaluation) -> bool:
 
     def protocol(e: Evaluation) -> tuple:
         return (
-            e.subject, e.base_model, e.encoders, e.photos, e.images_per_prompt, e.class_prompt, e.class_images,
-            e.first_seed, e.sampling, [prompt.prompt for prompt in e.prompts],
-        )  # fmt: skip
+            e.subject,
+            e.base_model,
+            e.encoders,
+            e.photos,
+            e.images_per_prompt,
+            e.class_prompt,
+            e.class_images,
+            e.first_seed,
+            e.sampling,
+            [prompt.prompt for prompt in e.prompts],
+        )
 
     return protocol(one) == protocol(other)
 
@@ -355,10 +366,8 @@ _KNOWN = {
     "apache-2.0": ("Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
     "creativeml-openrail-m": ("CreativeML Open RAIL-M", f"{HUB}/spaces/CompVis/stable-diffusion-license"),
     "mit": ("MIT License", "https://opensource.org/license/mit"),
-    "openrail++": (
-        "CreativeML Open RAIL++-M", f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md"
-    ),
-}  # fmt: skip
+    "openrail++": ("CreativeML Open RAIL++-M", f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md"),
+}
 """Names and texts of licences that the Hub knows by an id alone."""
 
 

@@ -155,11 +155,14 @@ def _results(own: Evaluation) -> list[EvalResult]:
     for name, estimate in own.metrics.items():
         beside = {"low": estimate.low, "high": estimate.high, "ceiling": own.ceilings.get(name)}
         found = EvalResult(
-            task_type="text-to-image", dataset_type="dreambooth", dataset_name=dataset, metric_type=name,
+            task_type="text-to-image",
+            dataset_type="dreambooth",
+            dataset_name=dataset,
+            metric_type=name,
             metric_name=f"{METRICS[name].title} by {own.encoder_of[name]} ({METRICS[name].better} is better)",
             metric_value=round(estimate.value, 4),
             metric_args={key: round(value, 4) for key, value in beside.items() if value is not None} or None,
-        )  # fmt: skip
+        )
         results.append(found)
     return results
 

@@ -59,8 +59,11 @@ class Publication(BaseModel):
 
     repo_id: str = Field(description="The repo: NAME or OWNER/NAME.")
     private: bool = Field(True, description="Seen by its owner alone, or by everybody. Nobody regrets the former.")
-    photos: bool = Field(False, description="With the subject's photos, as cropped for training; they show a person's "
-                                            "home or face, so only if asked.")  # fmt: skip
+    photos: bool = Field(
+        False,
+        description="With the subject's photos, as cropped for training; they show a person's "
+        "home or face, so only if asked.",
+    )
     half: bool = Field(False, description="Weights in 16 bits: half the size, and pictures alike but not the same.")
     which: Which = Field("last", description="The model of the last step, or of the step that measured best.")
 
@@ -152,9 +155,15 @@ def _publish(
         beside, made = folder / "beside", folder / "made"
         beside.mkdir()
         card.assemble(
-            run, beside, repo_id=repo_id, licence=licence, which=wanted.which, photos=wanted.photos, half=wanted.half,
+            run,
+            beside,
+            repo_id=repo_id,
+            licence=licence,
+            which=wanted.which,
+            photos=wanted.photos,
+            half=wanted.half,
             partner=partner,
-        )  # fmt: skip
+        )
         _check_card(beside / card.CARD, token)
         files = _model_files(model, made)
         if wanted.half:

@@ -76,9 +76,13 @@ def list_published(token: Token, *, author: str | None = None, limit: int = 24) 
     """
     with plain_failures("list the published models", token):
         found = HfApi().list_models(
-            filter=TAG, author=author, sort="last_modified", limit=limit, token=token,
+            filter=TAG,
+            author=author,
+            sort="last_modified",
+            limit=limit,
+            token=token,
             expand=["cardData", "downloads", "lastModified", "likes", "private"],
-        )  # fmt: skip
+        )
         return [_published(model) for model in found]
 
 
@@ -273,8 +277,9 @@ def _fetch_words(repo_id: str, commit: str, files: dict[str, int], folder: Path,
     no more than words have. Raises `ModelError` for others."""
     wanted = {path: size for path, size in files.items() if "/" not in path and fnmatch(path, PATTERN)}
     if not wanted:
-        raise ConfigError(f"{repo_id} lacks the word that it was trained with.", "Give a run that learned it: --set "
-                          "word.learned=RUN")  # fmt: skip
+        raise ConfigError(
+            f"{repo_id} lacks the word that it was trained with.", "Give a run that learned it: --set word.learned=RUN"
+        )
     check_words(repo_id, wanted)
     target = folder / commit[:12] / "word"
     with scratch_folder(folder) as partial, atomic_folder(target) as filled:

@@ -125,8 +125,17 @@ def duck(pen: Pen, i: Identity, pose: Sequence[float]) -> None:
     wing = [(-0.3, 0.3 + 0.03 * pose[2]), (-0.1, 0.35), (0.1, 0.3), (0.06, 0.18), (-0.14, 0.16)]
     pen.shape(smooth(wing), i.second if i.pattern != "plain" else darker(i.main, 0.85), patterned=False)
     wear(pen, i.worn, (0.19, 0.45), (hx, hy + r * 0.9), 0.22)
-    pen.shape(smooth([(hx + r * 0.7, hy + 0.05), (hx + r + beak, hy + 0.0), (hx + r + beak * 0.8, hy - 0.06),
-                      (hx + r * 0.7, hy - 0.08)]), orange)  # fmt: skip
+    pen.shape(
+        smooth(
+            [
+                (hx + r * 0.7, hy + 0.05),
+                (hx + r + beak, hy + 0.0),
+                (hx + r + beak * 0.8, hy - 0.06),
+                (hx + r * 0.7, hy - 0.08),
+            ]
+        ),
+        orange,
+    )
     if i.feature == "tuft":
         pen.limb([(hx - 0.04, hy + r * 0.8), (hx - 0.12, hy + r + 0.08)], 0.05, i.second)
     pen.shape(oval(hx, hy, r, r), i.main if i.pattern in ("plain", "spots") else i.second)

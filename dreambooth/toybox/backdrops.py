@@ -89,8 +89,10 @@ def _snow(rng: np.random.Generator, n: int) -> Backdrop:
         for level in range(2):
             base, w = foot - level * tall * 0.4, 0.09 - 0.025 * level
             b.shape([(x - w, base), (x, base - tall * 0.65), (x + w, base)], (48, 104, 92))
-            b.shape([(x - w * 0.4, base - tall * 0.4), (x, base - tall * 0.65), (x + w * 0.4, base - tall * 0.4)],
-                    (242, 247, 252))  # fmt: skip
+            b.shape(
+                [(x - w * 0.4, base - tall * 0.4), (x, base - tall * 0.65), (x + w * 0.4, base - tall * 0.4)],
+                (242, 247, 252),
+            )
     b.hill(ground + 0.1, 0.025, (246, 249, 254))
     for _ in range(9):
         b.disc(rng.random(), rng.uniform(0, 0.6), rng.uniform(0.011, 0.017), (252, 253, 255))
@@ -131,8 +133,15 @@ def _city(rng: np.random.Generator, n: int) -> Backdrop:
         for u in (0.28, 0.72):
             for y in np.arange(top + 0.07, road - 0.06, 0.11):
                 lit = (252, 214, 110) if rng.random() < 0.65 else (80, 84, 128)
-                b.shape([(x + w * u - 0.027, y - 0.028), (x + w * u + 0.027, y - 0.028),
-                         (x + w * u + 0.027, y + 0.028), (x + w * u - 0.027, y + 0.028)], lit)  # fmt: skip
+                b.shape(
+                    [
+                        (x + w * u - 0.027, y - 0.028),
+                        (x + w * u + 0.027, y - 0.028),
+                        (x + w * u + 0.027, y + 0.028),
+                        (x + w * u - 0.027, y + 0.028),
+                    ],
+                    lit,
+                )
         x += w + 0.012
     b.fade(road, 1, (104, 102, 122), (84, 82, 100))
     b.fade(road, road + 0.035, (150, 146, 164), (136, 132, 150))
@@ -168,8 +177,15 @@ def _floor(rng: np.random.Generator, n: int) -> Backdrop:
     x, y = b.side_x(), rng.uniform(0.18, 0.26)
     w, h = 0.13, 0.15
     for grow, fill in ((0.018, (248, 246, 240)), (0.0, ((150, 204, 240), (240, 190, 120))[rng.integers(2)])):
-        b.shape([(x - w - grow, y - h - grow), (x + w + grow, y - h - grow), (x + w + grow, y + h + grow),
-                 (x - w - grow, y + h + grow)], fill)  # fmt: skip
+        b.shape(
+            [
+                (x - w - grow, y - h - grow),
+                (x + w + grow, y - h - grow),
+                (x + w + grow, y + h + grow),
+                (x - w - grow, y + h + grow),
+            ],
+            fill,
+        )
     edge = rng.uniform(0.56, 0.66)
     b.fade(edge - 0.05, edge, (250, 247, 240), (232, 226, 216))
     wood = ((176, 118, 68), (156, 98, 58), (196, 142, 90))[rng.integers(3)]

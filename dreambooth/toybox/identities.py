@@ -33,21 +33,41 @@ TRAITS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple
     "dog": (FUR, ("spots", "patches", "stripes"), ("collar", "scarf", "hat", ""), ("floppy", "floppy", "pointed")),
     "cat": (FUR, ("stripes", "patches", "halves"), ("collar", "bow tie", "hat", ""), ("yellow eyes", "green eyes")),
     "bear": (FUR, ("patches", "stripes", "spots"), ("bow tie", "scarf", "hat", ""), ("belly", "heart", "")),
-    "duck": (("yellow", "white", "brown", "green", "grey"), ("spots", "patches", "halves"),
-             ("hat", "scarf", "bow tie", ""), ("tuft", "")),
-    "robot": ((), ("stripes", "halves", "spots"), ("screen", "star", "heart", "circle"),
-              ("one antenna, round", "two antennas, square", "one antenna, visor", "two antennas, round")),
+    "duck": (
+        ("yellow", "white", "brown", "green", "grey"),
+        ("spots", "patches", "halves"),
+        ("hat", "scarf", "bow tie", ""),
+        ("tuft", ""),
+    ),
+    "robot": (
+        (),
+        ("stripes", "halves", "spots"),
+        ("screen", "star", "heart", "circle"),
+        ("one antenna, round", "two antennas, square", "one antenna, visor", "two antennas, round"),
+    ),
     "car": ((), ("stripes", "halves", "spots"), ("star", "roof rack", "stripe", ""), ("saloon", "round", "van")),
     "mug": ((), ("stripes", "spots", "halves"), ("heart", "star", "circle", "band", ""), ("coffee", "milk", "steam")),
-    "teapot": ((), ("stripes", "spots", "halves"), ("heart", "star", "circle", ""),
-               ("ball knob", "star knob", "flat knob")),
-    "backpack": ((), ("stripes", "spots", "patches", "halves"), ("star", "heart", "circle", ""),
-                 ("one pocket", "two pockets")),
+    "teapot": (
+        (),
+        ("stripes", "spots", "halves"),
+        ("heart", "star", "circle", ""),
+        ("ball knob", "star knob", "flat knob"),
+    ),
+    "backpack": (
+        (),
+        ("stripes", "spots", "patches", "halves"),
+        ("star", "heart", "circle", ""),
+        ("one pocket", "two pockets"),
+    ),
     "clock": ((), ("stripes", "spots", "halves"), ("tinted face", "dots", ""), ("bells", "bells", "button")),
     "sneaker": ((), ("stripes", "spots", "patches"), ("star", "swoosh", "dark sole"), ("low", "high")),
-    "vase": ((), ("stripes", "spots", "patches", "halves"), ("ring", "heart", "star", ""),
-             ("empty", "tulips", "daisies")),
-}  # fmt: skip
+    "vase": (
+        (),
+        ("stripes", "spots", "patches", "halves"),
+        ("ring", "heart", "star", ""),
+        ("empty", "tulips", "daisies"),
+    ),
+}
 
 CLASSES: tuple[str, ...] = tuple(TRAITS)
 
@@ -96,13 +116,22 @@ def identity(class_noun: str, seed: int) -> Identity:
     main = usual[rng.integers(len(usual))]
     second = _apart(rng, usual, (main,))
     accent = _apart(rng, names, (main, second))
-    colours = (tuple(int(c) for c in np.clip(PALETTE[n] + rng.integers(-12, 13, 3), 0, 255))
-               for n in (main, second, accent))  # fmt: skip
+    colours = (
+        tuple(int(c) for c in np.clip(PALETTE[n] + rng.integers(-12, 13, 3), 0, 255)) for n in (main, second, accent)
+    )
     pattern = "plain" if rng.random() < 0.34 else patterns[rng.integers(len(patterns))]
     return Identity(
-        class_noun, seed, *colours, main, second, accent, pattern,
-        worn[rng.integers(len(worn))], features[rng.integers(len(features))], tuple(rng.random(6).tolist()),
-    )  # fmt: skip
+        class_noun,
+        seed,
+        *colours,
+        main,
+        second,
+        accent,
+        pattern,
+        worn[rng.integers(len(worn))],
+        features[rng.integers(len(features))],
+        tuple(rng.random(6).tolist()),
+    )
 
 
 def _apart(rng: np.random.Generator, names: tuple[str, ...], taken: tuple[str, ...]) -> str:

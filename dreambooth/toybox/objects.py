@@ -91,8 +91,11 @@ def car(pen: Pen, i: Identity, pose: Sequence[float]) -> None:
         pen.shape(box(-0.22, top, 0.1, top + 0.09, 0.02), i.accent, shade=False)
     pen.shape(cabin, i.second if i.pattern == "halves" else i.main)
     for x0, x1, slope in ((-0.27, -0.07, 0.05), (-0.03, front - 0.12, 0.0)):
-        pen.shape([(x0, 0.31), (x0 + slope, top - 0.06), (x1, top - 0.06), (x1 + (0.09 if slope == 0 else 0), 0.31)],
-                  GLASS, shade=False)  # fmt: skip
+        pen.shape(
+            [(x0, 0.31), (x0 + slope, top - 0.06), (x1, top - 0.06), (x1 + (0.09 if slope == 0 else 0), 0.31)],
+            GLASS,
+            shade=False,
+        )
     body = [(-0.5, 0.12), (-0.5, 0.27), (-0.44, 0.32), (front, 0.32), (0.44, 0.28), (0.5, 0.22), (0.5, 0.12)]
     pen.shape(body, i.main, patterned=i.pattern != "halves")
     if i.worn == "stripe":
@@ -106,8 +109,14 @@ def car(pen: Pen, i: Identity, pose: Sequence[float]) -> None:
         pen.spot(x, r, r * 0.5, i.second if i.second != i.main else WHITE, outline=True)
         turn = pose[0] * np.pi
         reach = r * 0.45
-        pen.stroke([(x - reach * np.cos(turn), r - reach * np.sin(turn)),
-                    (x + reach * np.cos(turn), r + reach * np.sin(turn))], 0.02, INK)  # fmt: skip
+        pen.stroke(
+            [
+                (x - reach * np.cos(turn), r - reach * np.sin(turn)),
+                (x + reach * np.cos(turn), r + reach * np.sin(turn)),
+            ],
+            0.02,
+            INK,
+        )
 
 
 def mug(pen: Pen, i: Identity, pose: Sequence[float]) -> None:
@@ -143,10 +152,25 @@ def teapot(pen: Pen, i: Identity, pose: Sequence[float]) -> None:
     fat, tall, spout, _ = i.shape[:4]
     w, h = 0.25 + 0.05 * fat, 0.4 + 0.14 * tall
     up = h * 0.92 + 0.08 * spout
-    pen.limb(smooth([(-w * 0.7, h * 0.88), (-w - 0.13, h * 0.9), (-w - 0.17, h * 0.55), (-w * 0.8, h * 0.26)])[:19],
-             0.075, i.second)  # fmt: skip
-    pen.shape(smooth([(w * 0.5, h * 0.2), (w + 0.06, h * 0.42), (w + 0.13, up - 0.04), (w + 0.22, up + 0.02),
-                      (w + 0.1, up + 0.03), (w * 0.98, h * 0.72), (w * 0.4, h * 0.72)]), i.second)  # fmt: skip
+    pen.limb(
+        smooth([(-w * 0.7, h * 0.88), (-w - 0.13, h * 0.9), (-w - 0.17, h * 0.55), (-w * 0.8, h * 0.26)])[:19],
+        0.075,
+        i.second,
+    )
+    pen.shape(
+        smooth(
+            [
+                (w * 0.5, h * 0.2),
+                (w + 0.06, h * 0.42),
+                (w + 0.13, up - 0.04),
+                (w + 0.22, up + 0.02),
+                (w + 0.1, up + 0.03),
+                (w * 0.98, h * 0.72),
+                (w * 0.4, h * 0.72),
+            ]
+        ),
+        i.second,
+    )
     pen.shape(box(-w * 0.55, 0, w * 0.55, 0.07, 0.02), i.second, shade=False)
     body = [(w * 0.6, 0.04), (w * 1.03, h * 0.36), (w * 0.92, h * 0.75), (w * 0.5, h)]
     pen.shape(smooth(mirrored(body)), i.main, patterned=True)

@@ -88,13 +88,16 @@ def publish_pack(config: Config, repo_id: str, account: Account, *, private: boo
         elif private and not pack.private:
             api.update_repo_settings(repo_id, repo_type="dataset", private=True)
         commit = api.create_commit(
-            repo_id, repo_type="dataset", commit_message=f"{count} class images", parent_commit=pack.sha,
+            repo_id,
+            repo_type="dataset",
+            commit_message=f"{count} class images",
+            parent_commit=pack.sha,
             operations=[
                 *(CommitOperationAdd(name, text.encode()) for name, text in texts.items()),
                 *(CommitOperationAdd(name, path) for name, path in images.items()),
                 *(CommitOperationDelete(n) for n in old if re.fullmatch(r"images/\d+\.png", n) and n not in images),
             ],
-        )  # fmt: skip
+        )
     with plain_failures(f"make {repo_id} {'private' if private else 'public'}, which is there", account.token):
         if api.dataset_info(repo_id).private != private:
             api.update_repo_settings(repo_id, repo_type="dataset", private=private)
@@ -127,8 +130,11 @@ def _licence(api: HfApi, base_model: str) -> str | None:
 
 def _card(config: Config, repo_id: str, key: dict[str, object], count: int, licence: str | None) -> str:
     data = DatasetCardData(
-        license=licence, task_categories=["text-to-image"], tags=[TAG, PACK_TAG], pretty_name="Class images",
-    )  # fmt: skip
+        license=licence,
+        task_categories=["text-to-image"],
+        tags=[TAG, PACK_TAG],
+        pretty_name="Class images",
+    )
     name = name_of(config.base_model)
     base = f"[{name}](https://huggingface.co/{name})" if "/" in name else "the base model"
     return f"""---

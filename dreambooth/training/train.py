@@ -184,9 +184,11 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
         enable_gradient_checkpointing(module)
     optimizer = accelerator.prepare(_optimizer(config, trainable.parameter_groups))
     schedule = get_scheduler(
-        {"constant": "constant_with_warmup"}.get(settings.lr_schedule, settings.lr_schedule), optimizer.optimizer,
-        num_warmup_steps=settings.warmup_steps, num_training_steps=settings.steps,
-    )  # fmt: skip
+        {"constant": "constant_with_warmup"}.get(settings.lr_schedule, settings.lr_schedule),
+        optimizer.optimizer,
+        num_warmup_steps=settings.warmup_steps,
+        num_training_steps=settings.steps,
+    )
     weights = trainable.parameters
     ema = [p.detach().clone() for p in weights] if settings.ema_decay else None
     yield events.Metric("trainable_parameters", sum(p.numel() for p in weights), 0)
@@ -357,9 +359,14 @@ def _checkpoint(save: Callable[[], Path], run: Path, step: int) -> Event:
 
 
 def _encode(
-    pipe: DiffusionPipeline, family: Family, pictures: Iterator[Tensor], prompts: Sequence[Prompts],
-    dtype: torch.dtype | None, before: int, should_stop: Callable[[], bool],
-) -> Generator[Event, None, Encoded | None]:  # fmt: skip
+    pipe: DiffusionPipeline,
+    family: Family,
+    pictures: Iterator[Tensor],
+    prompts: Sequence[Prompts],
+    dtype: torch.dtype | None,
+    before: int,
+    should_stop: Callable[[], bool],
+) -> Generator[Event, None, Encoded | None]:
     """Encode after `before` others, telling how many there are; None where it was told to stop."""
     encoding = encode(pipe, family, pictures, prompts, dtype)
     while True:
@@ -396,9 +403,14 @@ def _known_classes(
 
 
 def _encode_classes(
-    pipe: DiffusionPipeline, family: Family, side: _Classes, config: Config, dtype: torch.dtype | None, before: int,
+    pipe: DiffusionPipeline,
+    family: Family,
+    side: _Classes,
+    config: Config,
+    dtype: torch.dtype | None,
+    before: int,
     should_stop: Callable[[], bool],
-) -> Generator[Event, None, Encoded | None]:  # fmt: skip
+) -> Generator[Event, None, Encoded | None]:
     """The class images of a prompt encoded, by another run if one has; None where it was told to stop."""
     prompts = [side.prompt] * len(side.paths)
     if side.latents is None:
@@ -599,9 +611,14 @@ def _sample_jobs(config: Config, run: Path, step: int) -> list[tuple[Path, str, 
 
 
 def _draw_samples(
-    pipe: DiffusionPipeline, config: Config, run: Path, step: int, resolution: int, precision: str,
+    pipe: DiffusionPipeline,
+    config: Config,
+    run: Path,
+    step: int,
+    resolution: int,
+    precision: str,
     should_stop: Callable[[], bool],
-) -> Generator[Event, None, list[tuple[Image.Image, str]]]:  # fmt: skip
+) -> Generator[Event, None, list[tuple[Image.Image, str]]]:
     """Draw the subject's prompt, the class's and any others with the same seeds each time.
 
     Returns the pictures with their prompts; none where it was told to stop before it had drawn all.

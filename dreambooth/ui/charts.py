@@ -136,10 +136,16 @@ def progress(report: Report) -> str:
     best, total = measures.best or None, report.config.train.steps
     last = "now" if report.moving else "at the end"
     drawn = "".join(
-        chart(name, judge(measures.encoders, name), [Line(last, OURS, points_of(measures, name))], total,
-              levels.get(name, ()), best)
+        chart(
+            name,
+            judge(measures.encoders, name),
+            [Line(last, OURS, points_of(measures, name))],
+            total,
+            levels.get(name, ()),
+            best,
+        )
         for name in ("dino", "clip_t", "pres", "div")
-    )  # fmt: skip
+    )
     return f"""<section class="progress"><h3 class="heading">Is it done?</h3>{_verdict(report)}
 <div class="charts">{drawn}</div>
 <p class="aside">Measured on the sample pictures, which are few: look at the trend, not at single points.</p>
@@ -194,9 +200,12 @@ def drift(runs: Sequence[tuple[str, str, Measures | None]], total: int) -> str:
     measured = [(Line(name, look, ()), found) for name, look, found in runs if found]
     drawn = "".join(
         chart(
-            metric, judge(measured[0][1].encoders, metric),
-            [line._replace(points=points_of(found, metric)) for line, found in measured], total,
+            metric,
+            judge(measured[0][1].encoders, metric),
+            [line._replace(points=points_of(found, metric)) for line, found in measured],
+            total,
         )
-        for metric in ("pres", "div") if measured
-    )  # fmt: skip
+        for metric in ("pres", "div")
+        if measured
+    )
     return drawn and f"""<h3 class="section">Drift while training</h3><div class="charts">{drawn}</div>"""

@@ -234,9 +234,13 @@ def stoppable(button: gr.Button, stop: gr.Button, status: gr.HTML, *, fn: Callab
     button.click(lambda: (*busy(True), False), None, [button, stop, stopped], js=show, **QUIET)
     event["outputs"] = [*event["outputs"], moving]
     drawing = button.click(
-        told, **event, concurrency_id=DRAWING, concurrency_limit=1 if gpu_is_lent() else AT_ONCE,
-        show_progress="minimal", show_progress_on=status,
-    )  # fmt: skip
+        told,
+        **event,
+        concurrency_id=DRAWING,
+        concurrency_limit=1 if gpu_is_lent() else AT_ONCE,
+        show_progress="minimal",
+        show_progress_on=status,
+    )
     for ended in (drawing.then, drawing.failure):  # Gradio 6.31: `then` follows an end and a stop, but no failure
         ended(settle, [moving, stopped], [button, stop, status, moving], **QUIET)
     stop.click(None, None, stopped, js="() => true", **QUIET)

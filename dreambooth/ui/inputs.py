@@ -80,10 +80,17 @@ class Page(gr.Blocks):
             raise ConfigError("Something that was sent can't be read.", HINT) from None
 
     async def call_function(
-        self, block_fn: BlockFunction | int, processed_input: list[Any], iterator: AsyncIterator[Any] | None = None,
-        requests: Any = None, event_id: str | None = None, event_data: gr.EventData | None = None,
-        in_event_listener: bool = False, state: Any = None, oauth_token: gr.OAuthToken | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        block_fn: BlockFunction | int,
+        processed_input: list[Any],
+        iterator: AsyncIterator[Any] | None = None,
+        requests: Any = None,
+        event_id: str | None = None,
+        event_data: gr.EventData | None = None,
+        in_event_listener: bool = False,
+        state: Any = None,
+        oauth_token: gr.OAuthToken | None = None,
+    ) -> dict[str, Any]:
         """Put the visitor's id in the place of what came as `owner`; were this not called, nobody would own a run."""
         fn = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
         async with contextlib.nullcontext() if fn.queue else self._turn(requests):
@@ -234,10 +241,18 @@ def _nothing(name: str, block: Any, value: Any) -> None:
 
 
 CHECKS: dict[type, Callable[[str, Any, Any], None]] = {
-    gr.Textbox: _text, gr.Button: _text, gr.Dropdown: _choice, gr.Radio: _choice, gr.Checkbox: _truth,
-    gr.Number: _number, gr.Slider: _number, gr.JSON: lambda name, _, value: _check_size(name, value),
-    gr.Gallery: _files, gr.UploadButton: _file, gr.Dataset: _index,
-}  # fmt: skip
+    gr.Textbox: _text,
+    gr.Button: _text,
+    gr.Dropdown: _choice,
+    gr.Radio: _choice,
+    gr.Checkbox: _truth,
+    gr.Number: _number,
+    gr.Slider: _number,
+    gr.JSON: lambda name, _, value: _check_size(name, value),
+    gr.Gallery: _files,
+    gr.UploadButton: _file,
+    gr.Dataset: _index,
+}
 """What each kind of component takes; a kind that is not here takes nothing."""
 
 

@@ -93,14 +93,17 @@ class _Fetching:
 
     def _count(self, client: str, wanted: tuple[str, str | None]) -> None:
         now = time.monotonic()
-        recent = {who: {what: at for what, at in asked.items() if now - at < 3600}
-                  for who, asked in self._asked.items()}  # fmt: skip
+        recent = {
+            who: {what: at for what, at in asked.items() if now - at < 3600} for who, asked in self._asked.items()
+        }
         self._asked = {who: asked for who, asked in recent.items() if asked}
         own = self._asked.setdefault(client, {})
         if wanted not in own and len(own) >= AN_HOUR:
             minutes = math.ceil((min(own.values()) + 3600 - now) / 60)
-            raise RunError(f"{AN_HOUR} models were fetched for your address within the hour.",
-                           f"Draw with one of them, or come back in {minutes} min.")  # fmt: skip
+            raise RunError(
+                f"{AN_HOUR} models were fetched for your address within the hour.",
+                f"Draw with one of them, or come back in {minutes} min.",
+            )
         own[wanted] = now
 
 
@@ -132,9 +135,16 @@ def unread(weights: Weights, prompts: Sequence[str]) -> str:
 
 
 def open_model(
-    studio: Studio, owner: str, name: str, which: Which = "last", token: Token = False, *, scale: float = 1.0,
-    adapters: Sequence[tuple[str, float]] = (), client: str = "",
-) -> Model:  # fmt: skip
+    studio: Studio,
+    owner: str,
+    name: str,
+    which: Which = "last",
+    token: Token = False,
+    *,
+    scale: float = 1.0,
+    adapters: Sequence[tuple[str, float]] = (),
+    client: str = "",
+) -> Model:
     """The model that a visitor names: a base model on offer, a run of theirs, or a Hub repo, downloaded if need be.
 
     `which` is heeded where a run, or one on top, has two. A repo is OWNER/NAME or OWNER/NAME@REVISION; the Hub is asked
@@ -217,12 +227,16 @@ def _stacked(
         if not is_adapter(folder):
             raise ConfigError(f"{label(run)} is a whole model.", "Only adapters can be added to a model.")
         if read_adapter(folder).base_fingerprint != fingerprint(base):
-            raise ModelError(f"{label(run)} is an adapter of another base model.",
-                             "Add it to that base model, or to another adapter of it.")  # fmt: skip
+            raise ModelError(
+                f"{label(run)} is an adapter of another base model.",
+                "Add it to that base model, or to another adapter of it.",
+            )
         for word in read_words(folder):
             if word in holders:
-                raise ConfigError(f"{holders[word]} and {label(run)} have both learned the word {word}.",
-                                  "Take one of the two, or train one of them anew with another word.")  # fmt: skip
+                raise ConfigError(
+                    f"{holders[word]} and {label(run)} have both learned the word {word}.",
+                    "Take one of the two, or train one of them anew with another word.",
+                )
             holders[word] = label(run)
         found.append((str(folder), _checked_weight(weight)))
     return tuple(found)
@@ -247,8 +261,10 @@ def _fetch_for_stranger(
         old = sorted((repo for repo in used if time.time() - used[repo] > IN_USE), key=used.__getitem__)
         while _free(cache) < ROOM_FOR_A_MODEL:
             if not old:
-                raise RunError("The studio's disk has no room for another model now.",
-                               "Take one from the list, or try again in a quarter of an hour.")  # fmt: skip
+                raise RunError(
+                    "The studio's disk has no room for another model now.",
+                    "Take one from the list, or try again in a quarter of an hour.",
+                )
             shutil.rmtree(old.pop(0), ignore_errors=True)
         folder = fetch_from_hub(repo_id, revision, token=token, max_bytes=MAX_MODEL, adapters=adapters)
         os.utime(folder.parents[1])
@@ -343,10 +359,13 @@ def adapters_for(studio: Studio, runs: Sequence[Run], model: str) -> list[Run]:
         repo_id, _, revision = (model or "").partition("@")
         base = (repo_id, revision or None)
     return [
-        run for run in runs
-        if run.id != model and (run.config.base_model, run.config.revision) == base and is_adapter(run.path / "model")
+        run
+        for run in runs
+        if run.id != model
+        and (run.config.base_model, run.config.revision) == base
+        and is_adapter(run.path / "model")
         and not (chosen and learned_words(chosen) & learned_words(run.config))
-    ]  # fmt: skip
+    ]
 
 
 def learned_words(config: Config) -> set[str]:

@@ -78,13 +78,19 @@ def build(studio: Studio | None = None) -> gr.Blocks:
             return name, gr.HTML(visible=not (name or login.cookie_of(request)))
 
         greeted = page.load(
-            greet, None, [account, no_cookie], concurrency_limit=None, show_progress="hidden",
+            greet,
+            None,
+            [account, no_cookie],
+            concurrency_limit=None,
+            show_progress="hidden",
             api_visibility="private",
-        )  # queued: Gradio 6.31 shows no errors of other events, and the Hub may not confirm a login  # fmt: skip
+        )  # queued: Gradio 6.31 shows no errors of other events, and the Hub may not confirm a login
         for tab, listing in (
-            (train_tab, list_runs), (generate_tab, list_models), (compare_tab, list_comparable),
+            (train_tab, list_runs),
+            (generate_tab, list_models),
+            (compare_tab, list_comparable),
             (publish_tab, publishing.list_runs),
-        ):  # fmt: skip
+        ):
             greeted.then(**listing)
             selected = tab.select(**listing)
         selected.then(**publishing.sign_in)  # the Hub is asked when a tab that is about it is opened, not before

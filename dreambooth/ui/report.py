@@ -85,10 +85,12 @@ class Report:
         kept += [f"drift penalty {config.drift.weight:g}"] if config.drift.weight else []
         frozen = not (config.train.text_encoder or config.method in LEARNS_WORD)
         parts = [
-            *([method] if adapter else []), f"{counted(config.train.steps, 'step')} at {config.train.learning_rate:g}",
+            *([method] if adapter else []),
+            f"{counted(config.train.steps, 'step')} at {config.train.learning_rate:g}",
             *kept,
-            *(["text encoder frozen"] if frozen else []), Path(config.base_model).name,
-        ]  # fmt: skip
+            *(["text encoder frozen"] if frozen else []),
+            Path(config.base_model).name,
+        ]
         return " · ".join(parts)
 
     @property
@@ -140,14 +142,25 @@ class Report:
         measures = self.measures
         instance, prior, drift = (float(value) if math.isfinite(value) else None for value in last)
         return {
-            "title": self.name, "settings": self.facts, "status": self.status, "stage": self.stage, "done": self.done,
-            "total": self.total, "text": self.text, "per_second": self.per_second, "seconds_left": self.seconds_left,
-            "warnings": list(self.warnings), "instance_loss": instance, "prior_loss": prior, "drift": drift,
-            "sample_pictures": len(self.pictures), "best_step": measures.best or None if measures else None,
+            "title": self.name,
+            "settings": self.facts,
+            "status": self.status,
+            "stage": self.stage,
+            "done": self.done,
+            "total": self.total,
+            "text": self.text,
+            "per_second": self.per_second,
+            "seconds_left": self.seconds_left,
+            "warnings": list(self.warnings),
+            "instance_loss": instance,
+            "prior_loss": prior,
+            "drift": drift,
+            "sample_pictures": len(self.pictures),
+            "best_step": measures.best or None if measures else None,
             "dino_of_photos": measures.ceiling if measures else None,
             "measures": [asdict(measure) for measure in measures.measures] if measures else [],
             "encoders": measures.encoders if measures else {},
-        }  # fmt: skip
+        }
 
 
 class Digest:

@@ -235,10 +235,13 @@ class Studio:
         others = [Run(self.root / name) for name in _partners_of(run) if _RUN_ID.fullmatch(name)]
         own = mark_of(run.path)
         return [
-            other for other in others
-            if run.id in _partners_of(other) and _is_readable(other)
-            and own and hmac.compare_digest(own, mark_of(other.path))
-        ]  # fmt: skip
+            other
+            for other in others
+            if run.id in _partners_of(other)
+            and _is_readable(other)
+            and own
+            and hmac.compare_digest(own, mark_of(other.path))
+        ]
 
     def _is_owned(self, path: Path, owner: str) -> bool:
         return hmac.compare_digest(mark_of(path), mark(owner))
@@ -246,10 +249,18 @@ class Studio:
     # -- what a visitor does with them
 
     def start(
-        self, owner: str, settings: dict, photos: Sequence[str], *, crops: Sequence[Crop | None] | None = None,
-        others: Sequence[Upload] = (), learned: str | None = None, ways: Ways = "one", consent: bool = False,
+        self,
+        owner: str,
+        settings: dict,
+        photos: Sequence[str],
+        *,
+        crops: Sequence[Crop | None] | None = None,
+        others: Sequence[Upload] = (),
+        learned: str | None = None,
+        ways: Ways = "one",
+        consent: bool = False,
         seconds: float | None = None,
-    ) -> list[Run]:  # fmt: skip
+    ) -> list[Run]:
         """Queue a new run with copies of the photos, without what they tell but pixels (place, camera, name).
 
         `settings` is nested as in a config file, without folders; `photos` and `crops` are as in `Upload`, and `others`
@@ -264,16 +275,19 @@ class Studio:
             if not upload.photos:
                 raise PhotoError("There are no photos yet.", "Add 3 to 5 in the Photos tab, or take a sample subject.")
             if upload.crops and len(upload.crops) != len(upload.photos):
-                raise PhotoError(f"There are {len(upload.crops)} crop boxes for {len(upload.photos)} photos.",
-                                 "Give one, or none, each.")  # fmt: skip
+                raise PhotoError(
+                    f"There are {len(upload.crops)} crop boxes for {len(upload.photos)} photos.",
+                    "Give one, or none, each.",
+                )
         refuse_too_many(*(upload.photos for upload in uploads))
         if learned:
             settings = settings | {"word": settings.get("word", {}) | {"learned": "."}}
         config = self._checked_config(settings, consent)
         if len(config.subjects) != len(uploads):
             count = f"{len(uploads)} subject{'' if len(uploads) == 1 else 's'}"
-            raise ConfigError(f"There are photos of {count} and words for {len(config.subjects)}.",
-                              "Give each subject both.")  # fmt: skip
+            raise ConfigError(
+                f"There are photos of {count} and words for {len(config.subjects)}.", "Give each subject both."
+            )
         configs = ways_of(config, ways)
         word = self._learned_word(owner, learned, config) if learned else None
         taught = [_changed(one, word={"learned": word}) if word else one for one in configs]
@@ -303,8 +317,9 @@ class Studio:
         folder = run.path / "model"
         known = read_words(folder)
         if lacking := [subject.identifier for subject in config.subjects if subject.identifier not in known]:
-            raise ConfigError(f"This run has learned {', '.join(known)}, not {lacking[0]}.",
-                              "Take that word as the identifier.")  # fmt: skip
+            raise ConfigError(
+                f"This run has learned {', '.join(known)}, not {lacking[0]}.", "Take that word as the identifier."
+            )
         return folder
 
     def train_other_way(self, owner: str, run_id: str) -> Run:
@@ -329,9 +344,14 @@ class Studio:
         return self._queue(owner, [other], fill, [size], pair_with=run)[0]
 
     def _queue(
-        self, owner: str, configs: Sequence[Config], fill: Callable[[Path], list[dict[str, Crop]]],
-        sizes: Sequence[int], seconds: float | None = None, pair_with: Run | None = None,
-    ) -> list[Run]:  # fmt: skip
+        self,
+        owner: str,
+        configs: Sequence[Config],
+        fill: Callable[[Path], list[dict[str, Crop]]],
+        sizes: Sequence[int],
+        seconds: float | None = None,
+        pair_with: Run | None = None,
+    ) -> list[Run]:
         """Queue a run for each config, several as each other's partners; `fill` puts uploads into a new run's folder
         and gives each subject's crop boxes. `sizes` are the bytes that each may come to take."""
         needed = [pair_with] if pair_with else []
@@ -404,9 +424,7 @@ class Studio:
                 raise RunError("This run is being published, or its pair.", "Wait for its end before you delete it.")
             run.delete()
 
-    def publish(
-        self, owner: str, run_id: str, wanted: Publication, account: Account, *, consent: bool = False
-    ) -> None:  # fmt: skip
+    def publish(self, owner: str, run_id: str, wanted: Publication, account: Account, *, consent: bool = False) -> None:
         """Give a finished run to the Hub as `account`, in a thread; `read_state` tells how it goes.
 
         Raises `RunError` where it is not finished or on its way already, `ConfigError` where consent is missing.
@@ -415,8 +433,10 @@ class Studio:
         if run.status != "finished":
             raise RunError(f"This run is {run.status}.", "Wait for its end, or resume it.")
         if self.asks_consent(run.config) and consent is not True:
-            raise ConfigError("A model of a person needs consent.", "Tick the box that says that everybody on the "
-                              "photos agrees to its publication.")  # fmt: skip
+            raise ConfigError(
+                "A model of a person needs consent.",
+                "Tick the box that says that everybody on the photos agrees to its publication.",
+            )
         with self._deciding:
             if not run.path.is_dir():
                 raise RunError("You have no such run.", "It was deleted meanwhile.")
@@ -457,8 +477,9 @@ class Studio:
             if moving + coming > each:
                 raise RunError(
                     f"{moving} of your trainings wait or run and this asks for {coming} more; {each} at once are the "
-                    "limit here.", "Wait for one to finish, or stop it."
-                )  # fmt: skip
+                    "limit here.",
+                    "Wait for one to finish, or stop it.",
+                )
         if all_ is not None and self.worker.waiting + coming > all_:
             raise RunError(f"The queue is full: {self.worker.waiting} trainings wait.", "Come back later.")
         if address := lines.caller():
@@ -467,8 +488,10 @@ class Studio:
             self._asked_from.update(moving)
             from_there = [run for run, who in moving.items() if who == address]
             if all_ is not None and len(from_there) + coming > max(all_ // 2, each or 0):
-                raise RunError(f"{len(from_there)} trainings that were asked for from your address wait or run.",
-                               "Wait for one to finish, or stop it.")  # fmt: skip
+                raise RunError(
+                    f"{len(from_there)} trainings that were asked for from your address wait or run.",
+                    "Wait for one to finish, or stop it.",
+                )
             promised, given = sum(room.promised(Run(self.root / run)) for run in from_there), self.settings.visitor_gb
             if given is not None and promised + size > BEHIND_ONE_ADDRESS * given * 1e9:
                 raise RunError(
@@ -490,10 +513,13 @@ class Studio:
     def _plan(self, mark: str, coming: int, new: int, needed: Sequence[Run]) -> room.Plan:
         held = [
             room.Held(
-                run, mark_of(run.path), max(run.size, room.promised(run) * run.moving),
+                run,
+                mark_of(run.path),
+                max(run.size, room.promised(run) * run.moving),
                 self._is_removable(run) and run not in needed,
-            ) for run in list_runs(self.root)[::-1]
-        ]  # fmt: skip
+            )
+            for run in list_runs(self.root)[::-1]
+        ]
         return room.plan(held, mark, coming, new, self.settings)
 
     def _tidy(self, ended: Run) -> None:
@@ -514,8 +540,9 @@ class Studio:
         def in_use(key: dict) -> bool:
             return any(
                 key.get("class_prompt") in config.class_prompts and key.get("seed") == config.seed
-                for config in moving if config.prior.active
-            )  # fmt: skip
+                for config in moving
+                if config.prior.active
+            )
 
         prior.trim(self.settings.class_images_gb * 1e9, in_use)
 
@@ -538,12 +565,16 @@ def refuse_too_many(*uploads: Sequence[str]) -> None:
         raise PhotoError(f"{len(photos)} photos are too many.", "Keep the best 3 to 5.")
     for upload in uploads:
         if twice := [photo for photo, count in Counter(upload).items() if count > 1]:
-            raise PhotoError(f"{join_names([Path(twice[0]).name])} is there {upload.count(twice[0])} times.",
-                             "Leave it once: a copy teaches nothing.")  # fmt: skip
+            raise PhotoError(
+                f"{join_names([Path(twice[0]).name])} is there {upload.count(twice[0])} times.",
+                "Leave it once: a copy teaches nothing.",
+            )
     megapixels = sum(math.prod(shown_pixels(photo)) for photo in photos) / 1e6
     if megapixels > MAX_MEGAPIXELS:
-        raise PhotoError(f"These photos have {megapixels:,.0f} megapixels together, more than {MAX_MEGAPIXELS}.",
-                         "Keep the best 3 to 5, or export them smaller: 4000 pixels a side is plenty.")  # fmt: skip
+        raise PhotoError(
+            f"These photos have {megapixels:,.0f} megapixels together, more than {MAX_MEGAPIXELS}.",
+            "Keep the best 3 to 5, or export them smaller: 4000 pixels a side is plenty.",
+        )
 
 
 def gpu_is_lent() -> bool:
@@ -609,13 +640,17 @@ def ways_of(config: Config, ways: Ways) -> list[Config]:
     if not pair[0].prior.active:
         raise ConfigError("prior.weight is 0, so that both ways would be the same.", "Raise it, or train one way.")
     if config.method == "textual_inversion":
-        raise ConfigError("Textual Inversion changes nothing that PPL could keep, so that both ways would be the same.",
-                          "Train one way, or take another method.")  # fmt: skip
+        raise ConfigError(
+            "Textual Inversion changes nothing that PPL could keep, so that both ways would be the same.",
+            "Train one way, or take another method.",
+        )
     if ways == "two":
         return pair
     if not config.drift.weight:
-        raise ConfigError("drift.weight is 0, so that there is no drift penalty to compare with.",
-                          "Raise it, or train with and without PPL alone.")  # fmt: skip
+        raise ConfigError(
+            "drift.weight is 0, so that there is no drift penalty to compare with.",
+            "Raise it, or train with and without PPL alone.",
+        )
     return [*(_changed(one, drift={"weight": 0.0}) for one in pair), pair[1]]
 
 
@@ -701,8 +736,10 @@ def _scaled(crop: Crop, scale: float, size: tuple[int, int], name: str) -> Crop:
     """The box on the photo at another scale, where it is `size`."""
     side = min(round(crop.side * scale), *size)
     if side < MIN_SIDE:
-        raise PhotoError(f"{name}: the crop box is too small for so large a photo.", "Make it at least "
-                         f"{math.ceil(MIN_SIDE / scale)} pixels a side.")  # fmt: skip
+        raise PhotoError(
+            f"{name}: the crop box is too small for so large a photo.",
+            f"Make it at least {math.ceil(MIN_SIDE / scale)} pixels a side.",
+        )
     left, top = (min(round(edge * scale), whole - side) for edge, whole in zip(crop[:2], size, strict=True))
     return Crop(left, top, left + side, top + side)
 

@@ -3,13 +3,33 @@
 from gradio.themes import Base, Color, LocalFont, Size
 
 EMBER = Color(
-    name="ember", c50="#fff5f0", c100="#ffe6db", c200="#ffcab5", c300="#ffa685", c400="#f67d52", c500="#e2562b",
-    c600="#c2441d", c700="#9f3618", c800="#7f2d18", c900="#682818", c950="#38110a",
-)  # fmt: skip
+    name="ember",
+    c50="#fff5f0",
+    c100="#ffe6db",
+    c200="#ffcab5",
+    c300="#ffa685",
+    c400="#f67d52",
+    c500="#e2562b",
+    c600="#c2441d",
+    c700="#9f3618",
+    c800="#7f2d18",
+    c900="#682818",
+    c950="#38110a",
+)
 PAPER = Color(
-    name="paper", c50="#faf8f4", c100="#f3efe8", c200="#e6e0d5", c300="#d0c8ba", c400="#a59c8d", c500="#7b7266",
-    c600="#5d564c", c700="#453f37", c800="#2d2924", c900="#1f1c18", c950="#151310",
-)  # fmt: skip
+    name="paper",
+    c50="#faf8f4",
+    c100="#f3efe8",
+    c200="#e6e0d5",
+    c300="#d0c8ba",
+    c400="#a59c8d",
+    c500="#7b7266",
+    c600="#5d564c",
+    c700="#453f37",
+    c800="#2d2924",
+    c900="#1f1c18",
+    c950="#151310",
+)
 ROUND = Size(name="round", xxs="3px", xs="4px", sm="6px", md="8px", lg="10px", xl="14px", xxl="20px")
 # Of the fonts in Gradio 6.31 few are whole: IBM Plex Sans has regular and bold, its semi-bold the letter a alone.
 SANS = (LocalFont("IBM Plex Sans", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif")

@@ -65,9 +65,14 @@ def process(*arguments: object, cwd: Path) -> subprocess.Popen:
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "dreambooth", *map(str, arguments)]
     return subprocess.Popen(
-        command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        command,
+        cwd=cwd,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
 
 
 def result(running: subprocess.Popen) -> Result:
@@ -164,9 +169,10 @@ def commands(group: click.Group = cli.cli, *words: str) -> Iterator[tuple[tuple[
 
 FOLDERS = [
     pytest.param(option, id=" ".join((*words, option.name)))
-    for words, command in commands() for option in command.params
+    for words, command in commands()
+    for option in command.params
     if {"out", "dir", "file", "folder", "sheet", "preview", "partner", "run"} & set(option.name.split("_"))
-]  # fmt: skip
+]
 
 
 def test_there_are_folders_to_give():
@@ -227,9 +233,13 @@ def test_what_a_console_can_not_show_is_replaced(photo_folder, tmp_path, monkeyp
     shutil.copytree(photo_folder, folder)
     (folder / "photo0.jpg").rename(folder / "Собака \udce4 ×.jpg")
     for code, *arguments in (
-        (0, "photos", "check", folder), (2, "photos", "check", folder / "нет"), (0, "merge", "--help"), (0, "methods"),
-        (2, "train", "нет.yaml"), (2, "train", "c.yaml", "--мода"),
-    ):  # fmt: skip
+        (0, "photos", "check", folder),
+        (2, "photos", "check", folder / "нет"),
+        (0, "merge", "--help"),
+        (0, "methods"),
+        (2, "train", "нет.yaml"),
+        (2, "train", "c.yaml", "--мода"),
+    ):
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "stderr", err)
@@ -481,9 +491,27 @@ def test_a_schedule_made_for_its_steps_takes_no_more(stopped):
 def test_generate_writes_marked_pictures_and_names_them(finished, tmp_path):
     run, _, _ = finished
     code, out, err = here(
-        "generate", run, "--prompt", "a sks dog", "--prompt", "été", "--num-images", 2, "--seed", 40, "--steps", 3,
-        "--guidance", 2.5, "--scheduler", "euler", "--negative-prompt", "snow", "--out", tmp_path / "out",
-    )  # fmt: skip
+        "generate",
+        run,
+        "--prompt",
+        "a sks dog",
+        "--prompt",
+        "été",
+        "--num-images",
+        2,
+        "--seed",
+        40,
+        "--steps",
+        3,
+        "--guidance",
+        2.5,
+        "--scheduler",
+        "euler",
+        "--negative-prompt",
+        "snow",
+        "--out",
+        tmp_path / "out",
+    )
     assert (code, err) == (0, "")
     names = ["0000-40.png", "0001-41.png", "0002-40.png", "0003-41.png"]
     assert out.splitlines() == [str(tmp_path / "out" / name) for name in names]
@@ -491,9 +519,15 @@ def test_generate_writes_marked_pictures_and_names_them(finished, tmp_path):
     with Image.open(tmp_path / "out" / names[3]) as image:
         assert image.size == (32, 32)
         assert image.text == {
-            "prompt": "été", "negative_prompt": "snow", "seed": "41", "model": "my run", "steps": "3",
-            "guidance_scale": "2.5", "scheduler": "euler", "precision": "no",
-        }  # fmt: skip
+            "prompt": "été",
+            "negative_prompt": "snow",
+            "seed": "41",
+            "model": "my run",
+            "steps": "3",
+            "guidance_scale": "2.5",
+            "scheduler": "euler",
+            "precision": "no",
+        }
 
 
 def test_generate_starts_from_the_runs_own_settings(finished, tmp_path):
@@ -551,9 +585,19 @@ def drawn(tmp_path):
     def draw(*arguments) -> Image.Image:
         out = tmp_path / f"pictures-{len(list(tmp_path.glob('pictures-*')))}"
         told = here(
-            "generate", *arguments, "--prompt", "a photo of sks dog", "--num-images", 1, "--steps", 2, "--out", out,
-            "--precision", "no",
-        )  # fmt: skip
+            "generate",
+            *arguments,
+            "--prompt",
+            "a photo of sks dog",
+            "--num-images",
+            1,
+            "--steps",
+            2,
+            "--out",
+            out,
+            "--precision",
+            "no",
+        )
         assert (told.code, told.err) == (0, "")
         with Image.open(out / "0000-0.png") as image:
             image.load()
@@ -684,10 +728,13 @@ def test_merge_makes_one_adapter_of_subjects_learned_apart(adapters, drawn, tiny
 def test_merge_takes_folders_whose_base_model_is_a_folder_or_known_from_a_run(adapters, tiny_model, tmp_path):
     (tmp_path / "captions.txt").write_text("a dog in the snow\na photo of the cat\n")
     folders = [adapters["ada"] / "model", adapters["bea"] / "model"]
-    for number, (sources, given) in enumerate([
-        (folders, ["--base-model", tiny_model]), ([folders[0], adapters["bea"]], []),
-        ([adapters["ada"], folders[1]], []),
-    ]):  # fmt: skip
+    for number, (sources, given) in enumerate(
+        [
+            (folders, ["--base-model", tiny_model]),
+            ([folders[0], adapters["bea"]], []),
+            ([adapters["ada"], folders[1]], []),
+        ]
+    ):
         out = tmp_path / f"both-{number}"
         assert here("merge", *sources, *given, "--out", out, "--captions", tmp_path / "captions.txt").code == 0
         assert read_adapter(out).identifiers == ("<ada>", "<bea>")
@@ -807,13 +854,21 @@ def test_evaluate_measures_a_run_and_goes_on_where_it_was(finished, prompts_file
     assert pres.endswith("toybox ViT")
     assert f"  {told.ceilings['dino']:.3f}  " in lines[1]
     assert [Path(line).name for line in lines[6:]] == [
-        "report.html", "report.md", "dino_results.csv", "clip_results.csv", "pres_results.csv", "div_results.csv",
+        "report.html",
+        "report.md",
+        "dino_results.csv",
+        "clip_results.csv",
+        "pres_results.csv",
+        "div_results.csv",
         "all_results.csv",
-    ]  # fmt: skip
+    ]
     assert all(Path(line).is_file() for line in lines[6:])
     assert [line for line in err.splitlines() if line[-1] != "…"] == [
-        "draw 6/6", "measure 1/3", "measure 2/3", "measure 3/3",
-    ]  # fmt: skip
+        "draw 6/6",
+        "measure 1/3",
+        "measure 2/3",
+        "measure 3/3",
+    ]
     pictures = {path: path.stat().st_mtime_ns for path in (run / "evaluation" / "images").iterdir()}
     assert len(pictures) == 6
     again = here(*arguments)
@@ -918,8 +973,9 @@ def test_compare_trains_both_ways_and_tells_where_the_report_is(make_config, tmp
     for name in ("report.md", "all_results.csv", "gallery-00.png"):
         assert (folder / name).is_file()
     assert [Run.open(folder / "disc" / f"{name}-5").config.prior.enabled for name in ("without-PPL", "with-PPL")] == [
-        False, True,
-    ]  # fmt: skip
+        False,
+        True,
+    ]
     code, out, err = here("compare", "pets/max.yaml", "--set", "train.steps=2", "--set", "seed=5")
     assert code == 0
     assert out.splitlines()[0] == f"Study: {folder}, 3 models, 3 of them done already"

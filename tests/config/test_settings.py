@@ -107,9 +107,15 @@ def test_set_reads_values_as_yaml(tmp_path):
     path = written(tmp_path, "subject: {photos: p, class_noun: cat}\n")
     loaded = Config.load(
         path,
-        ["prior.enabled=false", "train.snr_gamma=5", "train.betas=[0.8, 0.99]", "train.ema_decay=null",
-         "sampling.prompts=['{identifier} in a bucket']", "subject.instance_prompt=one {identifier} = 1"],
-    )  # fmt: skip
+        [
+            "prior.enabled=false",
+            "train.snr_gamma=5",
+            "train.betas=[0.8, 0.99]",
+            "train.ema_decay=null",
+            "sampling.prompts=['{identifier} in a bucket']",
+            "subject.instance_prompt=one {identifier} = 1",
+        ],
+    )
     assert not loaded.prior.active
     assert loaded.train.snr_gamma == 5.0
     assert loaded.train.betas == (0.8, 0.99)
@@ -188,13 +194,22 @@ def model_in_file(models: Path, name: str, *overrides: str, key: str = "base_mod
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        ("toybox", "toybox"), ("own/sd", "FILES/own/sd"), ("./own/sd", "FILES/own/sd"),
+        ("toybox", "toybox"),
+        ("own/sd", "FILES/own/sd"),
+        ("./own/sd", "FILES/own/sd"),
         ("./own/none", "FILES/own/none"),
-        ("../here/models/tb", "HERE/models/tb"), ("./a/b", "FILES/a/b"), ("sd", "FILES/sd"), ("a/b/c", "FILES/a/b/c"),
-        ("~/x/y", "HOME/x/y"), ("/x/y", "/x/y"), ("anna/dog", "anna/dog"), ("hub:anna/dog", "anna/dog"),
-        ("hub:models/tb", "models/tb"), ("hub:own/sd", "own/sd"),
+        ("../here/models/tb", "HERE/models/tb"),
+        ("./a/b", "FILES/a/b"),
+        ("sd", "FILES/sd"),
+        ("a/b/c", "FILES/a/b/c"),
+        ("~/x/y", "HOME/x/y"),
+        ("/x/y", "/x/y"),
+        ("anna/dog", "anna/dog"),
+        ("hub:anna/dog", "anna/dog"),
+        ("hub:models/tb", "models/tb"),
+        ("hub:own/sd", "own/sd"),
     ],
-)  # fmt: skip
+)
 def test_a_model_is_a_folder_relative_to_the_file_or_a_repo_of_the_hub(models, key, name, meant):
     for word, folder in (("FILES", "files"), ("HERE", "here"), ("HOME", "")):
         meant = meant.replace(word, str(models / folder).rstrip("/"))
@@ -204,10 +219,11 @@ def test_a_model_is_a_folder_relative_to_the_file_or_a_repo_of_the_hub(models, k
 @pytest.mark.parametrize(
     ("name", "lies"),
     [
-        ("models/tb", "here/models/tb is there"), ("models/typo", "here/models is there without it"),
+        ("models/tb", "here/models/tb is there"),
+        ("models/typo", "here/models is there without it"),
         ("own/typo", "files/own is there without it"),
     ],
-)  # fmt: skip
+)
 def test_what_may_be_a_folder_is_never_asked_from_the_hub_unless_it_is_said(models, name, lies):
     with pytest.raises(
         ConfigError, match=f"may be a folder, of which .*{lies}, or a repo.*Write ./{name} .*hub:{name}"
@@ -500,7 +516,7 @@ def test_of_a_file_that_is_no_config_the_first_mistakes_are_enough():
         ('subject: {photos: "a\\0b", class_noun: dog}\n', "is not a path"),
     ],
     ids=lambda text: repr(text[:30]),
-)  # fmt: skip
+)
 def test_a_file_that_is_no_config_is_refused_with_the_place(tmp_path, text, words):
     with pytest.raises(ConfigError) as caught:
         Config.load(written(tmp_path, text))

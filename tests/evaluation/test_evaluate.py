@@ -131,8 +131,10 @@ def test_what_figures_were_made_from_stands_beside_them(done, evaluated, tiny_mo
     assert (told["subject"], told["class_noun"], told["identifier"], told["condition"]) == ("disc", "dog", "sks", BASE)
     assert (told["base_model"], told["model"], told["step"], told["photos"]) == (tiny_model.name, tiny_model.name, 0, 3)
     assert told["encoders"] == {
-        "dino": "toybox ViT", "clip": "toybox CLIP", "perceptual": "toybox ViT patch distance",
-    }  # fmt: skip
+        "dino": "toybox ViT",
+        "clip": "toybox CLIP",
+        "perceptual": "toybox ViT patch distance",
+    }
     assert [p["prompt"] for p in told["prompts"]] == ["a photo of sks dog", "a sks dog in the snow"]
     assert [p["described"] for p in told["prompts"]] == ["a photo of dog", "a dog in the snow"]
     assert (told["class_prompt"], told["class_images"], told["images_per_prompt"]) == ("a photo of a dog", 3, 2)
@@ -145,8 +147,9 @@ def test_what_figures_were_made_from_stands_beside_them(done, evaluated, tiny_mo
 def test_a_picture_is_what_its_prompt_and_seed_give_and_says_so(config, done):
     told = Evaluation.load(done)
     assert [(p.file, p.prompt, p.seed) for p in told.pictures[2:]] == [
-        ("prompt-01-0.png", 1, 0), ("prompt-01-1.png", 1, 1),
-    ]  # fmt: skip
+        ("prompt-01-0.png", 1, 0),
+        ("prompt-01-1.png", 1, 1),
+    ]
     with Image.open(done / "images" / "prompt-01-1.png") as image:
         assert image.text["prompt"] == "a sks dog in the snow"
         assert (image.text["seed"], image.text["steps"], image.text["problem"]) == ("1", "2", "")

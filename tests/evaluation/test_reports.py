@@ -55,10 +55,19 @@ COLOURS = {BASE: "grey", "without PPL": "red", "with PPL": "blue"}
 
 
 def evaluation(
-    folder: Path, subject: str = "rex", condition: str = "with PPL", seed: int = 1, *, noise: int = 0,
-    levels: tuple[float, ...] = (0.6, 0.8, 0.3, 0.4, 0.5), prompts: tuple[str, ...] = ("a sks dog", "a wet sks dog"),
-    problem: str = "", encoders: dict[str, str] = TOYBOX, identifier: str = "sks", precision: str = "bf16",
-) -> Evaluation:  # fmt: skip
+    folder: Path,
+    subject: str = "rex",
+    condition: str = "with PPL",
+    seed: int = 1,
+    *,
+    noise: int = 0,
+    levels: tuple[float, ...] = (0.6, 0.8, 0.3, 0.4, 0.5),
+    prompts: tuple[str, ...] = ("a sks dog", "a wet sks dog"),
+    problem: str = "",
+    encoders: dict[str, str] = TOYBOX,
+    identifier: str = "sks",
+    precision: str = "bf16",
+) -> Evaluation:
     """An evaluation whose five metrics are about `levels`, with its pictures, saved in `folder`."""
     rng = np.random.default_rng(noise)
     dino, clip_i, clip_t, pres, div = levels
@@ -68,34 +77,59 @@ def evaluation(
 
     pictures = [
         SubjectPicture(
-            file=f"prompt-{n:02d}-{s}.png", prompt=n, seed=s, problem="", dino=near(dino), clip_i=near(clip_i),
+            file=f"prompt-{n:02d}-{s}.png",
+            prompt=n,
+            seed=s,
+            problem="",
+            dino=near(dino),
+            clip_i=near(clip_i),
             clip_t=near(clip_t),
         )
-        for n in range(len(prompts)) for s in range(2)
-    ]  # fmt: skip
+        for n in range(len(prompts))
+        for s in range(2)
+    ]
     if problem:
-        pictures[0] = pictures[0].model_copy(
-            update={"problem": problem, "dino": None, "clip_i": None, "clip_t": None}
-        )  # fmt: skip
+        pictures[0] = pictures[0].model_copy(update={"problem": problem, "dino": None, "clip_i": None, "clip_t": None})
     kin = [ClassPicture(file=f"class-{s}.png", seed=s, problem="", pres=near(pres)) for s in range(4)]
     for name in [p.file for p in (*pictures, *kin)]:
         save_picture(folder / "images" / name, Image.new("RGB", (64, 64), COLOURS.get(condition, "green")))
     rows = [
         PromptScores(
-            prompt=text.replace("sks", identifier), described=text.replace("sks ", ""), count=2, dino=near(dino),
-            clip_i=near(clip_i), clip_t=near(clip_t), div=near(div),
+            prompt=text.replace("sks", identifier),
+            described=text.replace("sks ", ""),
+            count=2,
+            dino=near(dino),
+            clip_i=near(clip_i),
+            clip_t=near(clip_t),
+            div=near(div),
         )
         for text in prompts
-    ]  # fmt: skip
+    ]
     made = Evaluation(
-        subject=subject, class_noun="dog", identifier=identifier, condition=condition, model=f"run-{seed}",
-        base_model="toybox", method="full", step=0 if condition == BASE else 400, seed=seed, encoders=encoders,
-        photos=5, images_per_prompt=2, class_prompt="a photo of a dog", class_images=4, first_seed=0,
+        subject=subject,
+        class_noun="dog",
+        identifier=identifier,
+        condition=condition,
+        model=f"run-{seed}",
+        base_model="toybox",
+        method="full",
+        step=0 if condition == BASE else 400,
+        seed=seed,
+        encoders=encoders,
+        photos=5,
+        images_per_prompt=2,
+        class_prompt="a photo of a dog",
+        class_images=4,
+        first_seed=0,
         sampling=Sampler(steps=25, guidance_scale=3.0, scheduler="default", precision=precision),
-        left_out=int(bool(problem)), metrics={},
-        ceilings={"dino": 0.9, "clip_i": 0.95}, prompts=tuple(rows), pictures=tuple(pictures),
-        class_pictures=tuple(kin), request="x",
-    )  # fmt: skip
+        left_out=int(bool(problem)),
+        metrics={},
+        ceilings={"dino": 0.9, "clip_i": 0.95},
+        prompts=tuple(rows),
+        pictures=tuple(pictures),
+        class_pictures=tuple(kin),
+        request="x",
+    )
     estimates = {}
     for name in METRICS:
         values = made.values(name)
@@ -109,9 +143,10 @@ def evaluation(
 def trio(tmp_path) -> list[Evaluation]:
     """One subject by the base model, without and with PPL."""
     levels = {
-        BASE: (0.3, 0.6, 0.32, 0.3, 0.6), "without PPL": (0.7, 0.85, 0.3, 0.6, 0.4),
+        BASE: (0.3, 0.6, 0.32, 0.3, 0.6),
+        "without PPL": (0.7, 0.85, 0.3, 0.6, 0.4),
         "with PPL": (0.65, 0.84, 0.31, 0.35, 0.55),
-    }  # fmt: skip
+    }
     return [
         evaluation(tmp_path / "in" / condition, condition=condition, levels=some, noise=number)
         for number, (condition, some) in enumerate(levels.items())
@@ -204,9 +239,7 @@ def test_a_picture_that_one_side_lacks_is_left_out_of_both(tmp_path):
 def test_differences_over_subjects_pair_by_subject_and_seed(study):
     found = differences(study[::-1], "with PPL", "without PPL")["pres"]
     table = {(e.subject, e.condition, e.seed): e.metrics["pres"].value for e in study}
-    by_hand = [
-        table[s, "with PPL", n] - table[s, "without PPL", n] for s in ("rex", "tom", "mug") for n in (1, 2)
-    ]  # fmt: skip
+    by_hand = [table[s, "with PPL", n] - table[s, "without PPL", n] for s in ("rex", "tom", "mug") for n in (1, 2)]
     assert found.value == pytest.approx(np.mean(by_hand))
     assert found.count == 6
     assert found.high < -0.15, "it is much clearer than the subjects' own spread of 0.2"
@@ -249,8 +282,11 @@ def test_of_many_conditions_each_has_one_table_with_all_others(trio, tmp_path):
     section = text.split("## Differences")[1].split("## The pictures")[0]
     rows = [line.split(" | ") for line in section.splitlines() if " − " in line]
     assert [row[0].strip("| ") for row in rows[:4]] == [
-        "with PPL − without PPL", "LoRA − without PPL", "inversion − without PPL", "custom − without PPL",
-    ]  # fmt: skip
+        "with PPL − without PPL",
+        "LoRA − without PPL",
+        "inversion − without PPL",
+        "custom − without PPL",
+    ]
     assert [row[0].strip("| ") for row in rows[-5:]] == [
         f"{name} − base model" for name in ("without PPL", "with PPL", *names)
     ]
@@ -285,11 +321,14 @@ def test_figures_of_pictures_drawn_in_different_ways_are_not_mixed(tmp_path):
 @pytest.mark.parametrize(
     ("metric", "low", "high", "words"),
     [
-        ("dino", 0.1, 0.2, "better"), ("dino", -0.2, -0.1, "worse"), ("pres", -0.2, -0.1, "better"),
-        ("pres", 0.1, 0.2, "worse"), ("div", -0.1, 0.2, "no clear difference"),
+        ("dino", 0.1, 0.2, "better"),
+        ("dino", -0.2, -0.1, "worse"),
+        ("pres", -0.2, -0.1, "better"),
+        ("pres", 0.1, 0.2, "worse"),
+        ("div", -0.1, 0.2, "no clear difference"),
         ("div", None, None, "one alone tells no interval"),
     ],
-)  # fmt: skip
+)
 def test_a_difference_is_better_or_worse_only_where_its_interval_says_so(metric, low, high, words):
     value = 0.1 if low is None else (low + high) / 2
     assert verdict(metric, Estimate(value, low, high, 9)) == words
@@ -301,8 +340,12 @@ def test_a_difference_is_better_or_worse_only_where_its_interval_says_so(metric,
 def test_the_table_has_every_condition_the_ceilings_and_who_measured(trio):
     lines = comparison_table(trio).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
-        "Real photos (ceiling)", "Base model", "Without PPL", "With PPL", "*Measured by*",
-    ]  # fmt: skip
+        "Real photos (ceiling)",
+        "Base model",
+        "Without PPL",
+        "With PPL",
+        "*Measured by*",
+    ]
     assert lines[0].split("|")[2:-1] == [" DINO ↑ ", " CLIP-I ↑ ", " CLIP-T ↑ ", " PRES ↓ ", " DIV ↑ "]
     pres = trio[2].metrics["pres"]
     assert f"{pres.value:.3f} [{pres.low:.3f},\u00a0{pres.high:.3f}]" in lines[5]
@@ -323,17 +366,21 @@ def test_a_difference_is_told_with_its_sign_and_interval(trio):
 def test_csvs_read_back_with_a_row_per_evaluation_and_the_averages(study, tmp_path):
     paths = write_csvs(study, tmp_path)
     assert [path.name for path in paths] == [
-        "dino_results.csv", "clip_results.csv", "pres_results.csv", "div_results.csv", "all_results.csv",
-    ]  # fmt: skip
+        "dino_results.csv",
+        "clip_results.csv",
+        "pres_results.csv",
+        "div_results.csv",
+        "all_results.csv",
+    ]
     for path in paths:
         rows = rows_of(path)
         own, averages = rows[: len(study)], rows[len(study) :]
         assert [(r["subject"], r["condition"], int(r["seed"])) for r in own] == [
             (e.subject, e.condition, e.seed) for e in study
-        ]  # fmt: skip
+        ]
         assert [(r["subject"], r["condition"], r["seed"]) for r in averages] == [
             ("average", condition, "") for condition in (BASE, "without PPL", "with PPL")
-        ]  # fmt: skip
+        ]
         names = [name for name in METRICS if name in rows[0]]
         assert names == {"clip_results.csv": ["clip_i", "clip_t"], "all_results.csv": list(METRICS)}.get(
             path.name, [path.name.split("_")[0]]
@@ -361,16 +408,24 @@ def happened(seconds: float = 0.5, trained: int = 1000) -> list[events.Event]:
     """What a run of two steps tells, stopped after the first and gone on with a day later."""
     first, then = 1e9, 1e9 + 86_400
     return [
-        events.Stage("prepare", time=first), events.Metric("memory_before_bytes", 5e8, 0, time=first + 1),
-        events.Stage("class images", 2, time=first + 2), events.Progress(2, time=first + 9),
-        events.Stage("encode", time=first + 10), events.Metric("trainable_parameters", trained, 0, time=first + 11),
-        events.Stage("train", 2, time=first + 11), events.Step(1, 1, 1, None, 1, 9.0, time=first + 12),
+        events.Stage("prepare", time=first),
+        events.Metric("memory_before_bytes", 5e8, 0, time=first + 1),
+        events.Stage("class images", 2, time=first + 2),
+        events.Progress(2, time=first + 9),
+        events.Stage("encode", time=first + 10),
+        events.Metric("trainable_parameters", trained, 0, time=first + 11),
+        events.Stage("train", 2, time=first + 11),
+        events.Step(1, 1, 1, None, 1, 9.0, time=first + 12),
         events.Cancelled(0, time=first + 13),
-        events.Stage("prepare", time=then), events.Metric("memory_before_bytes", 6e8, 0, time=then),
-        events.Stage("train", 2, time=then), events.Step(1, 1, 1, None, 1, seconds, time=then + 1),
-        events.Step(2, 1, 1, None, 1, seconds, time=then + 2), events.Metric("model_bytes", 2.5e6, 2, time=then + 2),
-        events.Metric("peak_memory_bytes", 9e8, 2, time=then + 3), events.Finished("model", 3, time=then + 3),
-    ]  # fmt: skip
+        events.Stage("prepare", time=then),
+        events.Metric("memory_before_bytes", 6e8, 0, time=then),
+        events.Stage("train", 2, time=then),
+        events.Step(1, 1, 1, None, 1, seconds, time=then + 1),
+        events.Step(2, 1, 1, None, 1, seconds, time=then + 2),
+        events.Metric("model_bytes", 2.5e6, 2, time=then + 2),
+        events.Metric("peak_memory_bytes", 9e8, 2, time=then + 3),
+        events.Finished("model", 3, time=then + 3),
+    ]
 
 
 def test_a_trainings_costs_are_what_its_events_say():
@@ -391,12 +446,22 @@ def test_events_of_an_earlier_version_tell_less():
 def test_costs_stand_beside_the_figures(study, tmp_path):
     costs = [
         cost_of(e.subject, e.condition, e.seed, happened(seconds=e.seed, trained=158_720))
-        for e in study if e.condition == "with PPL"
-    ]  # fmt: skip
+        for e in study
+        if e.condition == "with PPL"
+    ]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in cost_table(study, costs).splitlines()]
     assert rows[0] == [
-        "", "DINO ↑", "CLIP-I ↑", "CLIP-T ↑", "PRES ↓", "DIV ↑", "trained weights", "file", "training", "memory",
-    ]  # fmt: skip
+        "",
+        "DINO ↑",
+        "CLIP-I ↑",
+        "CLIP-T ↑",
+        "PRES ↓",
+        "DIV ↑",
+        "trained weights",
+        "file",
+        "training",
+        "memory",
+    ]
     assert [row[0] for row in rows[2:]] == ["Base model", "Without PPL", "With PPL"]
     assert rows[2][6:] == rows[3][6:] == ["–"] * 4
     assert rows[4][6:] == ["158,720", "2.5 MB", "3 s", "300 MB"], "seeds 1 and 2: 2 s and 4 s"

@@ -23,9 +23,13 @@ from tests import tiny
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 EVALUATION = {
-    "dino": "toybox", "clip": "toybox", "perceptual": "toybox", "images_per_prompt": 2, "class_images": 3,
+    "dino": "toybox",
+    "clip": "toybox",
+    "perceptual": "toybox",
+    "images_per_prompt": 2,
+    "class_images": 3,
     "prompts": ["a {identifier} {class_noun} in the snow", "a photo of {identifier} {class_noun}"],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +48,13 @@ def make_study(tiny_model, subjects):
 
     def make(**changes) -> StudyConfig:
         config = {
-            "base_model": str(tiny_model), "device": "cpu", "prior": {"num_images": 4, "steps": 2},
+            "base_model": str(tiny_model),
+            "device": "cpu",
+            "prior": {"num_images": 4, "steps": 2},
             "train": {"steps": 3, "learning_rate": 1e-3, "mixed_precision": "no", "sample_every": 3},
-            "sampling": {"steps": 2, "num_images": 2, "prompts": []}, "evaluation": EVALUATION,
-        }  # fmt: skip
+            "sampling": {"steps": 2, "num_images": 2, "prompts": []},
+            "evaluation": EVALUATION,
+        }
         dogs = [{"name": n, "photos": str(subjects / n), "class_noun": "dog"} for n in ("ida", "rex")]
         for key, value in changes.pop("config", {}).items():
             config[key] = config.get(key, {}) | value if isinstance(value, dict) else value
@@ -160,8 +167,10 @@ def test_a_comparison_is_a_study_of_one_subject(make_config, tmp_path):
     config = make_config(seed=5, prior={"weight": 0.5})
     cells = cells_of(comparison(config), tmp_path / "out")
     assert [(cell.condition, cell.seed) for cell in cells] == [
-        ("base model", None), ("without PPL", 5), ("with PPL", 5),
-    ]  # fmt: skip
+        ("base model", None),
+        ("without PPL", 5),
+        ("with PPL", 5),
+    ]
     without, with_ppl = (cell.config for cell in cells[1:])
     assert with_ppl == config
     assert without == config.model_copy(update={"prior": config.prior.model_copy(update={"enabled": False})})
@@ -199,12 +208,18 @@ def test_every_subject_meets_every_condition_and_seed(make_study, subjects, tmp_
     study = make_study(subjects=str(subjects), conditions=conditions, seeds=[2, 1], classes={"tom": "kitten"})
     cells = cells_of(study, tmp_path / "out")
     assert [str(cell) for cell in cells[:5]] == [
-        "ida, base model", "ida, one, seed 2", "ida, two, seed 2", "ida, one, seed 1", "ida, two, seed 1",
-    ]  # fmt: skip
+        "ida, base model",
+        "ida, one, seed 2",
+        "ida, two, seed 2",
+        "ida, one, seed 1",
+        "ida, two, seed 1",
+    ]
     assert len(cells) == 15
     assert {cell.subject: cell.config.subject.class_noun for cell in cells} == {
-        "ida": "dog", "rex": "dog", "tom": "kitten",
-    }  # fmt: skip
+        "ida": "dog",
+        "rex": "dog",
+        "tom": "kitten",
+    }
     one, two = cells[11].config, cells[12].config
     assert one.seed == two.seed == 2
     assert (one.train.steps, two.train.steps) == (3, 2)
@@ -413,9 +428,11 @@ def test_subjects_of_one_class_share_the_base_models_pictures(finished):
 def test_methods_are_compared_with_what_they_cost(make_study, tmp_path):
     inversion = {"method": "textual_inversion", "subject": {"identifier": "<sks>"}, "train": {"text_encoder": False}}
     study = make_study(
-        subjects=make_study().subjects[:1], conditions={"full": {}, "inversion": inversion},
-        config={"prior": {"enabled": False}, "train": {"sample_every": 0}}, evaluate_base=False,
-    )  # fmt: skip
+        subjects=make_study().subjects[:1],
+        conditions={"full": {}, "inversion": inversion},
+        config={"prior": {"enabled": False}, "train": {"sample_every": 0}},
+        evaluate_base=False,
+    )
     cells = cells_of(study, tmp_path)
     assert not only(events.Failed, run_study(study, cells, tmp_path))
     full, inverted = (cell.evaluation for cell in cells)
@@ -456,8 +473,9 @@ def test_a_study_grows_without_repeating_itself(finished, make_study, subjects):
     study = make_study(subjects=str(subjects), evaluate_base=False)
     cells = cells_of(study, out)
     assert [str(cell) for cell in cells if cell.evaluation is None] == [
-        "tom, without PPL, seed 7", "tom, with PPL, seed 7",
-    ]  # fmt: skip
+        "tom, without PPL, seed 7",
+        "tom, with PPL, seed 7",
+    ]
 
 
 def test_other_settings_for_a_run_that_is_there_are_refused(finished, make_study):
@@ -597,9 +615,12 @@ def test_weights_of_what_was_measured_need_not_be_kept(make_study, tmp_path):
 
 def test_the_best_models_are_measured_where_asked(make_study, tmp_path):
     study = make_study(
-        subjects=make_study().subjects[:1], conditions={"a": {}}, which="best", evaluate_base=False,
+        subjects=make_study().subjects[:1],
+        conditions={"a": {}},
+        which="best",
+        evaluate_base=False,
         config={"train": {"steps": 4, "sample_every": 1}},
-    )  # fmt: skip
+    )
     (cell,) = cells_of(study, tmp_path)
     assert not only(events.Failed, run_study(study, [cell], tmp_path))
     measured = cell.evaluation

@@ -22,41 +22,88 @@ from dreambooth.rehearsal import Rehearsal, blank_pipeline
 
 SD_1 = {
     "unet": {
-        "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0", "act_fn": "silu", "attention_head_dim": 8,
-        "block_out_channels": [320, 640, 1280, 1280], "center_input_sample": False, "cross_attention_dim": 768,
-        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], "downsample_padding": 1,
-        "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2, "mid_block_scale_factor": 1,
-        "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4, "sample_size": 64,
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": "0.6.0",
+        "act_fn": "silu",
+        "attention_head_dim": 8,
+        "block_out_channels": [320, 640, 1280, 1280],
+        "center_input_sample": False,
+        "cross_attention_dim": 768,
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": 4,
+        "layers_per_block": 2,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-05,
+        "norm_num_groups": 32,
+        "out_channels": 4,
+        "sample_size": 64,
         "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
     },
     "vae": {
-        "_class_name": "AutoencoderKL", "_diffusers_version": "0.6.0", "act_fn": "silu",
-        "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4, "in_channels": 3,
-        "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3, "sample_size": 512,
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": "0.6.0",
+        "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "out_channels": 3,
+        "sample_size": 512,
         "up_block_types": ["UpDecoderBlock2D"] * 4,
     },
     "text_encoder": {
-        "_name_or_path": "openai/clip-vit-large-patch14", "architectures": ["CLIPTextModel"], "attention_dropout": 0.0,
-        "bos_token_id": 0, "dropout": 0.0, "eos_token_id": 2, "hidden_act": "quick_gelu", "hidden_size": 768,
-        "initializer_factor": 1.0, "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-05,
-        "max_position_embeddings": 77, "model_type": "clip_text_model", "num_attention_heads": 12,
-        "num_hidden_layers": 12, "pad_token_id": 1, "projection_dim": 768, "torch_dtype": "float32",
-        "transformers_version": "4.22.0.dev0", "vocab_size": 49408,
+        "_name_or_path": "openai/clip-vit-large-patch14",
+        "architectures": ["CLIPTextModel"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "dropout": 0.0,
+        "eos_token_id": 2,
+        "hidden_act": "quick_gelu",
+        "hidden_size": 768,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 77,
+        "model_type": "clip_text_model",
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "pad_token_id": 1,
+        "projection_dim": 768,
+        "torch_dtype": "float32",
+        "transformers_version": "4.22.0.dev0",
+        "vocab_size": 49408,
     },
-}  # fmt: skip
+}
 """The configurations of Stable Diffusion 1.5, whose weights are 860, 84 and 123 million."""
 SD_2 = {
-    "unet": SD_1["unet"] | {
-        "attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "dual_cross_attention": False,
-        "num_class_embeds": None, "only_cross_attention": False, "sample_size": 96, "use_linear_projection": True,
+    "unet": SD_1["unet"]
+    | {
+        "attention_head_dim": [5, 10, 20, 20],
+        "cross_attention_dim": 1024,
+        "dual_cross_attention": False,
+        "num_class_embeds": None,
+        "only_cross_attention": False,
+        "sample_size": 96,
+        "use_linear_projection": True,
         "upcast_attention": True,
     },
     "vae": SD_1["vae"] | {"scaling_factor": 0.18215, "sample_size": 768},
-    "text_encoder": SD_1["text_encoder"] | {
-        "hidden_act": "gelu", "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
-        "num_hidden_layers": 23, "projection_dim": 512,
+    "text_encoder": SD_1["text_encoder"]
+    | {
+        "hidden_act": "gelu",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 23,
+        "projection_dim": 512,
     },
-}  # fmt: skip
+}
 UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 
 
@@ -144,10 +191,11 @@ ATTACKS = {
     "vocabulary": (with_words("vocab.json", "", 100_001), "tokenizer/vocab.json has 100,001 words"),
     "added words": (with_words("added_tokens.json", "", 1_001), "tokenizer/added_tokens.json has 1,001 words"),
     "words added to the settings": (
-        with_words("tokenizer_config.json", "added_tokens_decoder", 1_001), "has 1,001 words, more than 1,000"
+        with_words("tokenizer_config.json", "added_tokens_decoder", 1_001),
+        "has 1,001 words, more than 1,000",
     ),
     "words added to both": (with_words("tokenizer.json", "added_tokens", 1_001), "tokenizer.json has 1,001 words"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.attack
@@ -189,9 +237,13 @@ def test_what_libraries_drop_does_not_hinder(tiny_model, tmp_path):
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize("change", [
-    {"hidden_size": 1280, "num_attention_heads": 20}, {"num_hidden_layers": 32, "intermediate_size": 5120},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": 1280, "num_attention_heads": 20},
+        {"num_hidden_layers": 32, "intermediate_size": 5120},
+    ],
+)
 def test_a_part_has_as_many_weights_as_its_files(tiny_model, tmp_path, change):
     shutil.copytree(tiny_model, tmp_path / "model")
     with_fact("text_encoder/config.json", **change)(tmp_path / "model")
@@ -211,10 +263,16 @@ def test_a_file_of_more_than_the_part_needs_is_refused(tiny_model, tmp_path):
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize("data", [
-    b"\xff" * 7 + b"\0" + b"{}", (2**25).to_bytes(8, "little") + b"{}", b"\x02" + bytes(7) + b"[]",
-    b"\x09" + bytes(7) + b'{"x": 12}', (4).to_bytes(8, "little") + b"[[[[",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff" * 7 + b"\0" + b"{}",
+        (2**25).to_bytes(8, "little") + b"{}",
+        b"\x02" + bytes(7) + b"[]",
+        b"\x09" + bytes(7) + b'{"x": 12}',
+        (4).to_bytes(8, "little") + b"[[[[",
+    ],
+)
 def test_a_damaged_header_is_told(tmp_path, data):
     (tmp_path / "x.safetensors").write_bytes(data)
     with pytest.raises(ValueError, match=r"^Unable to load weights: x\.safetensors"):
@@ -240,11 +298,15 @@ def test_a_tokenizers_file_has_no_say_in_what_happens_to_texts(tiny_model, tmp_p
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize(("change", "words"), [
-    (with_words("added_tokens.json", "", 900), "has a token 1,109"), (with_words("added_tokens.json", "", 0), ""),
-    (with_fact("tokenizer/tokenizer_config.json", model_max_length=77), "gives 77 tokens"),
-    (with_fact("tokenizer/tokenizer_config.json", model_max_length=8), ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (with_words("added_tokens.json", "", 900), "has a token 1,109"),
+        (with_words("added_tokens.json", "", 0), ""),
+        (with_fact("tokenizer/tokenizer_config.json", model_max_length=77), "gives 77 tokens"),
+        (with_fact("tokenizer/tokenizer_config.json", model_max_length=8), ""),
+    ],
+)
 def test_a_tokenizer_gives_no_token_that_its_encoder_has_no_row_for(tiny_model, tmp_path, change, words):
     """On a GPU that would end all that the process draws and trains."""
     shutil.copytree(tiny_model, tmp_path / "model")
@@ -262,8 +324,14 @@ def test_a_tokenizer_gives_no_token_that_its_encoder_has_no_row_for(tiny_model, 
 def safety_checker(folder: Path, thresholds: float = 9.0, **vision: int) -> Path:
     """A tiny safety checker of random weights; above what thresholds a picture is flagged decides."""
     torch.manual_seed(0)
-    sides = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-             "image_size": 32, "patch_size": 16} | vision  # fmt: skip
+    sides = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+    } | vision
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=sides, projection_dim=8))
     checker.concept_embeds_weights.data.fill_(thresholds)
     checker.special_care_embeds_weights.data.fill_(thresholds)
@@ -283,10 +351,16 @@ def test_a_safety_checker_is_loaded_as_it_was_saved(tmp_path):
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize("change", [
-    {"num_hidden_layers": 9_999}, {"hidden_size": 9_984}, {"image_size": 8_000}, {"intermediate_size": 100_000},
-    {"num_hidden_layers": 32},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": 9_999},
+        {"hidden_size": 9_984},
+        {"image_size": 8_000},
+        {"intermediate_size": 100_000},
+        {"num_hidden_layers": 32},
+    ],
+)
 def test_a_safety_checker_that_would_take_the_memory_is_refused(tmp_path, change):
     folder = safety_checker(tmp_path / "checker")
     for name in ("vision_config", "vision_config_dict"):

@@ -142,7 +142,7 @@ def half(data: bytes) -> bytes:
         (without_weight(UNET, "conv_in.weight"), "the unet lacks conv_in.weight"),
         (without_weight(TEXT, "final_layer_norm.weight"), "the text_encoder lacks"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_model_is_told_in_one_line_and_never_half_random(tiny_model, tmp_path, damage, words):
     shutil.copytree(tiny_model, tmp_path / "damaged")
     damage(tmp_path / "damaged")
@@ -373,12 +373,13 @@ def test_a_file_that_is_not_there_is_no_link(tmp_path):
 @pytest.mark.parametrize(
     ("error", "helps"),
     [
-        (MemoryError(), "Free some memory"), (RuntimeError("CUDA out of memory."), "Free some memory"),
+        (MemoryError(), "Free some memory"),
+        (RuntimeError("CUDA out of memory."), "Free some memory"),
         (ImportError("requires the protobuf library"), "Install what it names"),
         (PermissionError(errno.EACCES, "Permission denied", "/models/sd/x"), "Get the right to it"),
         (ValueError("what it holds"), "Download or save it again."),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
-)  # fmt: skip
+)
 def test_a_failure_that_is_not_the_files_is_not_met_by_other_files(tiny_model, error, helps):
     assert what_helps(tiny_model, error).startswith(helps)

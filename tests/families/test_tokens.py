@@ -26,8 +26,10 @@ from tests import tiny
 def learned_tokenizer(n_words: int = 3000) -> CLIPTokenizer:
     """CLIP's layout (bytes, bytes ending a word, merges, marks) with merges learned from words of falling frequency."""
     rng = random.Random(0)
-    words = {"".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(1, 4))): None
-             for _ in range(n_words)}  # fmt: skip
+    words = {
+        "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(1, 4))): None
+        for _ in range(n_words)
+    }
     counts = {word: 3 + 4000 // (i + 1) for i, word in enumerate(words)} | {"xqj": 2, "wwx": 2, "💟": 3}
     stock = CLIPTokenizer().backend_tokenizer
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
@@ -56,12 +58,17 @@ def encoder_for(tokenizer: CLIPTokenizer, width: int = 48) -> CLIPTextModel:
     torch.manual_seed(1)
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=16, num_hidden_layers=1,
-            num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
 
 
 def merges_of(tokenizer: CLIPTokenizer) -> list[str]:
@@ -368,9 +375,12 @@ def test_what_is_unread_is_what_the_pipeline_cuts_off(words):
 def test_a_new_word_takes_as_many_tokens_as_it_has_embeddings(make_config, tiny_model, count, vectors):
     """Against the ids that the pipeline with the word makes."""
     config = make_config(
-        method="textual_inversion", subject={"identifier": "<sks>"}, train={"text_encoder": False},
-        prior={"enabled": False}, word={"vectors": vectors},
-    )  # fmt: skip
+        method="textual_inversion",
+        subject={"identifier": "<sks>"},
+        train={"text_encoder": False},
+        prior={"enabled": False},
+        word={"vectors": vectors},
+    )
     pipe, family = load_pipeline(tiny_model)
     add_words(pipe, family, config)
     prompt = " ".join(["<sks>", *["dog"] * count])
@@ -380,18 +390,21 @@ def test_a_new_word_takes_as_many_tokens_as_it_has_embeddings(make_config, tiny_
         assert len(reader.unread(prompt).split()) == count - left
 
 
-@pytest.mark.parametrize(("prompt", "lost"), [
-    ("a sks dog", []),
-    (LONG, ["sks"]),
-    (f"sks {LONG}", []),  # it is read once
-    ("a photo of the cat in the snow in the snow in the desks", []),  # it is in none of it
-    (LONG.replace("sks", "desks"), []),
-    (f"{LONG} and ohwx", ["sks", "ohwx"]),
-    (f"ohwx {LONG}", ["sks"]),
-    ("dog " * 14 + "sks", ["sks"]),
-    ("dog " * 13 + "sks", []),
-    ("dog " * 13 + "ohwxx", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompt", "lost"),
+    [
+        ("a sks dog", []),
+        (LONG, ["sks"]),
+        (f"sks {LONG}", []),  # it is read once
+        ("a photo of the cat in the snow in the snow in the desks", []),  # it is in none of it
+        (LONG.replace("sks", "desks"), []),
+        (f"{LONG} and ohwx", ["sks", "ohwx"]),
+        (f"ohwx {LONG}", ["sks"]),
+        ("dog " * 14 + "sks", ["sks"]),
+        ("dog " * 13 + "sks", []),
+        ("dog " * 13 + "ohwxx", []),
+    ],
+)
 def test_names_that_would_not_be_read_are_known(reader, prompt, lost):
     assert reader.lost(prompt) == lost
 
@@ -417,11 +430,13 @@ REFUSED = {
     "instance prompt": {"subject": {"instance_prompt": LONG.replace("sks", "{identifier}")}},
     "sample prompt": {"sampling": {"prompts": ["a photo of a dog", LONG]}},
     "identifier": {"subject": {"identifier": "0123456789abcde"}},
-    "second subject": {"more_subjects": [
-        {"photos": ".", "class_noun": "cat", "identifier": "ohwx", "instance_prompt": LONG.replace("sks", "ohwx")}
-    ]},
+    "second subject": {
+        "more_subjects": [
+            {"photos": ".", "class_noun": "cat", "identifier": "ohwx", "instance_prompt": LONG.replace("sks", "ohwx")}
+        ]
+    },
     "two side by side": {"more_subjects": [{"photos": ".", "class_noun": "cat", "identifier": "abcdefghi"}]},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("changes", REFUSED.values(), ids=REFUSED)
@@ -431,11 +446,14 @@ def test_a_run_is_refused_where_a_subjects_name_would_not_be_read(make_config, t
         tokens.Reader.of(config, tiny_model).check_run(config)
 
 
-@pytest.mark.parametrize("changes", [
-    {"prior": {"class_prompt": "a photo of a {class_noun} " + "in the snow " * 4}},
-    {"sampling": {"prompts": ["a {identifier} dog " + "in the snow " * 4]}},
-    {"subject": {"instance_prompt": "a {identifier} {class_noun} " + "in the snow " * 4}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prior": {"class_prompt": "a photo of a {class_noun} " + "in the snow " * 4}},
+        {"sampling": {"prompts": ["a {identifier} dog " + "in the snow " * 4]}},
+        {"subject": {"instance_prompt": "a {identifier} {class_noun} " + "in the snow " * 4}},
+    ],
+)
 def test_what_a_run_cuts_off_else_is_said(make_config, tiny_model, changes):
     config = make_config(**changes | {"train": {"sample_every": 2}})
     [said] = tokens.Reader.of(config, tiny_model).check_run(config)

@@ -109,13 +109,14 @@ UNUSABLE = {
     "no numbers": (lambda state: state[KEY].fill_(torch.nan), "not finite"),
     "whole numbers": (lambda state: state.update({KEY: state[KEY].int()}), "holds numbers of type int32"),
     "eight bits": (
-        lambda state: state.update({KEY: state[KEY].to(torch.float8_e4m3fn)}), "holds numbers of type float8_e4m3fn",
+        lambda state: state.update({KEY: state[KEY].to(torch.float8_e4m3fn)}),
+        "holds numbers of type float8_e4m3fn",
     ),
     "queries": (
         lambda state: state.update({KEY.replace("to_k", "to_q"): torch.ones(16, 16)}),
         "more than keys and values .*to_q_custom",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

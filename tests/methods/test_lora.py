@@ -195,7 +195,8 @@ UNUSABLE = {
     "no numbers": (lora() | {UP: torch.full((16, 2), torch.nan)}, "not finite"),
     "rank 0": (lora(rank=0), "holds no numbers"),
     "one layer under two names": (
-        lora() | {UP.replace(".lora.", ".lora_linear_layer."): torch.ones(16, 2)}, "under another name, too",
+        lora() | {UP.replace(".lora.", ".lora_linear_layer."): torch.ones(16, 2)},
+        "under another name, too",
     ),
     "a layer of another model": (lora(f"{LAYER}.more"), "does not fit this base model"),
     "a layer of no part": (lora("tokenizer.encoder"), "does not fit this base model"),
@@ -205,9 +206,10 @@ UNUSABLE = {
     "two ranks": (lora(up_rank=3), "to_q' do not belong together"),
     "other lengths": (lora() | {LENGTHS: torch.ones(8)}, "do not belong together"),
     "a kernel for a linear layer": (
-        {DOWN: torch.ones(2, 16, 3, 3), UP: torch.ones(16, 2, 1, 1)}, "does not fit this base model",
+        {DOWN: torch.ones(2, 16, 3, 3), UP: torch.ones(16, 2, 1, 1)},
+        "does not fit this base model",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

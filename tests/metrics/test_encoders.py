@@ -37,9 +37,10 @@ OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757771
 def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("encoders")
     return {
-        "vits16": tiny.dino(root / "dino-vits16"), "vits8": tiny.dino(root / "dino-vits8", patch=8),
+        "vits16": tiny.dino(root / "dino-vits16"),
+        "vits8": tiny.dino(root / "dino-vits8", patch=8),
         "clip": tiny.clip(root / "clip-vit-base-patch32"),
-    }  # fmt: skip
+    }
 
 
 def load(folders: dict[str, Path], dino: str = "vits16", batch_size: int = 16) -> Encoders:
@@ -199,8 +200,11 @@ def test_half_weights_and_a_training_around_it_change_no_arithmetic(folders, tmp
     rounded = shutil.copytree(half, tmp_path / "rounded")
     facts = (half / "config.json").read_text()
     (half / "config.json").write_text(facts.replace('"torch_dtype": "float32"', '"torch_dtype": "float16"'))
-    save_file({name: tensor.half().float() for name, tensor in weights.items()}, rounded / "model.safetensors",
-              {"format": "pt"})  # fmt: skip
+    save_file(
+        {name: tensor.half().float() for name, tensor in weights.items()},
+        rounded / "model.safetensors",
+        {"format": "pt"},
+    )
     first, second = (load(folders | {"vits8": folder}, "vits8") for folder in (half, rounded))
     assert first.dino.model.dtype == torch.float32
     expected = second.dino.embed(images)
@@ -362,8 +366,10 @@ def test_the_toybox_is_measured_by_its_own_and_says_so():
 
 def test_encoders_can_be_mixed_and_are_named_without_paths(loaded):
     assert loaded.names == {
-        "dino": "dino-vits16", "clip": "clip-vit-base-patch32", "perceptual": "toybox ViT patch distance",
-    }  # fmt: skip
+        "dino": "dino-vits16",
+        "clip": "clip-vit-base-patch32",
+        "perceptual": "toybox ViT patch distance",
+    }
     assert isinstance(loaded.perceptual, PatchDistance)
     assert loaded.perceptual.dino.fingerprint != loaded.dino.fingerprint
 
@@ -407,9 +413,15 @@ def test_clip_comes_from_the_hub_with_its_tokenizer(folders, tmp_path, monkeypat
         settings = EvaluationConfig(dino="toybox", perceptual="toybox")
         found = load_encoders(settings, "owner/model", "cpu")
     assert sorted(hub.sent) == [
-        "config.json", "merges.txt", "preprocessor_config.json", "pytorch_model.bin", "special_tokens_map.json",
-        "tokenizer.json", "tokenizer_config.json", "vocab.json",
-    ]  # fmt: skip
+        "config.json",
+        "merges.txt",
+        "preprocessor_config.json",
+        "pytorch_model.bin",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    ]
     assert found.clip.name == "openai/clip-vit-base-patch32"
     assert found.clip.embed_texts(["a dog"]).shape == (1, 12)
 
@@ -490,13 +502,17 @@ def wider(folder: Path) -> None:
 
 
 DAMAGES = [
-    ("vits16", cut("pytorch_model.bin")), ("vits8", cut("model.safetensors")), ("vits16", wider),
-    ("vits16", absent("pytorch_model.bin")), ("vits16", absent("preprocessor_config.json")),
+    ("vits16", cut("pytorch_model.bin")),
+    ("vits8", cut("model.safetensors")),
+    ("vits16", wider),
+    ("vits16", absent("pytorch_model.bin")),
+    ("vits16", absent("preprocessor_config.json")),
     ("vits16", cut("preprocessor_config.json")),
     ("vits16", without("pytorch_model.bin", "encoder.layer.1.output.dense.weight")),
     ("clip", without("pytorch_model.bin", "visual_projection.weight")),
-    ("clip", absent("vocab.json", "tokenizer.json")), ("clip", cut("tokenizer.json")),
-]  # fmt: skip
+    ("clip", absent("vocab.json", "tokenizer.json")),
+    ("clip", cut("tokenizer.json")),
+]
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGES)

@@ -30,9 +30,11 @@ def seen() -> dict[str, np.ndarray]:
             images.append(image.convert("RGB"))
     drawn, real = images[:3], images[5:10]
     return {
-        "drawn": encoders.dino.embed(drawn), "real": encoders.dino.embed(real), "looks": encoders.clip.embed(drawn),
+        "drawn": encoders.dino.embed(drawn),
+        "real": encoders.dino.embed(real),
+        "looks": encoders.clip.embed(drawn),
         "texts": encoders.clip.embed_texts(["a photo of a backpack", "a bear", "a cat on the beach"]),
-    }  # fmt: skip
+    }
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -70,9 +72,7 @@ def test_fidelity_of_real_pictures(seen):
 
 def test_the_ceiling_compares_each_photo_with_the_others(seen):
     for real in (seen["real"], unit(2, 3, 5)):
-        others = [
-            np.mean([cosine(a, b) for j, b in enumerate(real) if j != i]) for i, a in enumerate(real)
-        ]  # fmt: skip
+        others = [np.mean([cosine(a, b) for j, b in enumerate(real) if j != i]) for i, a in enumerate(real)]
         assert metrics.ceiling(real) == pytest.approx(others, abs=1e-5)
 
 
@@ -280,7 +280,10 @@ def test_what_has_no_mean_is_refused(values, groups, words):
 
 def test_the_five_metrics_are_told_in_one_place():
     assert [(m.name, m.title, m.better) for m in METRICS.values()] == [
-        ("dino", "DINO", "higher"), ("clip_i", "CLIP-I", "higher"), ("clip_t", "CLIP-T", "higher"),
-        ("pres", "PRES", "lower"), ("div", "DIV", "higher"),
-    ]  # fmt: skip
+        ("dino", "DINO", "higher"),
+        ("clip_i", "CLIP-I", "higher"),
+        ("clip_t", "CLIP-T", "higher"),
+        ("pres", "PRES", "lower"),
+        ("div", "DIV", "higher"),
+    ]
     assert all(key == metric.name and metric.meaning.endswith(".") for key, metric in METRICS.items())

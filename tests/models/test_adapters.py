@@ -66,9 +66,12 @@ def test_every_artefact_draws_the_same_in_stock_diffusers_without_us(make_config
         ours[name] = ours[adapter]
 
     told = subprocess.run(
-        [sys.executable, "-c", STOCK], input=json.dumps([str(tiny_model), artefacts]), text=True, cwd=tmp_path,
+        [sys.executable, "-c", STOCK],
+        input=json.dumps([str(tiny_model), artefacts]),
+        text=True,
+        cwd=tmp_path,
         capture_output=True,
-    )  # fmt: skip
+    )
     assert told.returncode == 0, told.stderr
     for name in artefacts:
         with Image.open(tmp_path / f"{name}.png") as image:
@@ -76,8 +79,12 @@ def test_every_artefact_draws_the_same_in_stock_diffusers_without_us(make_config
 
 
 ADAPTER = {
-    "method": "lora", "base_model": "toybox", "revision": None, "base_fingerprint": "0" * 64, "identifiers": ["sks"],
-}  # fmt: skip
+    "method": "lora",
+    "base_model": "toybox",
+    "revision": None,
+    "base_fingerprint": "0" * 64,
+    "identifiers": ["sks"],
+}
 DAMAGED = {
     "no JSON": ("nonsense", "1 errors"),
     "something else": ("[]", "1 errors"),

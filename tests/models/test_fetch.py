@@ -299,9 +299,9 @@ def test_an_interrupted_download_is_told_and_the_next_try_completes_it(tiny_hub,
     tiny_hub.cut = "nothing"
     tiny_hub.sent.clear()
     pipe, _ = load_pipeline(fetch_model("owner/tiny"))
-    assert set(tiny_hub.sent) <= {
-        f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")
-    } | {"text_encoder/model.safetensors"}  # fmt: skip
+    assert set(tiny_hub.sent) <= {f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")} | {
+        "text_encoder/model.safetensors"
+    }
     assert pipe.unet.config.sample_size == 8
 
 
@@ -337,8 +337,10 @@ def test_a_private_model_is_its_owners_alone_also_once_it_is_here(hub: LoopbackH
     folder = fetch_from_hub("anna/dog", token=anna)
     commit = hub.repos["model", "anna/dog"].commits[-1].oid
     refusals = (
-        "anna/dog is not on the Hub, or is private.", "The Hub does not accept the login.", "There is no Hugging Face",
-    )  # fmt: skip
+        "anna/dog is not on the Hub, or is private.",
+        "The Hub does not accept the login.",
+        "There is no Hugging Face",
+    )
     for stranger in (bert, False, None, "hf_made_up_token_of_nobody", ""):
         for revision in (None, "main", commit):
             with pytest.raises(DreamBoothError) as caught:
@@ -382,12 +384,25 @@ def test_of_a_repo_comes_what_loading_reads_and_nothing_else(hub, tiny_model):
     index = json.loads(files["model_index.json"])
     index |= {name: ["diffusers", "x"] for name in ("*", "text_encode?", "movies")}
     more = (
-        "movies/a.mp4", "stuff.safetensors", "unet/more.safetensors", "unet/diffusion_pytorch_model.bin", "unet/x.py",
-        "unet/diffusion_pytorch_model.fp16.safetensors", "unet/[a].json", "unet/deep/config.json",
-    )  # fmt: skip
-    hub.add_repo("mona/junk", files | dict.fromkeys(more, b"x") | {
-        "model_index.json": json.dumps(index), "README.md": bytes(MAX_FOREIGN_YAML + 1), "config.yaml": bytes(300_000),
-    })  # fmt: skip
+        "movies/a.mp4",
+        "stuff.safetensors",
+        "unet/more.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/x.py",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/[a].json",
+        "unet/deep/config.json",
+    )
+    hub.add_repo(
+        "mona/junk",
+        files
+        | dict.fromkeys(more, b"x")
+        | {
+            "model_index.json": json.dumps(index),
+            "README.md": bytes(MAX_FOREIGN_YAML + 1),
+            "config.yaml": bytes(300_000),
+        },
+    )
     for token in (None, False):
         folder = fetch_from_hub("mona/junk", token=token)
         assert set(repo_files(folder)) == set(files)
@@ -438,9 +453,13 @@ def test_a_strangers_model_loads_no_weights_of_elsewhere(hub, tiny_model, tmp_pa
     snapshot_download("owner/secret")
     files = repo_files(tiny_model)
     files["text_encoder/adapter_model.safetensors"] = save({"x": torch.ones(1)})
-    files["text_encoder/adapter_config.json"] = json.dumps({
-        "peft_type": "LORA", "base_model_name_or_path": named.format(owners=owners), "target_modules": ["q_proj"],
-    })  # fmt: skip
+    files["text_encoder/adapter_config.json"] = json.dumps(
+        {
+            "peft_type": "LORA",
+            "base_model_name_or_path": named.format(owners=owners),
+            "target_modules": ["q_proj"],
+        }
+    )
     del files["text_encoder/config.json"]
     hub.add_repo("mona/trap", files)
     hub.requests.clear()
@@ -591,9 +610,15 @@ def described(**changes) -> str:
 def test_of_an_adapter_comes_what_its_method_reads_and_nothing_else(hub, adapter, tiny_model):
     ours = repo_files(adapter)
     more = (
-        "movies/a.mp4", "stuff.safetensors", "pytorch_lora_weights.bin", "learned_embeds.bin", "unet/config.json",
-        "learned_embeds/more.safetensors", "pytorch_custom_diffusion_weights.safetensors", "photos/00.png",
-    )  # fmt: skip
+        "movies/a.mp4",
+        "stuff.safetensors",
+        "pytorch_lora_weights.bin",
+        "learned_embeds.bin",
+        "unet/config.json",
+        "learned_embeds/more.safetensors",
+        "pytorch_custom_diffusion_weights.safetensors",
+        "photos/00.png",
+    )
     word = save({"<sks>": torch.zeros(1, 16)})
     about = {"README.md": b"# A dog", "config.yaml": b"seed: 1", "learned_embeds.safetensors": word}
     hub.add_repo("anna/dog", ours | about | dict.fromkeys(more, b"x"))

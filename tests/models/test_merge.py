@@ -34,8 +34,12 @@ from tests.methods import claimed
 
 WIDTH, OUT, NAMED = 12, 7, 5
 PROMPT = "a photo of <a> dog and <b> cat"
-CAPTIONS = [f"a {word} of the {other} in a {third}" for word in tiny.WORDS for other in tiny.WORDS[:3]
-            for third in ("dog", "hat", "snow")]  # fmt: skip
+CAPTIONS = [
+    f"a {word} of the {other} in a {third}"
+    for word in tiny.WORDS
+    for other in tiny.WORDS[:3]
+    for third in ("dog", "hat", "snow")
+]
 
 
 def random(*shape: int, seed: int) -> torch.Tensor:
@@ -63,14 +67,25 @@ def trained(tiny_model, photo_folder, tmp_path_factory):
     """Two runs of custom_diffusion, <a> dog and <b> cat, and their base model's folder."""
     folder, runs = tmp_path_factory.mktemp("apart"), []
     for word, noun, seed in (("<a>", "dog", 1), ("<b>", "cat", 2)):
-        config = Config.from_dict({
-            "base_model": str(tiny_model), "method": "custom_diffusion", "device": "cpu", "seed": seed,
-            "subject": {"photos": str(photo_folder), "identifier": word, "class_noun": noun},
-            "prior": {"enabled": False}, "sampling": {"steps": 2},
-            "word": {"vectors": 1 if word == "<a>" else 2, "initializer": "{class_noun}"},
-            "train": {"steps": 3, "learning_rate": 0.05, "text_encoder": False, "mixed_precision": "no",
-                      "sample_every": 0},
-        })  # fmt: skip
+        config = Config.from_dict(
+            {
+                "base_model": str(tiny_model),
+                "method": "custom_diffusion",
+                "device": "cpu",
+                "seed": seed,
+                "subject": {"photos": str(photo_folder), "identifier": word, "class_noun": noun},
+                "prior": {"enabled": False},
+                "sampling": {"steps": 2},
+                "word": {"vectors": 1 if word == "<a>" else 2, "initializer": "{class_noun}"},
+                "train": {
+                    "steps": 3,
+                    "learning_rate": 0.05,
+                    "text_encoder": False,
+                    "mixed_precision": "no",
+                    "sample_every": 0,
+                },
+            }
+        )
         run = Run.create(config, folder / noun)
         assert [*run.execute()][-1].path == "model"
         runs.append(run.path)
@@ -225,8 +240,11 @@ def test_captions_are_read_nearer_to_the_base_than_by_the_sum_of_both(trained, m
 
 def test_the_adapter_is_whole_and_reloads(trained, merged):
     assert sorted(path.name for path in merged.iterdir()) == [
-        "adapter.json", "learned_embeds-2.safetensors", "learned_embeds.safetensors", FILE,
-    ]  # fmt: skip
+        "adapter.json",
+        "learned_embeds-2.safetensors",
+        "learned_embeds.safetensors",
+        FILE,
+    ]
     told, alone = read_adapter(merged), read_adapter(trained[0] / "model")
     assert told == alone.model_copy(update={"identifiers": ("<a>", "<b>")})
     words = read_words(merged)
@@ -287,7 +305,7 @@ def test_what_can_not_be_merged_is_told_and_nothing_is_written(trained, tmp_path
         ([one, Part(base, ())], "tiny-sd is of method full. Only those of custom_diffusion"),
         ([one, Part(words, ("<c>",))], "words is of method textual_inversion."),
         ([one, Part(stranger, two.names)], "stranger has another base model (owner/other) than model (tiny-sd)."),
-    ]:  # fmt: skip
+    ]:
         with pytest.raises(ConfigError) as refused:
             merge(parts, tmp_path / "out", CAPTIONS, base)
         assert told in str(refused.value)

@@ -62,11 +62,16 @@ def tiff(pieces: int, entries: int = 0, size: int = 0, overlap: bool = False) ->
     places, each = 40_000, SIDE * SIDE if overlap else SIDE * SIDE // pieces
     pixels = places + 8 * pieces
     table = [
-        (256, 4, 1, SIDE), (257, 4, 1, SIDE), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1),
-        (273, 4, pieces, places if pieces > 1 else pixels), (278, 4, 1, max(1, SIDE // pieces)),
+        (256, 4, 1, SIDE),
+        (257, 4, 1, SIDE),
+        (258, 3, 1, 8),
+        (259, 3, 1, 1),
+        (262, 3, 1, 1),
+        (273, 4, pieces, places if pieces > 1 else pixels),
+        (278, 4, 1, max(1, SIDE // pieces)),
         (279, 4, pieces, places + 4 * pieces if pieces > 1 else each),
         *((50_000 + n, 7, size, pixels) for n in range(entries)),
-    ]  # fmt: skip
+    ]
     data = (b"II*\0" + struct.pack("<L", 8) + directory(table)).ljust(places, b"\0")
     step = 0 if overlap else each
     data += struct.pack(f"<{pieces}L", *(pixels + n * step for n in range(pieces))) + struct.pack("<L", each) * pieces
@@ -82,7 +87,7 @@ BOMBS = {
     "entries.tif": (tiff(1, 40, 2**20), "entries that name 41,"),
     "pieces.tif": (tiff(bombs.MAX_TILES + 1), "is a TIFF of 262,145 pieces"),
     "overlap.tif": (tiff(96 * 8, overlap=True), "pieces overlap"),
-}  # fmt: skip
+}
 HONEST = {
     "scans.jpg": scanned(bombs.MAX_SCANS),
     "segments.jpg": with_segments(bombs.MAX_SEGMENTS // 2),
@@ -125,8 +130,14 @@ def test_what_lies_in_or_behind_a_jpeg_is_not_taken_for_its_scans(tmp_path, opti
 def test_notes_that_unfold_are_left_unread(tmp_path, monkeypatch, kind, options):
     """The photo is good; its EXIF alone would take memory without end, and is left out as damaged EXIF is."""
     copied = []
-    monkeypatch.setattr(bombs, "_load", lambda directory, fp, load=bombs._load: (load(directory, fp), copied.append(
-        sum(map(len, directory._tagdata.values())))))  # fmt: skip
+    monkeypatch.setattr(
+        bombs,
+        "_load",
+        lambda directory, fp, load=bombs._load: (
+            load(directory, fp),
+            copied.append(sum(map(len, directory._tagdata.values()))),
+        ),
+    )
     oblong = scene(1, 200).crop((0, 0, 200, 100))
     for size, upright in ((2**6, (100, 200)), (2**15, (200, 100))):  # as it is turned, and as it lies
         path = tmp_path / f"{size}.{kind.lower()}"
@@ -157,9 +168,10 @@ def test_one_whole_photo_is_in_memory_at_a_time(tmp_path, monkeypatch):
     Image.new("RGB", (100, 80)).save(tmp_path / "photo.png")
     seen = []
     monkeypatch.setattr(
-        photos, "subject_crop",
+        photos,
+        "subject_crop",
         lambda photo, look=photos.subject_crop: (seen.append(photos._ONE_AT_A_TIME._is_owned()), look(photo))[1],
-    )  # fmt: skip
+    )
     prepare_photo(tmp_path / "photo.png", 64)
     assert seen == [True]
 
@@ -190,9 +202,15 @@ def test_a_photos_size_is_read_of_no_bomb_either(tmp_path):
 def test_every_module_that_opens_pictures_looks_at_strangers_first():
     """A module that opens pictures opens those of the program alone, or looks at their structure before."""
     own = {
-        "sharing/card", "training/dataset", "evaluation/evaluate", "training/prior", "training/train",
-        "ui/compare/figures", "evaluation/reports/page", "evaluation/reports/gallery",
-    }  # fmt: skip
+        "sharing/card",
+        "training/dataset",
+        "evaluation/evaluate",
+        "training/prior",
+        "training/train",
+        "ui/compare/figures",
+        "evaluation/reports/page",
+        "evaluation/reports/gallery",
+    }
     root = Path(bombs.__file__).parents[1]
     found = {}
     for path in root.rglob("*.py"):

@@ -36,8 +36,14 @@ def captioned(tmp_path):
 
 
 NAMES = [
-    "dog0.txt", "dog0.TXT", "DOG0.txt", "dog0.caption", "dog0.Caption", "dog0.jpg.txt", "dog0.JPG.caption",
-]  # fmt: skip
+    "dog0.txt",
+    "dog0.TXT",
+    "DOG0.txt",
+    "dog0.caption",
+    "dog0.Caption",
+    "dog0.jpg.txt",
+    "dog0.JPG.caption",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,7 +126,7 @@ def test_the_very_name_goes_before_one_of_another_case(captioned):
         ({"metadata.jsonl": '{"text": "sks"}'}, "metadata.jsonl: can't be read (no 'file_name'). Give each row a"),
         ({"metadata.csv": "name,text\ndog0.jpg,sks"}, "metadata.csv: can't be read (no 'file_name')"),
     ],
-)  # fmt: skip
+)
 def test_captions_that_are_asked_for_are_found_or_it_is_said_why_not(captioned, files, words):
     with pytest.raises(PhotoError) as caught:
         captioned(files)
@@ -128,10 +134,17 @@ def test_captions_that_are_asked_for_are_found_or_it_is_said_why_not(captioned, 
 
 
 def test_what_belongs_to_no_photo_is_said(captioned):
-    prompts, said = captioned({
-        "dog0.txt": "sks", "dog1.txt": "sks dog", "dog2.txt": "sks", "notes.md": "", ".hidden.txt": "",
-        "metadata.jsonl": '{"file_name": "dog1.JPG", "text": "sks dog"}\n\n{"file_name": "x/dog0.jpg", "text": "a"}\n',
-    })  # fmt: skip
+    prompts, said = captioned(
+        {
+            "dog0.txt": "sks",
+            "dog1.txt": "sks dog",
+            "dog2.txt": "sks",
+            "notes.md": "",
+            ".hidden.txt": "",
+            "metadata.jsonl": '{"file_name": "dog1.JPG", "text": "sks dog"}\n\n'
+            '{"file_name": "x/dog0.jpg", "text": "a"}\n',
+        }
+    )
     assert prompts == ["sks", "sks dog"]
     assert said == ["dog2.txt, notes.md and metadata.jsonl: x/dog0.jpg: taken for no photo's caption."]
 

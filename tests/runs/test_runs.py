@@ -675,8 +675,10 @@ def test_a_run_is_not_queued_twice_nor_while_it_trains(made, root):
 
 
 def test_runs_trained_side_by_side_come_out_as_alone(made, root):
-    alone, *both = (made(name, kind, train={"steps": 3, "mixed_precision": precision}) for name, kind, precision in
-                    (("alone", Watched, "no"), ("like", Held, "no"), ("other", Held, "bf16")))  # fmt: skip
+    alone, *both = (
+        made(name, kind, train={"steps": 3, "mixed_precision": precision})
+        for name, kind, precision in (("alone", Watched, "no"), ("like", Held, "no"), ("other", Held, "bf16"))
+    )
     list(alone.execute())
     worker = Worker(root, parallel=2)
     for run in both:

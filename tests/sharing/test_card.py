@@ -53,12 +53,18 @@ def studied(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("Anna Smiths flat")
     base = tiny.stable_diffusion(folder / "my-tiny-sd")
     config = {
-        "base_model": str(base), "device": "cpu", "prior": {"num_images": 4, "steps": 2},
+        "base_model": str(base),
+        "device": "cpu",
+        "prior": {"num_images": 4, "steps": 2},
         "train": {"steps": 4, "learning_rate": 1e-3, "mixed_precision": "no", "sample_every": 2},
         "sampling": {"steps": 2, "num_images": 2, "prompts": ["a {identifier} {class_noun} in the snow"]},
-        "evaluation": TOYBOX | {"prompts": ["a {identifier} {class_noun}", "a photo of {identifier} {class_noun}"],
-                                "images_per_prompt": 2, "class_images": 3},
-    }  # fmt: skip
+        "evaluation": TOYBOX
+        | {
+            "prompts": ["a {identifier} {class_noun}", "a photo of {identifier} {class_noun}"],
+            "images_per_prompt": 2,
+            "class_images": 3,
+        },
+    }
     photos = tiny.photos(folder / "Rex of Main Street")
     study = StudyConfig(
         subjects=[{"name": "rex", "photos": str(photos), "class_noun": "dog"}], seeds=[7], config=config
@@ -155,8 +161,9 @@ def test_the_lines_draw_as_the_run_did(pair, make):
     call = ast.parse(snippet(opened(make(pair[0])).text)).body[2].value.func.value.value.value
     assert ast.literal_eval(call.args[0]) == "a photo of sks dog"
     assert {k.arg: ast.literal_eval(k.value) for k in call.keywords} == {
-        "num_inference_steps": 2, "guidance_scale": 7.5
-    }  # fmt: skip
+        "num_inference_steps": 2,
+        "guidance_scale": 7.5,
+    }
 
 
 # ---- The front matter
@@ -175,9 +182,13 @@ def test_the_front_matter_is_whole_and_the_hub_takes_it(pair, make, hub):
     assert data.base_model is None, "a folder of this machine is none on the Hub"
     assert "license_name" not in data.to_dict()
     assert [one["text"] for one in data.widget] == [
-        "a photo of sks dog", "a sks dog in the snow", "a photo of sks dog", "a sks dog in the snow",
-        "a photo of a dog", "a photo of a dog",
-    ]  # fmt: skip
+        "a photo of sks dog",
+        "a sks dog in the snow",
+        "a photo of sks dog",
+        "a sks dog in the snow",
+        "a photo of a dog",
+        "a photo of a dog",
+    ]
     assert all((folder / one["output"]["url"]).is_file() for one in data.widget)
 
 
@@ -190,8 +201,9 @@ def test_the_figures_in_the_front_matter_are_those_of_the_evaluation(pair, make)
         estimate = known.metrics[result.metric_type]
         assert result.metric_value == round(estimate.value, 4)
         assert (result.metric_args["low"], result.metric_args["high"]) == (
-            round(estimate.low, 4), round(estimate.high, 4)
-        )  # fmt: skip
+            round(estimate.low, 4),
+            round(estimate.high, 4),
+        )
         assert known.encoder_of[result.metric_type] in result.metric_name
         assert result.metric_args.get("ceiling") == (
             round(known.ceilings[result.metric_type], 4) if result.metric_type in known.ceilings else None
@@ -277,8 +289,13 @@ def test_the_best_steps_model_has_its_own_pictures_and_figures(pair, make):
     found = read_measures(run.path).measures[1]
     assert f"| This model, step 2 | {found.dino:.3f} |".replace("-", "−") in text
     assert "too few for intervals" in text
-    ours, theirs = (Image.open(path) for path in (folder / "images" / "00.png", *(run.path / "samples").glob(
-        "step-000002-00-a-photo-of-sks-dog-0.png")))  # fmt: skip
+    ours, theirs = (
+        Image.open(path)
+        for path in (
+            folder / "images" / "00.png",
+            *(run.path / "samples").glob("step-000002-00-a-photo-of-sks-dog-0.png"),
+        )
+    )
     assert ours.tobytes() == theirs.convert("RGB").tobytes()
 
 
@@ -359,9 +376,11 @@ def test_nothing_tells_of_this_machine_or_of_who_made_it(pair, make, studied):
 def test_the_settings_repeat_the_run_elsewhere(pair, make):
     run, _ = pair
     changed(
-        run, evaluation={"clip": str(run.path / "clips" / "my-clip")}, prior={"pack": "anna/secret-pack"},
+        run,
+        evaluation={"clip": str(run.path / "clips" / "my-clip")},
+        prior={"pack": "anna/secret-pack"},
         subject={"crops": {"Anna.jpg": [0, 0, 64, 64]}},
-    )  # fmt: skip
+    )
     bare(run)
     published = make(run) / "config.yaml"
     written, config = read_yaml(published), Config.load(published)
@@ -438,17 +457,37 @@ def test_a_persons_words_stay_words(pair, make):
     made = opened(make(run))
     config = run.config
     assert made.data.to_dict() == {
-        "license": "apache-2.0", "library_name": "diffusers", "pipeline_tag": "text-to-image",
+        "license": "apache-2.0",
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
         "instance_prompt": config.instance_prompt,
         "tags": ["text-to-image", "diffusers", "dreambooth", "stable-diffusion", TAG],
-    }  # fmt: skip
+    }
     page = rendered(made.text)
     assert set(re.findall(r"</?([a-zA-Z][a-z0-9]*)", page)) <= {
-        "h1", "h2", "p", "a", "code", "pre", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "img", "strong"
-    }  # fmt: skip
+        "h1",
+        "h2",
+        "p",
+        "a",
+        "code",
+        "pre",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "ul",
+        "li",
+        "img",
+        "strong",
+    }
     assert re.findall(r'(?:href|src)="([^"]*)"', page) == [
-        "https://arxiv.org/abs/2208.12242", "config.yaml", "images/loss.png", APACHE.link,
-    ]  # fmt: skip
+        "https://arxiv.org/abs/2208.12242",
+        "config.yaml",
+        "images/loss.png",
+        APACHE.link,
+    ]
     assert re.findall(r"<h1>(.*)</h1>", page) == [html.escape(f"{HOSTILE} {config.subject.class_noun}")]
     assert page.count("<h2>") == made.text.count("\n## ") == 6
     assert "\u202e" not in made.text
@@ -510,7 +549,7 @@ FRONT = "---\n{}\n---\n# A model\n"
         ("# A model without front matter\n", ("unknown", None, None)),
         (None, ("unknown", None, None)),
     ],
-)  # fmt: skip
+)
 def test_the_licence_is_what_the_base_models_card_says(make_config, hub, card_text, expected):
     hub.add_repo("some/base", {"README.md": card_text} if card_text else {"model_index.json": "{}"})
     found = base_licence(make_config(base_model="some/base"), False)
@@ -568,9 +607,11 @@ LINES = {
     "pivotal": ["pipe.load_textual_inversion(REPO)", "pipe.load_lora_weights(REPO)"],
 }
 TAGGED = {
-    "lora": ["lora", "template:sd-lora", "dreambooth"], "textual_inversion": ["textual_inversion"],
-    "custom_diffusion": ["custom-diffusion"], "pivotal": ["lora", "template:sd-lora", "dreambooth"],
-}  # fmt: skip
+    "lora": ["lora", "template:sd-lora", "dreambooth"],
+    "textual_inversion": ["textual_inversion"],
+    "custom_diffusion": ["custom-diffusion"],
+    "pivotal": ["lora", "template:sd-lora", "dreambooth"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -582,14 +623,23 @@ def adapters(tmp_path_factory) -> dict[str, Run]:
     for name in LINES:
         method = "lora" if name == "pivotal" else name
         settings = {
-            "base_model": str(base), "device": "cpu", "method": method, "prior": {"enabled": False},
+            "base_model": str(base),
+            "device": "cpu",
+            "method": method,
+            "prior": {"enabled": False},
             "subject": {"photos": str(photos), "class_noun": "dog", "identifier": "sks" if name == "lora" else "<sks>"},
-            "train": {"steps": 2, "learning_rate": 0.05, "mixed_precision": "no", "sample_every": 2,
-                      "text_encoder": name == "lora"},
-            "sampling": {"steps": 2, "num_images": 1, "prompts": []}, "evaluation": TOYBOX | {"while_training": False},
+            "train": {
+                "steps": 2,
+                "learning_rate": 0.05,
+                "mixed_precision": "no",
+                "sample_every": 2,
+                "text_encoder": name == "lora",
+            },
+            "sampling": {"steps": 2, "num_images": 1, "prompts": []},
+            "evaluation": TOYBOX | {"while_training": False},
             "lora": {"rank": 2, "dora": name == "lora"},
             "word": {"initializer": "{class_noun}", "templates": ["a {identifier}"]},
-        }  # fmt: skip
+        }
         if name == "textual_inversion":
             settings["more_subjects"] = [{"photos": str(photos), "class_noun": "cat", "identifier": "<tom>"}]
             settings["word"] |= {"vectors": 2}
@@ -633,8 +683,9 @@ def test_the_lines_of_every_adapters_card_draw_what_it_draws(adapters, make, hub
         shown[name] = snippet(hub.repos["model", f"anna/{name}"].card)
         repo = f'"anna/{name}"'
         assert shown[name].splitlines()[1:-1] == [
-            f'pipe = DiffusionPipeline.from_pretrained("{BASE}")', *(line.replace("REPO", repo) for line in LINES[name])
-        ]  # fmt: skip
+            f'pipe = DiffusionPipeline.from_pretrained("{BASE}")',
+            *(line.replace("REPO", repo) for line in LINES[name]),
+        ]
         pipe, _ = load_model(run.path / "model", base)
         torch.manual_seed(0)
         prompt = run.config.instance_prompt
@@ -659,9 +710,14 @@ def test_the_lines_of_every_adapters_card_draw_what_it_draws(adapters, make, hub
     there.mkdir()
     environment = hub.environment() | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}
     done = subprocess.run(
-        [sys.executable, "-c", DRAW_ALL], cwd=there, env=environment, input=json.dumps(shown), capture_output=True,
-        text=True, timeout=240,
-    )  # fmt: skip
+        [sys.executable, "-c", DRAW_ALL],
+        cwd=there,
+        env=environment,
+        input=json.dumps(shown),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr
     for name, picture in expected.items():
         with Image.open(there / name / "picture.png") as drawn:

@@ -44,19 +44,38 @@ def trained_adapter(tmp_path_factory) -> Path:
     """A finished run of Custom Diffusion with two subjects."""
     folder = tmp_path_factory.mktemp("publish")
     cat = {"photos": str(tiny.photos(folder / "cat", 2)), "class_noun": "cat", "identifier": "<tom>"}
-    return train(folder, method="custom_diffusion", subject={"identifier": "<sks>"}, more_subjects=[cat],
-                 train={"text_encoder": False, "learning_rate": 0.05})  # fmt: skip
+    return train(
+        folder,
+        method="custom_diffusion",
+        subject={"identifier": "<sks>"},
+        more_subjects=[cat],
+        train={"text_encoder": False, "learning_rate": 0.05},
+    )
 
 
 def train(folder: Path, **changes) -> Path:
     """Train a tiny model with settings changed by nested keyword arguments; returns the run's folder."""
     model, photos = tiny.stable_diffusion(folder / "base"), tiny.photos(folder / "disc")
-    config = Config.from_dict(merge({
-        "base_model": str(model), "device": "cpu", "subject": {"photos": str(photos), "class_noun": "dog"},
-        "prior": {"enabled": False}, "sampling": {"steps": 2, "num_images": 1},
-        "train": {"steps": 2, "batch_size": 1, "mixed_precision": "no", "checkpoint_every": 2, "sample_every": 2},
-        "evaluation": {"while_training": False, "dino": "toybox", "clip": "toybox", "perceptual": "toybox"},
-    }, changes))  # fmt: skip
+    config = Config.from_dict(
+        merge(
+            {
+                "base_model": str(model),
+                "device": "cpu",
+                "subject": {"photos": str(photos), "class_noun": "dog"},
+                "prior": {"enabled": False},
+                "sampling": {"steps": 2, "num_images": 1},
+                "train": {
+                    "steps": 2,
+                    "batch_size": 1,
+                    "mixed_precision": "no",
+                    "checkpoint_every": 2,
+                    "sample_every": 2,
+                },
+                "evaluation": {"while_training": False, "dino": "toybox", "clip": "toybox", "perceptual": "toybox"},
+            },
+            changes,
+        )
+    )
     run = Run.create(config, folder / "run")
     for _ in run.execute():
         pass
@@ -187,9 +206,12 @@ def test_half_the_size_in_16_bits(hub, anna, run, tmp_path):
 
 def test_half_keeps_integers_empty_tensors_and_notes(run, anna, hub, tmp_path):
     mixed = {
-        "ids": torch.arange(5), "half": torch.ones(3, dtype=torch.bfloat16), "none": torch.zeros(0, 4),
-        "one": torch.tensor(1.5), "wide": torch.full((2, 3), 0.25, dtype=torch.float64),
-    }  # fmt: skip
+        "ids": torch.arange(5),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "none": torch.zeros(0, 4),
+        "one": torch.tensor(1.5),
+        "wide": torch.full((2, 3), 0.25, dtype=torch.float64),
+    }
     save_file(mixed, run.path / "model" / "vae" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     carry_out(run, anna, half=True)
     (tmp_path / "half.safetensors").write_bytes(repo_of(hub).read("vae/diffusion_pytorch_model.safetensors"))
@@ -229,9 +251,13 @@ def test_of_an_adapter_its_weights_are_published_and_come_back(hub, anna, adapte
     carry_out(adapter, anna)
     names = set(repo_of(hub).files) - {".gitattributes"}
     assert {name for name in names if not name.startswith("images/")} == {
-        "README.md", "config.yaml", "adapter.json", CUSTOM, "learned_embeds.safetensors",
+        "README.md",
+        "config.yaml",
+        "adapter.json",
+        CUSTOM,
+        "learned_embeds.safetensors",
         "learned_embeds-2.safetensors",
-    }  # fmt: skip
+    }
     assert json.loads(repo_of(hub).read("adapter.json"))["base_model"] == "base", "a folder's name, and no path"
     back = fetch_from_hub(REPO, token=anna.token, adapters=True)
     assert (drawn(back, adapter) == drawn(adapter.path / "model", adapter)).all()
@@ -593,10 +619,12 @@ def test_a_model_file_that_has_gone_is_told_without_a_path(hub, anna, run, monke
     ("spoil", "said"),
     [
         (lambda photos: [photo.unlink() for photo in photos.iterdir()], "partner has no prepared photos"),
-        (lambda photos: [photos.joinpath("00.png").unlink(), photos.joinpath("00.png").symlink_to("/no where/x")],
-         "(No such file or directory: 00.png)."),
+        (
+            lambda photos: [photos.joinpath("00.png").unlink(), photos.joinpath("00.png").symlink_to("/no where/x")],
+            "(No such file or directory: 00.png).",
+        ),
     ],
-)  # fmt: skip
+)
 def test_no_folder_of_the_partner_is_told(hub, anna, run, tmp_path, spoil, said):
     partner = Run(Path(shutil.copytree(run.path, tmp_path / "else where" / "partner")))
     config = partner.path / "config.yaml"

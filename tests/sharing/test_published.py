@@ -111,10 +111,14 @@ def test_the_first_picture_of_the_card_is_shown_small_and_without_metadata(hub, 
     exif = Image.Exif()
     exif[0x010E] = "taken at home"
     exif = exif.tobytes()
-    hub.add_repo("anna/dog", {
-        "README.md": card(widget=widget), "images/1.png": picture((640, 480), "PNG", exif=exif),
-        "images/2.jpg": b"not looked at",
-    })  # fmt: skip
+    hub.add_repo(
+        "anna/dog",
+        {
+            "README.md": card(widget=widget),
+            "images/1.png": picture((640, 480), "PNG", exif=exif),
+            "images/2.jpg": b"not looked at",
+        },
+    )
     shown = thumbnail("anna/dog", False, side=100)
     with Image.open(io.BytesIO(shown)) as image:
         assert (image.format, image.size) == ("JPEG", (100, 75))
@@ -126,21 +130,40 @@ def test_the_first_picture_of_the_card_is_shown_small_and_without_metadata(hub, 
 @pytest.mark.parametrize(
     "widget",
     [
-        None, [], ["x"], [{"text": "a"}], [{"output": {"url": ["images/1.png"]}}], {"output": 5},
-        [{"output": {"url": "images/none.png"}}], [{"output": {"url": "../../etc/passwd"}}],
-        [{"output": {"url": "/etc/passwd"}}], [{"output": {"url": "damaged.png"}}],
-        [{"output": {"url": "too-large.png"}}], [{"output": {"url": "huge.png"}}],
-        [{"output": {"url": "vector.svg"}}], [{"output": {"url": "README.md"}}],
-        [{"output": {"url": "photo.jpg"}}], [{"output": {"url": "photo.webp"}}], [{"output": {"url": "thread.png"}}],
+        None,
+        [],
+        ["x"],
+        [{"text": "a"}],
+        [{"output": {"url": ["images/1.png"]}}],
+        {"output": 5},
+        [{"output": {"url": "images/none.png"}}],
+        [{"output": {"url": "../../etc/passwd"}}],
+        [{"output": {"url": "/etc/passwd"}}],
+        [{"output": {"url": "damaged.png"}}],
+        [{"output": {"url": "too-large.png"}}],
+        [{"output": {"url": "huge.png"}}],
+        [{"output": {"url": "vector.svg"}}],
+        [{"output": {"url": "README.md"}}],
+        [{"output": {"url": "photo.jpg"}}],
+        [{"output": {"url": "photo.webp"}}],
+        [{"output": {"url": "thread.png"}}],
     ],
-)  # fmt: skip
+)
 def test_what_is_no_picture_of_the_repo_is_not_shown(hub, widget):
     """Nothing that a card names is fetched but a file of its own repo: no address of elsewhere, no path."""
-    hub.add_repo("mona/odd", {
-        "README.md": card(widget=widget), "damaged.png": picture()[:-40], "vector.svg": "<svg/>",
-        "too-large.png": bytes(MAX_PICTURE + 1), "huge.png": picture((5000, 5000)), "thread.png": picture((9, 900)),
-        "photo.jpg": picture(kind="JPEG"), "photo.webp": picture(kind="WEBP"),
-    })  # fmt: skip
+    hub.add_repo(
+        "mona/odd",
+        {
+            "README.md": card(widget=widget),
+            "damaged.png": picture()[:-40],
+            "vector.svg": "<svg/>",
+            "too-large.png": bytes(MAX_PICTURE + 1),
+            "huge.png": picture((5000, 5000)),
+            "thread.png": picture((9, 900)),
+            "photo.jpg": picture(kind="JPEG"),
+            "photo.webp": picture(kind="WEBP"),
+        },
+    )
     assert thumbnail("mona/odd", False) is None
     assert not any("too-large" in request.path for request in hub.requests)
 
@@ -168,9 +191,14 @@ def test_a_published_config_comes_back_with_its_photos(hub, tmp_path, make_confi
     asked = make_config(prior={"enabled": False}, train={"steps": 1})
     published = asked.model_dump(mode="json") | {"base_model": "anna/base"}
     published["subject"] |= {"photos": "photos", "crops": {"IMG_2.jpg": [0, 0, 40, 40]}}
-    hub.add_repo("anna/dog", {
-        "config.yaml": yaml.safe_dump(published), "photos/00.png": picture(), "photos/01.png": picture((64, 80)),
-    })  # fmt: skip
+    hub.add_repo(
+        "anna/dog",
+        {
+            "config.yaml": yaml.safe_dump(published),
+            "photos/00.png": picture(),
+            "photos/01.png": picture((64, 80)),
+        },
+    )
     config = published_config("anna/dog", None, None, tmp_path / "fetched", ["train.steps=2"])
     assert config.train.steps == 2
     assert (
@@ -204,8 +232,10 @@ CAT = {"photos": "photos/subject-2", "class_noun": "cat", "identifier": "tom", "
 def with_two_subjects(**changes) -> dict[str, bytes | str]:
     """The files of a repo of a dog and a cat."""
     return with_photos(more_subjects=[CAT | changes]) | {
-        "photos/subject-2/00.png": picture(), "photos/subject-2/00.txt": "a tom cat", "photos/subject-3/00.png": b"x",
-    }  # fmt: skip
+        "photos/subject-2/00.png": picture(),
+        "photos/subject-2/00.txt": "a tom cat",
+        "photos/subject-3/00.png": b"x",
+    }
 
 
 def test_further_subjects_come_back_with_their_photos(hub, tmp_path):
@@ -415,7 +445,7 @@ def test_a_strangers_settings_start_no_download_of_a_pack(hub, tmp_path):
         ("subject: {class_noun: dog, photos: photos, instance_prompt: '{identi:fier}'}", "uses {identi:fier}"),
         ("#" * 300_000, "too many for settings"),
     ],
-)  # fmt: skip
+)
 def test_damaged_settings_are_told_with_the_repos_name(hub, tmp_path, text, words):
     hub.add_repo("mona/dog", with_photos() | {"config.yaml": text})
     with pytest.raises(ConfigError) as caught:

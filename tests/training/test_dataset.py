@@ -64,9 +64,13 @@ def test_an_item_has_its_parts_and_their_shapes(loaded, make_config):
     assert len(dataset) == 7
     item = dataset[6]
     assert {name: tuple(value.shape) for name, value in item.items()} == {
-        "instance_images": (4, 8, 8), "instance_prompt_ids": (16,), "class_images": (4, 8, 8),
-        "class_prompt_ids": (16,), "instance_masks": (8, 8), "class_masks": (8, 8),
-    }  # fmt: skip
+        "instance_images": (4, 8, 8),
+        "instance_prompt_ids": (16,),
+        "class_images": (4, 8, 8),
+        "class_prompt_ids": (16,),
+        "instance_masks": (8, 8),
+        "class_masks": (8, 8),
+    }
     assert item["instance_images"].dtype == torch.float32
     assert item["instance_prompt_ids"].dtype == torch.int64
     assert torch.equal(item["instance_prompt_ids"], family.tokenize(pipe, ["a photo of sks dog"])[0])
@@ -131,9 +135,24 @@ def test_each_subject_has_as_many_examples_however_many_photos(together):
 
 
 def test_one_subject_is_drawn_as_it_always_was():
-    assert drawn(numbered(5, 2), 12) == drawn(replace(numbered(5, 2), groups=(5,)), 12) == [
-        11, 1, 40, 20, 31, 41, 0, 10, 31, 20, 40, 31,
-    ]  # fmt: skip
+    assert (
+        drawn(numbered(5, 2), 12)
+        == drawn(replace(numbered(5, 2), groups=(5,)), 12)
+        == [
+            11,
+            1,
+            40,
+            20,
+            31,
+            41,
+            0,
+            10,
+            31,
+            20,
+            40,
+            31,
+        ]
+    )
 
 
 def test_all_variants_of_a_photo_are_used_alike():

@@ -432,22 +432,47 @@ def test_pictures_that_were_lost_are_drawn_when_it_goes_on(measured, tmp_path):
 
 def whole_measures() -> dict:
     figures = {"dino": 0.5, "clip_i": 1, "clip_t": 0.25, "pres": 0.25, "div": None}
-    return {"ceiling": 0.75, "encoders": {"dino": "d"}, "best": 5,
-            "measures": [{"step": 0} | figures, {"step": 5} | figures]}  # fmt: skip
+    return {
+        "ceiling": 0.75,
+        "encoders": {"dino": "d"},
+        "best": 5,
+        "measures": [{"step": 0} | figures, {"step": 5} | figures],
+    }
 
 
-@pytest.mark.parametrize("text", [
-    '{"best": 1}', "[]", "null", "", "{", "[" * 99_999,
-    *(json.dumps(whole_measures() | change) for change in (
-        {"measures": []}, {"measures": {}}, {"measures": [5]}, {"best": 4}, {"best": "5"}, {"best": True},
-        {"ceiling": math.nan}, {"ceiling": "0.75"}, {"encoders": {"dino": 1}}, {"encoders": []}, {"more": 1},
-        {"measures": whole_measures()["measures"][::-1]}, {"measures": whole_measures()["measures"] * 2},
-        {"measures": [whole_measures()["measures"][1] | {"dino": math.inf}]},
-        {"measures": [whole_measures()["measures"][1] | {"pres": "<b>"}]},
-        {"measures": [whole_measures()["measures"][1] | {"step": -5}]},
-        {"measures": [whole_measures()["measures"][1] | {"step": 5.5}]},
-    )),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"best": 1}',
+        "[]",
+        "null",
+        "",
+        "{",
+        "[" * 99_999,
+        *(
+            json.dumps(whole_measures() | change)
+            for change in (
+                {"measures": []},
+                {"measures": {}},
+                {"measures": [5]},
+                {"best": 4},
+                {"best": "5"},
+                {"best": True},
+                {"ceiling": math.nan},
+                {"ceiling": "0.75"},
+                {"encoders": {"dino": 1}},
+                {"encoders": []},
+                {"more": 1},
+                {"measures": whole_measures()["measures"][::-1]},
+                {"measures": whole_measures()["measures"] * 2},
+                {"measures": [whole_measures()["measures"][1] | {"dino": math.inf}]},
+                {"measures": [whole_measures()["measures"][1] | {"pres": "<b>"}]},
+                {"measures": [whole_measures()["measures"][1] | {"step": -5}]},
+                {"measures": [whole_measures()["measures"][1] | {"step": 5.5}]},
+            )
+        ),
+    ],
+)
 def test_damaged_measures_are_told(tmp_path, text):
     (tmp_path / "measures.json").write_text(text)
     with pytest.raises(RunError, match=r"measures\.json can't be read") as told:

@@ -238,11 +238,22 @@ SETTINGS = {
     "prior.weight": ({"prior": {"weight": 0.2}}, {"prior": {"weight": 1.0}}),
     "drift.weight": ({"drift": {"weight": 100.0}}, {"drift": {"weight": 0.0}}),
     "together": (
-        {"train": {"lr_schedule": "cosine", "warmup_steps": 1, "snr_gamma": 1.0, "ema_decay": 0.5, "max_grad_norm": 0.1,
-                   "weight_decay": 0.5, "betas": [0.5, 0.7], "text_learning_rate": 3e-4}, "drift": {"weight": 10.0}},
+        {
+            "train": {
+                "lr_schedule": "cosine",
+                "warmup_steps": 1,
+                "snr_gamma": 1.0,
+                "ema_decay": 0.5,
+                "max_grad_norm": 0.1,
+                "weight_decay": 0.5,
+                "betas": [0.5, 0.7],
+                "text_learning_rate": 3e-4,
+            },
+            "drift": {"weight": 10.0},
+        },
         {"train": {"lr_schedule": "cosine"}},
     ),
-}  # fmt: skip
+}
 """Each with the settings that it must be told from."""
 
 
@@ -386,9 +397,10 @@ def test_sample_pictures_are_drawn_with_the_average(make_config, tmp_path):
     from dreambooth.generate import generate, open_source
 
     config = make_config(
-        prior=WITHOUT, evaluation={"while_training": False},
+        prior=WITHOUT,
+        evaluation={"while_training": False},
         train=QUICK | {"ema_decay": 0.9, "sample_every": STEPS, "learning_rate": 3e-2},
-    )  # fmt: skip
+    )
     happened = list(Run.create(config, tmp_path / "run").execute())
     at = {e.step: e for e in happened if isinstance(e, events.Image) and e.prompt == config.instance_prompt}
     source = open_source(str(tmp_path / "run"))
@@ -477,8 +489,12 @@ def test_adamw8bit_keeps_its_state_in_8_bits_and_resumes_bit_for_bit(make_config
     """Of tensors from 4,096 numbers on, which tiny models have few of: LoRA of a high rank makes them."""
     settings = method_settings("lora", lora={"rank": 256}, prior=WITHOUT)
     settings["train"] = {
-        "steps": 4, "checkpoint_every": 3, "optimizer": "adamw8bit", "weight_decay": 0.5, "betas": [0.5, 0.7],
-    }  # fmt: skip
+        "steps": 4,
+        "checkpoint_every": 3,
+        "optimizer": "adamw8bit",
+        "weight_decay": 0.5,
+        "betas": [0.5, 0.7],
+    }
     config = make_config(**settings)
     [kept] = states(Run.create(config, tmp_path / "whole"))
     whole, moments = saved(tmp_path / "whole"), kept["optimizer"]["state"].values()

@@ -277,7 +277,7 @@ def test_a_pack_of_fewer_gives_what_it_has(hub, make_config):
         ([1, 2], "base_model, class_prompt (None there"),
         ("x" * 5000, "base_model, class_prompt"),
     ],
-)  # fmt: skip
+)
 def test_a_pack_of_another_key_is_refused_with_what_differs(hub, make_config, key, words):
     config = make_config()
     theirs = pack_key(config) | key if isinstance(key, dict) else key
@@ -304,7 +304,7 @@ def test_a_pack_of_another_key_is_refused_with_what_differs(hub, make_config, ke
         ({"key_json": " " * (MAX_KEY + 1)}, "mona/pack has no key.json"),
         ({"key_json": ""}, "mona/pack has no key.json"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_pack_is_refused_as_a_whole(hub, make_config, files, words):
     config = make_config()
     add_pack(hub, config, **files)
@@ -337,8 +337,10 @@ def test_names_in_a_pack_are_no_paths(hub, make_config, tmp_path):
     folder = prior.cache_folder(pack_key(config))
     after = {path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "hub")} - before
     assert {p for p in after if p.is_file()} == {
-        *prior.class_images(folder, 4), folder / "key.json", folder / "contact_sheet.jpg",
-    }  # fmt: skip
+        *prior.class_images(folder, 4),
+        folder / "key.json",
+        folder / "contact_sheet.jpg",
+    }
     assert json.loads((folder / "key.json").read_text()) == pack_key(config)
 
 

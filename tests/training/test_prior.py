@@ -137,9 +137,12 @@ def test_a_picture_depends_on_the_key_and_its_number_alone(make_config, pipe, tm
     config = make_config(prior={"num_images": 5, "batch_size": 5})
     draw(pipe, config, tmp_path / "whole")
     parts = prior.draw_class_images(
-        pipe, make_config(prior={"num_images": 5, "batch_size": 2}), tmp_path / "parts",
-        prior.cache_key(config, Path(config.base_model), 32, "no"), None,
-    )  # fmt: skip
+        pipe,
+        make_config(prior={"num_images": 5, "batch_size": 2}),
+        tmp_path / "parts",
+        prior.cache_key(config, Path(config.base_model), 32, "no"),
+        None,
+    )
     next(parts)
     parts.close()
     assert prior.missing_images(tmp_path / "parts", 5) == [2, 3, 4], "stopped after the first batch"

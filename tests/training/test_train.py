@@ -79,8 +79,9 @@ def test_a_run_leaves_all_it_should(make_config, tmp_path, tiny_model):
     assert Run.open(run).events() == happened
     assert Run.open(run).status == "finished"
     assert sorted(p.name for p in (run / "photos").iterdir()) == [
-        *(f"0{i}{s}" for i in range(3) for s in (".png", ".txt")), "sources.json",
-    ]  # fmt: skip
+        *(f"0{i}{s}" for i in range(3) for s in (".png", ".txt")),
+        "sources.json",
+    ]
     assert len(list((run / "samples").iterdir())) == 6, "instance and class prompt, at steps 0, 2 and 4"
     assert len(list((run / "class_images").glob("*.png"))) == 4
     with Image.open(next((run / "samples").iterdir())) as image:
@@ -586,8 +587,9 @@ def test_each_sample_picture_has_its_own_file(make_config, tmp_path):
     """Prompts that begin alike, or differ in other letters than a to z alone."""
     long = "a photo of {identifier} {class_noun} on a beach, on the left side of the picture, by "
     prompts = [long + "day", long + "night", "{identifier} 在海滩", "{identifier} 在雪地", "在海滩", "在雪地"]
-    config = make_config(train={"steps": 1, "sample_every": 1}, sampling={"prompts": prompts}, evaluation={
-        "while_training": False})  # fmt: skip
+    config = make_config(
+        train={"steps": 1, "sample_every": 1}, sampling={"prompts": prompts}, evaluation={"while_training": False}
+    )
     drawn = of(events.Image, execute(config, tmp_path / "run"))
     assert len(drawn) == 2 * 8
     assert len({e.path for e in drawn}) == len(drawn) == len(list((tmp_path / "run" / "samples").iterdir()))
@@ -683,9 +685,11 @@ def test_a_caption_that_is_cut_off_behind_the_subject_is_said(make_config, tmp_p
 
 def test_a_word_that_no_photo_would_teach_is_not_trained(make_config, tmp_path):
     config = make_config(
-        method="textual_inversion", train={"text_encoder": False}, prior={"enabled": False},
+        method="textual_inversion",
+        train={"text_encoder": False},
+        prior={"enabled": False},
         subject={"identifier": "<sks>", "instance_prompt": f"{LONG} {{identifier}}"},
-    )  # fmt: skip
+    )
     with pytest.raises(ConfigError, match="<sks> is cut off, so that it would not be read"):
         execute(config, tmp_path / "run")
 

@@ -35,7 +35,7 @@ class Served:
 @contextmanager
 def serve(
     folder: Path, model: Path, photos: Path, *, around: dict[str, str] | None = None, **settings: str
-) -> Iterator[Served]:  # fmt: skip
+) -> Iterator[Served]:
     """`python app.py` on a free port, with runs and caches in `folder`; DREAMBOOTH_<NAME> from `settings`.
 
     `around` is its environment; by default this process's.
@@ -44,16 +44,23 @@ def serve(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {
-        "DREAMBOOTH_BASE_MODEL": str(model), "DREAMBOOTH_RUNS": str(folder / "runs"),
-        "DREAMBOOTH_CACHE": str(folder / "cache"), "GRADIO_TEMP_DIR": str(folder / "gradio"),
-        "GRADIO_SERVER_PORT": str(port), "OMP_NUM_THREADS": "1",
-    } | {f"DREAMBOOTH_{name.upper()}": value for name, value in settings.items()}  # fmt: skip
+        "DREAMBOOTH_BASE_MODEL": str(model),
+        "DREAMBOOTH_RUNS": str(folder / "runs"),
+        "DREAMBOOTH_CACHE": str(folder / "cache"),
+        "GRADIO_TEMP_DIR": str(folder / "gradio"),
+        "GRADIO_SERVER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    } | {f"DREAMBOOTH_{name.upper()}": value for name, value in settings.items()}
     errors = folder / "stderr"
     with errors.open("ab") as stderr:
         server = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=ROOT, env=(around or os.environ) | environment, stdout=subprocess.PIPE,
-            stderr=stderr, text=True,
-        )  # fmt: skip
+            [sys.executable, "app.py"],
+            cwd=ROOT,
+            env=(around or os.environ) | environment,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
     giving_up = threading.Timer(2 * SECONDS, server.kill)
     giving_up.start()
     try:

@@ -32,16 +32,23 @@ def studio(root: Path, model: Path, **settings: object) -> Studio:
 
 
 def finished_runs(
-    studio: Studio, photos: Path, *, ways: Ways = "one", models: list[Path] | None = None, owner: str = ANNA,
+    studio: Studio,
+    photos: Path,
+    *,
+    ways: Ways = "one",
+    models: list[Path] | None = None,
+    owner: str = ANNA,
     **changes: object,
-) -> list[Run]:  # fmt: skip
+) -> list[Run]:
     """Anna's run, or as many as `ways` asks for, as training leaves them; each has its own of `models`, else the base
     model or an adapter with weights of chance. `changes` are settings."""
     base = studio.model("tiny-sd")
     settings = {
-        "base_model": base, "subject": {"identifier": "sks", "class_noun": "dog"}, "sampling": {"steps": 2},
+        "base_model": base,
+        "subject": {"identifier": "sks", "class_noun": "dog"},
+        "sampling": {"steps": 2},
         "evaluation": dict.fromkeys(("dino", "clip", "perceptual"), "toybox"),
-    }  # fmt: skip
+    }
     settings, paths = merge(settings, changes), sorted(map(str, photos.iterdir()))
     others = [Upload(paths)] * len(settings.get("more_subjects", ()))
     runs = studio.start(owner, settings, paths, others=others, ways=ways)

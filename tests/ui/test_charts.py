@@ -49,10 +49,16 @@ def test_a_line_goes_through_its_values_between_round_ends():
     assert "<b>0.200</b>" in shown
 
 
-@pytest.mark.parametrize(("values", "expected"), [
-    ([-0.0104, 0.0041], [0.01, -0.005, -0.02]), ([0.5], [0.505, 0.5, 0.495]), ([0.44, 0.74, 0.77], [0.8, 0.6, 0.4]),
-    ([0.0, 0.0], [0.006, 0, -0.006]), ([-1, 1], [1.5, 0, -1.5]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([-0.0104, 0.0041], [0.01, -0.005, -0.02]),
+        ([0.5], [0.505, 0.5, 0.495]),
+        ([0.44, 0.74, 0.77], [0.8, 0.6, 0.4]),
+        ([0.0, 0.0], [0.006, 0, -0.006]),
+        ([-1, 1], [1.5, 0, -1.5]),
+    ],
+)
 def test_ends_and_middle_are_round_and_all_is_between(values: list[float], expected: list[float]):
     shown = charts.chart("div", "ViT", [Line("", "instance", list(enumerate(values)))], 10)
     assert ticks(shown) == pytest.approx(expected)
@@ -86,8 +92,10 @@ def test_progress_says_which_step_is_the_best_and_by_which_rule():
     assert shown.count("<figure") == 4
     assert re.findall(r"<figcaption>([\w-]+)", shown) == ["DINO", "CLIP-T", "PRES", "DIV"]
     assert "toybox &lt;ViT&gt;" in shown
-    assert f"<strong>Step 100 is the best so far</strong>: of the steps with PRES at most {MOST:.3f} and CLIP-T at " \
-           "least 0.270 it has the highest DINO, 0.600; the last is clearly worse." in shown  # fmt: skip
+    assert (
+        f"<strong>Step 100 is the best so far</strong>: of the steps with PRES at most {MOST:.3f} and CLIP-T at "
+        "least 0.270 it has the highest DINO, 0.600; the last is clearly worse." in shown
+    )
     assert f"most for the best <b>{MOST:.3f}</b>" in shown
     over = charts.progress(report(measures=measures(*STEPS), status="finished"))
     assert "Step 100 is the best</strong>" in over
@@ -125,11 +133,15 @@ def test_without_div_there_are_three_drawings():
     assert charts.progress(report(measures=measures(*without))).count("<figure") == 3
 
 
-@pytest.mark.parametrize(("section", "changes", "status", "said"), [
-    ("train", {"sample_every": 0}, "running", "draws no sample pictures"),
-    ("evaluation", {"while_training": False}, "running", "is switched off"),
-    ("train", {}, "running", "measured as they come"), ("train", {}, "failed", "was not measured"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("section", "changes", "status", "said"),
+    [
+        ("train", {"sample_every": 0}, "running", "draws no sample pictures"),
+        ("evaluation", {"while_training": False}, "running", "is switched off"),
+        ("train", {}, "running", "measured as they come"),
+        ("train", {}, "failed", "was not measured"),
+    ],
+)
 def test_what_is_not_measured_is_told_in_words(section: str, changes: dict, status: str, said: str):
     config = report().config
     config = config.model_copy(update={section: getattr(config, section).model_copy(update=changes)})
@@ -138,8 +150,11 @@ def test_what_is_not_measured_is_told_in_words(section: str, changes: dict, stat
 
 
 def test_the_drift_of_runs_is_drawn_together():
-    runs = [("Without PPL", "instance", measures(*STEPS)), ("With PPL", "prior", measures(*STEPS[:2])),
-            ("With drift penalty", "drift", measures(*STEPS))]  # fmt: skip
+    runs = [
+        ("Without PPL", "instance", measures(*STEPS)),
+        ("With PPL", "prior", measures(*STEPS[:2])),
+        ("With drift penalty", "drift", measures(*STEPS)),
+    ]
     shown = charts.drift(runs, 200)
     assert re.findall(r"<figcaption>([\w-]+)", shown) == ["PRES", "DIV"]
     assert [len(drawn(shown, look)) for look in ("instance", "prior", "drift")] == [3, 2, 3]

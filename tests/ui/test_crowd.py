@@ -37,9 +37,17 @@ def visitor(url: str, downloads: Path) -> Client:
 def start(client: Client, owner: str, photos: list[Path], word: str, steps: int = 2) -> str:
     uploads = [{"image": handle_file(path), "caption": None} for path in photos]
     [run] = client.predict(
-        owner=owner, photos=uploads, identifier=word, class_noun="dog", recipe="toybox", base_model="tiny-sd",
-        steps=steps, prior=False, more={"train": {"sample_every": 0}}, api_name="/start_training",
-    )  # fmt: skip
+        owner=owner,
+        photos=uploads,
+        identifier=word,
+        class_noun="dog",
+        recipe="toybox",
+        base_model="tiny-sd",
+        steps=steps,
+        prior=False,
+        more={"train": {"sample_every": 0}},
+        api_name="/start_training",
+    )
     return run
 
 

@@ -94,8 +94,10 @@ def test_painting_tells_steps_and_pictures_and_stops_between_steps(tiny_model: P
     kinds = ["pictures" if isinstance(told, list) else told.done for told in news]
     assert kinds == [0, 1, 2, 3, "pictures", 0, 1, 2, 3, "pictures"]
     assert [(p.prompt, p.seed) for told in news if isinstance(told, list) for p in told] == [
-        ("a dog", 7), ("a dog", 8), ("a cat", 7),
-    ]  # fmt: skip
+        ("a dog", 7),
+        ("a dog", 8),
+        ("a cat", 7),
+    ]
 
     painting = paint(orders, SamplingConfig(steps=900), "", True)
     while next(painting) != Step(1, 900):
@@ -148,15 +150,21 @@ def test_adapters_are_drawn_with_as_much_as_is_asked_for(tiny_model: Path, make_
     one, other = map(str, folders)
     base = str(tiny_model)
     asked = {
-        "base": Weights(base), "none of it": Weights(one, base, 0.0), "half": Weights(one, base, 0.5),
-        "half on top": Weights(base, adapters=((one, 0.5),)), "both": Weights(one, base, 0.5, ((other, 0.7),)),
-    }  # fmt: skip
+        "base": Weights(base),
+        "none of it": Weights(one, base, 0.0),
+        "half": Weights(one, base, 0.5),
+        "half on top": Weights(base, adapters=((one, 0.5),)),
+        "both": Weights(one, base, 0.5, ((other, 0.7),)),
+    }
     told = paint([Order(weights, "a dog", 3, 1) for weights in asked.values()], QUICK, "", True)
     drawn = [np.asarray(news[0].image, np.int16) for news in told if isinstance(news, list)]
     seen = dict(zip(asked, drawn, strict=True))
     for name, other, same in [
-        ("none of it", "base", True), ("half on top", "half", True), ("half", "base", False), ("both", "half", False),
-    ]:  # fmt: skip
+        ("none of it", "base", True),
+        ("half on top", "half", True),
+        ("half", "base", False),
+        ("both", "half", False),
+    ]:
         apart = np.abs(seen[name] - seen[other]).max()
         assert apart <= 1 if same else apart > 5, name
 

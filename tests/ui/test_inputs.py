@@ -25,9 +25,16 @@ from dreambooth.ui.studio import Studio
 ANNA = new_owner()
 MARK = "m4rk3d"
 JUNK = {
-    "a list": [MARK], "a dict": {MARK: MARK}, "a number": 313373.25, "a huge number": 10.0**300, "null": None,
-    "a long text": MARK * 70_000, "nan": math.nan, "a truth": True, "many lists": json.loads("[" * 200 + "]" * 200),
-}  # fmt: skip
+    "a list": [MARK],
+    "a dict": {MARK: MARK},
+    "a number": 313373.25,
+    "a huge number": 10.0**300,
+    "null": None,
+    "a long text": MARK * 70_000,
+    "nan": math.nan,
+    "a truth": True,
+    "many lists": json.loads("[" * 200 + "]" * 200),
+}
 QUICK = {"Steps": 1, "Pictures": 1, "Pictures a prompt": 1}
 """So that what is drawn all the same is drawn soon."""
 
@@ -72,9 +79,20 @@ def test_no_component_that_only_shows_something_is_an_input(page: Page):
     taken = {kinds[block] for dependency in page.config["dependencies"] for block in dependency["inputs"]}
     assert "html" not in taken
     assert taken == {
-        "api", "button", "checkbox", "dataset", "dropdown", "gallery", "json", "number", "radio", "slider", "state",
-        "textbox", "uploadbutton",
-    }  # fmt: skip
+        "api",
+        "button",
+        "checkbox",
+        "dataset",
+        "dropdown",
+        "gallery",
+        "json",
+        "number",
+        "radio",
+        "slider",
+        "state",
+        "textbox",
+        "uploadbutton",
+    }
     assert "html" in kinds.values(), "else this looked at nothing"
 
 

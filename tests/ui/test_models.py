@@ -37,8 +37,11 @@ def test_a_run_is_opened_for_its_owner_alone_and_once_it_is_finished(studio: Stu
     assert model.sampling.steps == 2
     with pytest.raises(RunError, match="You have no such run"):
         open_model(studio, BERT, run.id)
-    [waiting] = studio.start(ANNA, {"base_model": studio.model("tiny-sd"), "subject": {"class_noun": "dog"}},
-                             sorted(map(str, photo_folder.iterdir())))  # fmt: skip
+    [waiting] = studio.start(
+        ANNA,
+        {"base_model": studio.model("tiny-sd"), "subject": {"class_noun": "dog"}},
+        sorted(map(str, photo_folder.iterdir())),
+    )
     with pytest.raises(RunError, match="This run is queued and has no model yet") as told:
         open_model(studio, ANNA, waiting.id)
     assert str(studio.root) not in str(told.value)
@@ -67,8 +70,12 @@ def test_ones_own_adapters_of_the_same_base_model_go_on_top(studio: Studio, phot
     assert models.label(inversion).startswith("<sks> dog · Textual Inversion · 3000 steps"), "no PPL: nothing drifts"
     both, words = {lora.id, inversion.id}, {inversion.id, same.id}
     assert ids == {
-        "tiny-sd": both | words, lora.id: words, inversion.id: {lora.id}, same.id: {lora.id}, whole.id: set(),
-    }, "no two of the same word"  # fmt: skip
+        "tiny-sd": both | words,
+        lora.id: words,
+        inversion.id: {lora.id},
+        same.id: {lora.id},
+        whole.id: set(),
+    }, "no two of the same word"
     assert models.adapters_for(studio, runs, "owner/tiny") == []
     assert [models.has_strength(run) for run in (lora, inversion, whole)] == [True, False, False]
     top = ((str(inversion.path / "model"), 1.0), (str(lora.path / "model"), 0.5))
@@ -96,9 +103,11 @@ def test_ones_own_adapters_of_the_same_base_model_go_on_top(studio: Studio, phot
         (studio, ANNA, "tiny-sd", [(same.id, 1), (inversion.id, 1)], ConfigError, "Custom Diffusion .* and .* Textual"),
         (other, ANNA, "tiny-sd", [(lora.id, 1)], ModelError, "is an adapter of another base model"),
         (studio, ANNA, "tiny-sd", [(lora.id, 1)] * 4, ConfigError, "4 adapters are too many"),
-        *((studio, ANNA, "tiny-sd", [(lora.id, weight)], ConfigError, "is no strength")
-          for weight in (-0.1, 1.6, float("nan"), "1", None, True)),
-    ]:  # fmt: skip
+        *(
+            (studio, ANNA, "tiny-sd", [(lora.id, weight)], ConfigError, "is no strength")
+            for weight in (-0.1, 1.6, float("nan"), "1", None, True)
+        ),
+    ]:
         if error is None:  # an untrained copy of the base model is that base model
             assert open_model(at, owner, model, adapters=added).weights.adapters
             continue

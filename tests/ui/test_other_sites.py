@@ -73,9 +73,15 @@ async ({studio, event}) => {
 }
 """
 MAY = {
-    "event", "upload", "blind upload", "reading the page", "reading the settings", "reading the endpoints", "a stream",
+    "event",
+    "upload",
+    "blind upload",
+    "reading the page",
+    "reading the settings",
+    "reading the endpoints",
+    "a stream",
     "a script",
-}  # fmt: skip
+}
 """What a page of the studio's own may of these."""
 NAMELESS = """
 (studio) => new Promise((resolve) => {
@@ -191,7 +197,7 @@ def names(served: Served) -> set[str]:
 
 def expect_only_the_studios_own_page_may(
     context: BrowserContext, served: Served, url: str, sites: list[str], event: int
-) -> None:  # fmt: skip
+) -> None:
     before = names(served)
     for site in sites:
         page = context.new_page()
@@ -258,7 +264,7 @@ def test_a_name_that_comes_to_lead_to_the_studio_gets_nothing(served: Served, br
 @pytest.mark.parametrize("told", [True, False], ids=["which passes on the name", "which passes on its own"])
 def test_behind_a_reverse_proxy_its_name_is_the_studios(
     tiny_model: Path, photo_folder: Path, tmp_path: Path, browser: Browser, evil: int, told: bool
-):  # fmt: skip
+):
     handler = type("Passing", (Proxy,), {"told": told, "streams": []})
     with listening(handler) as port:
         hosts = f"studio.example:{port}"

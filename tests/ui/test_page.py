@@ -221,9 +221,12 @@ def test_a_visitor_without_photos_is_told_what_to_do(served: Served, browser: Br
     start_training(page, 6)
     expect(page.get_by_test_id("toast-body")).to_contain_text("There are no photos yet. Add 3 to 5 in the Photos tab")
     hints = {
-        "Train": "Nothing trains yet", "Generate": "No pictures yet", "Compare": "Nothing to compare",
-        "Publish": "Nothing to publish yet", "Gallery": "HF_HUB_OFFLINE is set on this machine",
-    }  # fmt: skip
+        "Train": "Nothing trains yet",
+        "Generate": "No pictures yet",
+        "Compare": "Nothing to compare",
+        "Publish": "Nothing to publish yet",
+        "Gallery": "HF_HUB_OFFLINE is set on this machine",
+    }
     for tab, hint in hints.items():
         open_tab(page, tab)
         expect(page.get_by_text(hint)).to_be_visible()
@@ -254,9 +257,16 @@ def test_a_program_trains_a_run_the_other_way_too(served: Served, tmp_path: Path
     photos = [{"image": handle_file(path), "caption": None} for path in served.photos]
     unmeasured = {"evaluation": {"while_training": False}}  # the public encoders are on a network
     [run] = client.predict(
-        BERT, photos, "sks", "dog", base_model="tiny-sd", steps=2, prior=False, more=unmeasured,
+        BERT,
+        photos,
+        "sks",
+        "dog",
+        base_model="tiny-sd",
+        steps=2,
+        prior=False,
+        more=unmeasured,
         api_name="/start_training",
-    )  # fmt: skip
+    )
     until(lambda: client.predict(BERT, run, api_name="/run_status")["status"] == "finished", "it has not finished")
     other = client.predict(BERT, run, api_name="/train_other_way")
     assert client.predict(BERT, run, api_name="/run_status")["partner"] == other

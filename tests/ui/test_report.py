@@ -96,9 +96,15 @@ def test_a_failure_is_told_with_what_to_do_on_this_page(run: Run):
 
 
 def test_the_end_tells_time_and_memory_and_callers_get_plain_values(run: Run):
-    for event in [events.RunQueued(), events.Stage("train", 2), step(1, 0.5, 0.1, 0.25), step(2, 0.75, 0.1),
-                  events.Image("samples/a.png", "a photo of sks dog", 0, 2),
-                  events.Metric("peak_memory_bytes", 3 * 2**30, 2), events.Finished("model", 125.0)]:  # fmt: skip
+    for event in [
+        events.RunQueued(),
+        events.Stage("train", 2),
+        step(1, 0.5, 0.1, 0.25),
+        step(2, 0.75, 0.1),
+        events.Image("samples/a.png", "a photo of sks dog", 0, 2),
+        events.Metric("peak_memory_bytes", 3 * 2**30, 2),
+        events.Finished("model", 125.0),
+    ]:
         run.append(event)
     report = Digest(run).report()
     assert report.text == "The model is ready: make pictures with it. It took 2 min 5 s and 3.0 GiB of memory at most."
@@ -117,20 +123,26 @@ def test_a_drift_penalty_is_kept_with_the_losses(run: Run):
     assert report.as_dict()["drift"] == 0.25
 
 
-@pytest.mark.parametrize(("more", "facts"), [
-    ({"method": "lora"}, "LoRA · 500 steps at 0.0001 · 200 class images · tiny"),
-    ({"method": "textual_inversion"}, "Textual Inversion · 3000 steps at 0.002 · tiny"),
-    ({"drift": {"weight": 0.5}, "prior": {"enabled": False}, "train": {"text_encoder": False}},
-     "800 steps at 5e-06 · no PPL · drift penalty 0.5 · text encoder frozen · tiny"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "facts"),
+    [
+        ({"method": "lora"}, "LoRA · 500 steps at 0.0001 · 200 class images · tiny"),
+        ({"method": "textual_inversion"}, "Textual Inversion · 3000 steps at 0.002 · tiny"),
+        (
+            {"drift": {"weight": 0.5}, "prior": {"enabled": False}, "train": {"text_encoder": False}},
+            "800 steps at 5e-06 · no PPL · drift penalty 0.5 · text encoder frozen · tiny",
+        ),
+    ],
+)
 def test_what_a_run_was_trained_with_is_told_in_a_line(tmp_path: Path, more: dict, facts: str):
     run = Run.create(Config.from_dict(settings(photos=".") | more), tmp_path / "run")
     assert Digest(run).report().facts == facts
 
 
 def test_a_run_is_called_by_all_its_subjects():
-    config = Config.from_dict(settings(photos=".") | {"more_subjects": [
-        {"photos": ".", "identifier": "ohwx", "class_noun": "cat"}]})  # fmt: skip
+    config = Config.from_dict(
+        settings(photos=".") | {"more_subjects": [{"photos": ".", "identifier": "ohwx", "class_noun": "cat"}]}
+    )
     assert title_of(config) == "sks dog and ohwx cat"
 
 

@@ -35,9 +35,16 @@ def client(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Client:
 def annas(served: Served, client: Client) -> str:
     """A run of Anna's."""
     [run] = client.predict(
-        owner=ANNA, photos=photos_of(served.photos), identifier="sks", class_noun="dog", recipe="toybox",
-        base_model="tiny-sd", steps=2, prior=False, api_name="/start_training",
-    )  # fmt: skip
+        owner=ANNA,
+        photos=photos_of(served.photos),
+        identifier="sks",
+        class_noun="dog",
+        recipe="toybox",
+        base_model="tiny-sd",
+        steps=2,
+        prior=False,
+        api_name="/start_training",
+    )
     return run
 
 
@@ -205,9 +212,16 @@ def test_what_is_no_picture_is_refused_by_name(served: Served, client: Client, t
     script.write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
     with pytest.raises(AppError, match=r"drawing\.png"):
         client.predict(
-            owner=BERT, photos=photos_of([script]), identifier="sks", class_noun="dog", recipe="toybox",
-            base_model="tiny-sd", steps=2, prior=False, api_name="/start_training",
-        )  # fmt: skip
+            owner=BERT,
+            photos=photos_of([script]),
+            identifier="sks",
+            class_noun="dog",
+            recipe="toybox",
+            base_model="tiny-sd",
+            steps=2,
+            prior=False,
+            api_name="/start_training",
+        )
     assert client.predict(BERT, api_name="/runs") == []
 
 
@@ -223,9 +237,17 @@ def test_settings_reach_no_file_of_the_server(client: Client, served: Served, an
     ):
         with pytest.raises(AppError):
             client.predict(
-                owner=BERT, photos=photos, identifier="sks", class_noun="dog", recipe="toybox", base_model="tiny-sd",
-                steps=2, prior=False, more=more, api_name="/start_training",
-            )  # fmt: skip
+                owner=BERT,
+                photos=photos,
+                identifier="sks",
+                class_noun="dog",
+                recipe="toybox",
+                base_model="tiny-sd",
+                steps=2,
+                prior=False,
+                more=more,
+                api_name="/start_training",
+            )
     with pytest.raises(AppError, match=r"not (on offer|in the list of choices)"):
         client.predict(
             owner=BERT, photos=photos, identifier="sks", class_noun="dog", base_model="/etc", api_name="/start_training"
@@ -246,10 +268,14 @@ def test_a_private_model_of_one_visitor_is_refused_to_the_next(
     tiny_model: Path, photo_folder: Path, tmp_path: Path, hub: LoopbackHub, browser: Browser
 ):
     """Through the API, the cache that the first visitor filled, the gallery and the page."""
-    hub.add_repo("anna/mug", {
-        **{path.relative_to(tiny_model).as_posix(): path.read_bytes() for path in tiny_model.rglob("*.*")},
-        "README.md": "---\ntags: [dreambooth-studio]\ninstance_prompt: a photo of sks mug\n---",
-    }, private=True)  # fmt: skip
+    hub.add_repo(
+        "anna/mug",
+        {
+            **{path.relative_to(tiny_model).as_posix(): path.read_bytes() for path in tiny_model.rglob("*.*")},
+            "README.md": "---\ntags: [dreambooth-studio]\ninstance_prompt: a photo of sks mug\n---",
+        },
+        private=True,
+    )
     anna, bert = (hub.add_user(name, scopes=("read",)) for name in ("anna", "bert"))
     around = hub.oauth_environment() | {"HF_TOKEN": hub.add_user("anna", scopes=("write",))}  # the host is anna, too
     with serve(tmp_path, tiny_model, photo_folder, around=around, public="false") as served:

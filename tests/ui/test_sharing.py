@@ -60,9 +60,12 @@ def with_stock_diffusers(
     made["seeds"] = [int(picture.text["seed"]) for picture in pictures]
     folder.mkdir()
     subprocess.run(
-        [sys.executable, "-c", STOCK, repo_id, json.dumps(made)], cwd=folder, check=True, timeout=5 * SECONDS,
+        [sys.executable, "-c", STOCK, repo_id, json.dumps(made)],
+        cwd=folder,
+        check=True,
+        timeout=5 * SECONDS,
         env=hub.environment(hub.add_user("anna", scopes=("read",))) | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     return [Image.open(folder / f"{seed}.png") for seed in made["seeds"]]
 
 

@@ -95,9 +95,19 @@ def test_only_the_owner_sees_and_opens_a_run(studio: Studio, photos: list[str]):
     assert studio.own_runs(ANNA) == [run]
     assert studio.own_runs(BERT) == []
     assert ANNA not in (run.path / "owner").read_text()
-    for owner, run_id in [(BERT, run.id), (ANNA, unowned.id), (ANNA, f"../runs/{run.id}"), (ANNA, str(run.path)),
-                          (ANNA, ""), (ANNA, "."), (ANNA, f".dreambooth-partial-0123abcd-{run.id}"),
-                          (ANNA, f"{run.id}/owner"), (ANNA, None), ("", run.id), (None, run.id)]:  # fmt: skip
+    for owner, run_id in [
+        (BERT, run.id),
+        (ANNA, unowned.id),
+        (ANNA, f"../runs/{run.id}"),
+        (ANNA, str(run.path)),
+        (ANNA, ""),
+        (ANNA, "."),
+        (ANNA, f".dreambooth-partial-0123abcd-{run.id}"),
+        (ANNA, f"{run.id}/owner"),
+        (ANNA, None),
+        ("", run.id),
+        (None, run.id),
+    ]:
         for action in (studio.own_run, studio.stop, studio.resume, studio.delete):
             with pytest.raises(RunError):
                 action(owner, run_id)
@@ -233,40 +243,68 @@ def test_a_box_that_is_too_small_once_the_photo_is_scaled_is_refused_in_the_uplo
 # ---- What may start
 
 
-@pytest.mark.parametrize(("asked", "error", "said"), [
-    ({"settings": settings({"class_noun": "{0}"})}, ConfigError, "class_noun"),
-    ({"settings": settings({"identifier": ""})}, ConfigError, "identifier"),
-    ({"settings": settings(train={"stepz": 3})}, ConfigError, "stepz"),
-    ({"settings": settings(base_model="other/model")}, ConfigError, "not on offer. Choose tiny"),
-    ({"settings": {"base_model": "models/tiny"}}, ConfigError, "class_noun"),
-    ({"settings": settings(prior={"weight": 0}), "ways": "two"}, ConfigError, "prior.weight is 0"),
-    ({"settings": settings(method="textual_inversion", train={"text_encoder": False}, prior={"enabled": False},
-      subject={"identifier": "<sks>"}), "ways": "two"}, ConfigError, "changes nothing that PPL could keep"),
-    ({"ways": "three"}, ConfigError, "drift.weight is 0"), ({"ways": "four"}, ConfigError, "ways is 'four'"),
-    ({"settings": settings(train={"steps": 3001})}, ConfigError, "train.steps is 3001.* 3000 at most"),
-    ({"others": [Upload(["a.jpg"])]}, ConfigError, "photos of 2 subjects and words for 1"),
-    ({"settings": settings(more_subjects=[CAT])}, ConfigError, "photos of 1 subject and words for 2"),
-    ({"settings": settings(more_subjects=[CAT]), "others": [Upload([])]}, PhotoError, "no photos yet"),
-    ({"settings": settings(more_subjects=[CAT]), "others": [Upload(["a.jpg"] * 48)]}, PhotoError, "51 photos are too"),
-    ({"settings": settings(more_subjects=[CAT], prior={"num_images": 201}), "others": [Upload(["a.jpg"])]},
-     ConfigError, "prior.num_images for 3 class prompts together is 603.* 600 at most"),
-    ({"settings": settings(more_subjects=[CAT | {"class_noun": "woman"}]), "others": [Upload(["a.jpg"])]}, ConfigError,
-     "Photos of people need consent"),
-    ({"settings": settings(more_subjects=[CAT | {"identifier": "sks"}]), "others": [Upload(["a.jpg"])]}, ConfigError,
-     "two subjects have the identifier 'sks'"),
-    ({"settings": settings(prior={"num_images": 601})}, ConfigError, "prior.num_images is 601.* 600 at most"),
-    ({"settings": settings(prior={"enabled": False, "num_images": 601}), "ways": "two"}, ConfigError, "600 at"),
-    ({"settings": settings(train={"keep_checkpoints": 3})}, ConfigError, "keep_checkpoints is 3"),
-    ({"settings": settings({"class_noun": "Young Woman"})}, ConfigError, "Photos of people need consent. Tick"),
-    ({"settings": settings({"class_noun": "man"}), "consent": "no"}, ConfigError, "consent"),
-    ({"settings": settings({"photos": "/etc"}), "photos": []}, PhotoError, "no photos"),
-    ({"photos": ["a.jpg"] * 51}, PhotoError, "51 photos are too many"),
-    ({"crops": [None]}, PhotoError, "1 crop boxes for 3 photos"),
-    ({"crops": [None, None, (0, 0, 70, 64)]}, PhotoError, "photo2.jpg: the crop box .* is not square"),
-    ({"crops": [None, None, (0, 0, 640, 640)]}, PhotoError, "photo2.jpg: the crop box .* is not inside the photo"),
-    ({"crops": [None, None, "x"]}, PhotoError, "photo2.jpg: the crop box 'x' is not four numbers"),
-    ({"owner": "x"}, RunError, "no owner id"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        ({"settings": settings({"class_noun": "{0}"})}, ConfigError, "class_noun"),
+        ({"settings": settings({"identifier": ""})}, ConfigError, "identifier"),
+        ({"settings": settings(train={"stepz": 3})}, ConfigError, "stepz"),
+        ({"settings": settings(base_model="other/model")}, ConfigError, "not on offer. Choose tiny"),
+        ({"settings": {"base_model": "models/tiny"}}, ConfigError, "class_noun"),
+        ({"settings": settings(prior={"weight": 0}), "ways": "two"}, ConfigError, "prior.weight is 0"),
+        (
+            {
+                "settings": settings(
+                    method="textual_inversion",
+                    train={"text_encoder": False},
+                    prior={"enabled": False},
+                    subject={"identifier": "<sks>"},
+                ),
+                "ways": "two",
+            },
+            ConfigError,
+            "changes nothing that PPL could keep",
+        ),
+        ({"ways": "three"}, ConfigError, "drift.weight is 0"),
+        ({"ways": "four"}, ConfigError, "ways is 'four'"),
+        ({"settings": settings(train={"steps": 3001})}, ConfigError, "train.steps is 3001.* 3000 at most"),
+        ({"others": [Upload(["a.jpg"])]}, ConfigError, "photos of 2 subjects and words for 1"),
+        ({"settings": settings(more_subjects=[CAT])}, ConfigError, "photos of 1 subject and words for 2"),
+        ({"settings": settings(more_subjects=[CAT]), "others": [Upload([])]}, PhotoError, "no photos yet"),
+        (
+            {"settings": settings(more_subjects=[CAT]), "others": [Upload(["a.jpg"] * 48)]},
+            PhotoError,
+            "51 photos are too",
+        ),
+        (
+            {"settings": settings(more_subjects=[CAT], prior={"num_images": 201}), "others": [Upload(["a.jpg"])]},
+            ConfigError,
+            "prior.num_images for 3 class prompts together is 603.* 600 at most",
+        ),
+        (
+            {"settings": settings(more_subjects=[CAT | {"class_noun": "woman"}]), "others": [Upload(["a.jpg"])]},
+            ConfigError,
+            "Photos of people need consent",
+        ),
+        (
+            {"settings": settings(more_subjects=[CAT | {"identifier": "sks"}]), "others": [Upload(["a.jpg"])]},
+            ConfigError,
+            "two subjects have the identifier 'sks'",
+        ),
+        ({"settings": settings(prior={"num_images": 601})}, ConfigError, "prior.num_images is 601.* 600 at most"),
+        ({"settings": settings(prior={"enabled": False, "num_images": 601}), "ways": "two"}, ConfigError, "600 at"),
+        ({"settings": settings(train={"keep_checkpoints": 3})}, ConfigError, "keep_checkpoints is 3"),
+        ({"settings": settings({"class_noun": "Young Woman"})}, ConfigError, "Photos of people need consent. Tick"),
+        ({"settings": settings({"class_noun": "man"}), "consent": "no"}, ConfigError, "consent"),
+        ({"settings": settings({"photos": "/etc"}), "photos": []}, PhotoError, "no photos"),
+        ({"photos": ["a.jpg"] * 51}, PhotoError, "51 photos are too many"),
+        ({"crops": [None]}, PhotoError, "1 crop boxes for 3 photos"),
+        ({"crops": [None, None, (0, 0, 70, 64)]}, PhotoError, "photo2.jpg: the crop box .* is not square"),
+        ({"crops": [None, None, (0, 0, 640, 640)]}, PhotoError, "photo2.jpg: the crop box .* is not inside the photo"),
+        ({"crops": [None, None, "x"]}, PhotoError, "photo2.jpg: the crop box 'x' is not four numbers"),
+        ({"owner": "x"}, RunError, "no owner id"),
+    ],
+)
 def test_what_is_refused_leaves_nothing_behind(make_studio, photos: list[str], asked: dict, error: type, said: str):
     studio = make_studio(public=True, **ROOMY)
     asked = {"owner": ANNA, "settings": settings(), "photos": photos} | asked
@@ -365,9 +403,16 @@ def test_three_ways_differ_in_what_keeps_the_class_and_know_each_other(make_stud
     assert runs[2].config.drift.weight == 0.5
     for run in runs:
         assert studio.partners(run) == [other for other in runs if other != run]
-        assert run.config.model_copy(update={
-            "prior": runs[0].config.prior, "drift": runs[0].config.drift, "subject": runs[0].config.subject,
-        }) == runs[0].config  # fmt: skip
+        assert (
+            run.config.model_copy(
+                update={
+                    "prior": runs[0].config.prior,
+                    "drift": runs[0].config.drift,
+                    "subject": runs[0].config.subject,
+                }
+            )
+            == runs[0].config
+        )
     studio.stop(ANNA, runs[1].id)
     studio.delete(ANNA, runs[1].id)
     assert studio.partners(runs[0]) == [runs[2]]
@@ -773,10 +818,16 @@ def test_a_photo_is_not_named_twice_and_a_request_has_a_budget_of_pixels(
 # ---- Errors
 
 
-@pytest.mark.parametrize(("error", "sentence"), [
-    (RunError("No run <b>.", "Train one."), "No run &lt;b&gt;. Train one."),
-    (OSError(28, "No space left on device", "/srv/runs/1"), "The server can't do this now: No space left on device."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (RunError("No run <b>.", "Train one."), "No run &lt;b&gt;. Train one."),
+        (
+            OSError(28, "No space left on device", "/srv/runs/1"),
+            "The server can't do this now: No space left on device.",
+        ),
+    ],
+)
 def test_an_error_becomes_a_sentence_for_the_page(error: Exception, sentence: str):
     @in_plain_words
     def handler() -> None:

@@ -68,9 +68,14 @@ def cost_of(subject: str, condition: str, seed: int, happened: Sequence[Event]) 
         for name in ("trainable_parameters", "model_bytes", "memory_before_bytes", "peak_memory_bytes")
     }
     return Cost(
-        subject, condition, seed, step_seconds=sum(steps.values()),
-        class_image_seconds=_seconds(happened, "class images"), run_seconds=_seconds(happened), **measured,
-    )  # fmt: skip
+        subject,
+        condition,
+        seed,
+        step_seconds=sum(steps.values()),
+        class_image_seconds=_seconds(happened, "class images"),
+        run_seconds=_seconds(happened),
+        **measured,
+    )
 
 
 def _seconds(happened: Sequence[Event], only: str | None = None) -> float:
@@ -102,14 +107,16 @@ def cost_table(evaluations: Sequence[Evaluation], costs: Sequence[Cost]) -> str:
     for condition in conditions(evaluations):
         quality = summary(evaluations, condition)
         mean = _means(costs, condition, ("trainable_parameters", "model_bytes", "step_seconds", "memory_bytes"))
-        rows.append([
-            escape(capital(condition)),
-            *(figure(quality[name].value) for name in METRICS),
-            _shown(mean["trainable_parameters"], "{:,.0f}"),
-            _bytes(mean["model_bytes"]),
-            _shown(mean["step_seconds"], "{:,.0f} s"),
-            _bytes(mean["memory_bytes"]),
-        ])  # fmt: skip
+        rows.append(
+            [
+                escape(capital(condition)),
+                *(figure(quality[name].value) for name in METRICS),
+                _shown(mean["trainable_parameters"], "{:,.0f}"),
+                _bytes(mean["model_bytes"]),
+                _shown(mean["step_seconds"], "{:,.0f} s"),
+                _bytes(mean["memory_bytes"]),
+            ]
+        )
     return markdown_table(["", *heads(), "trained weights", "file", "training", "memory"], rows)
 
 

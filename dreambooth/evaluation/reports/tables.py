@@ -15,9 +15,11 @@ from dreambooth.files import atomic_file
 from dreambooth.metrics.metrics import METRICS, Estimate, estimate_mean, paired_difference
 
 CSVS = {
-    "dino_results.csv": ("dino",), "clip_results.csv": ("clip_i", "clip_t"), "pres_results.csv": ("pres",),
+    "dino_results.csv": ("dino",),
+    "clip_results.csv": ("clip_i", "clip_t"),
+    "pres_results.csv": ("pres",),
     "div_results.csv": ("div",),
-}  # fmt: skip
+}
 """The files and the metrics in them; `all_results.csv` has them all."""
 AVERAGE = "average"
 """What the average rows have for a subject."""

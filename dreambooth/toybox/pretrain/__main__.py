@@ -21,8 +21,13 @@ TRAININGS: dict[str, tuple[str, int, Callable[[Path, int, torch.device], None]]]
 
 
 @click.group()
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path(".toybox-build"),
-              show_default=True, help="Where pictures and checkpoints lie.")  # fmt: skip
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(".toybox-build"),
+    show_default=True,
+    help="Where pictures and checkpoints lie.",
+)
 @click.option("--device", help="cpu or cuda; CUDA where there is one if left out.")
 @click.pass_context
 def main(context: click.Context, work: Path, device: str | None) -> None:
@@ -56,8 +61,11 @@ for _name, (_text, _default, _train) in TRAININGS.items():
 
 @main.command("base")
 @click.option("--samples", default=1_500_000, show_default=True, help="Examples to see.")
-@click.option("--weights", type=click.Path(path_type=Path, exists=True, file_okay=False),
-              help="A pipeline's folder to begin with, such as dreambooth/toybox/model.")  # fmt: skip
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A pipeline's folder to begin with, such as dreambooth/toybox/model.",
+)
 @click.pass_obj
 def base_(obj: tuple[Path, torch.device], samples: int, weights: Path | None) -> None:
     """Train the UNet and text encoder on the latents, at a constant rate."""

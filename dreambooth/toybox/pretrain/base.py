@@ -27,24 +27,45 @@ def scheduler_config() -> dict:
     from it.
     """
     return dict(
-        num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.02,
-        rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction",
-        clip_sample=False, set_alpha_to_one=True, steps_offset=1,
-    )  # fmt: skip
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.02,
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
 
 
 def new_base(vocabulary_size: int) -> tuple[nn.Module, nn.Module]:
     """A stock UNet (4.5 M parameters) and CLIP text encoder (0.7 M), freshly initialised."""
     unet = UNet2DConditionModel(
-        sample_size=SIZE // 8, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, layers_per_block=1,
-        block_out_channels=(64, 96, 128), norm_num_groups=16, cross_attention_dim=128, attention_head_dim=4,
+        sample_size=SIZE // 8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        layers_per_block=1,
+        block_out_channels=(64, 96, 128),
+        norm_num_groups=16,
+        cross_attention_dim=128,
+        attention_head_dim=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+    )
     config = CLIPTextConfig(
-        vocab_size=vocabulary_size, hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
-        max_position_embeddings=MAX_LENGTH, bos_token_id=0, eos_token_id=1, pad_token_id=1, projection_dim=128,
-    )  # fmt: skip
+        vocab_size=vocabulary_size,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        projection_dim=128,
+    )
     return unet, CLIPTextModel(config)
 
 

@@ -50,9 +50,14 @@ def new_clip(vocabulary_size: int) -> CLIPModel:
     """A stock `CLIPModel`, 1.6 M parameters: 8 px patches of 64 px pictures, the base model's tokenizer."""
     shared = dict(hidden_size=128, intermediate_size=512, num_attention_heads=4)
     text = dict(
-        **shared, num_hidden_layers=2, vocab_size=vocabulary_size, max_position_embeddings=MAX_LENGTH,
-        bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
+        **shared,
+        num_hidden_layers=2,
+        vocab_size=vocabulary_size,
+        max_position_embeddings=MAX_LENGTH,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
     vision = dict(**shared, num_hidden_layers=5, image_size=SMALL, patch_size=8)
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
 
@@ -87,9 +92,13 @@ def train_clip(work: Path, samples: int, device: torch.device, batch: int = 128)
 def new_vit() -> ViTModel:
     """A stock `ViTModel`, 0.8 M parameters: 8 px patches of 64 px pictures."""
     config = ViTConfig(
-        hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, image_size=SMALL,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=SMALL,
         patch_size=8,
-    )  # fmt: skip
+    )
     return ViTModel(config, add_pooling_layer=False)
 
 

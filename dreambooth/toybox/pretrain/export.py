@@ -59,10 +59,15 @@ def export_pipeline(work: Path, folder: Path) -> None:
     _lift_unseen_words(text_encoder, tokenizer)
     vae = AutoencoderKL.from_pretrained(work / ("decoder" if (work / "decoder").exists() else "vae"))
     pipe = StableDiffusionPipeline(
-        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer,
-        scheduler=DDIMScheduler(**scheduler_config()), safety_checker=None, feature_extractor=None,
+        vae=vae,
+        unet=unet,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler=DDIMScheduler(**scheduler_config()),
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
-    )  # fmt: skip
+    )
     pipe.to(torch.float16).save_pretrained(folder)
     forget_paths(folder)
     shutil.copytree(work / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)  # with the classic files too

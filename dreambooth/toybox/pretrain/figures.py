@@ -149,10 +149,12 @@ def surfaces(folders: Folders, each: int = 2) -> str:
     rng = np.random.default_rng(8)
     asked = [(noun, place) for noun in CLASSES for place in CONTEXTS for _ in range(each)]
     seeds = HELD_OUT_FROM + 100 + rng.choice(10_000, len(asked), replace=False)  # past the sample subjects
-    real = draw_scenes([
-        Scene((identity(noun, int(seed)),), place, "photo", int(rng.integers(2**31)))
-        for seed, (noun, place) in zip(seeds, asked)
-    ])  # fmt: skip
+    real = draw_scenes(
+        [
+            Scene((identity(noun, int(seed)),), place, "photo", int(rng.integers(2**31)))
+            for seed, (noun, place) in zip(seeds, asked)
+        ]
+    )
     exact = open_source(TOYBOX, precision="no").pipe
     sets = {"held-out renders": real, "the same through the VAE": reconstruct(exact, real)}
     drawn = _draw(source, [f"a photo of a {noun} {where}" for noun in CLASSES for where in CONTEXTS.values()], each)
@@ -200,10 +202,12 @@ def _other_things(noun: str, count: int) -> np.ndarray:
     rng = np.random.default_rng([5, NOUNS[noun]])
     seeds = HELD_OUT_FROM + 100 + rng.choice(10_000, count, replace=False)  # the sample subjects have lower numbers
     where = rng.choice(list(CONTEXTS), count)
-    return draw_scenes([
-        Scene((identity(noun, int(seed)),), str(context), "photo", int(rng.integers(2**31)))
-        for seed, context in zip(seeds, where)
-    ])  # fmt: skip
+    return draw_scenes(
+        [
+            Scene((identity(noun, int(seed)),), str(context), "photo", int(rng.integers(2**31)))
+            for seed, context in zip(seeds, where)
+        ]
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ encoders
@@ -221,18 +225,26 @@ def encoders(folders: Folders, count: int = 600, things: int = 10, views: int = 
     features = clip(draw_scenes(scenes))
     said = np.stack([(features @ np.stack(texts).T).argmax(1) for texts in (nouns, places)], axis=1)
     right = (said == [answer(scene) for scene in scenes]).mean(0)
-    rows = [("class, mean of '<style> a <class>' over 4 styles", f"{right[0]:.1%}"),
-            ("context, mean of 'a photo of a <class> <context>' over 12 classes", f"{right[1]:.1%}")]  # fmt: skip
+    rows = [
+        ("class, mean of '<style> a <class>' over 4 styles", f"{right[0]:.1%}"),
+        ("context, mean of 'a photo of a <class> <context>' over 12 classes", f"{right[1]:.1%}"),
+    ]
     zero_shot = _table((f"CLIP zero-shot on {count} held-out renders", "right"), rows)
 
-    kinds = {"ViT": vit_look(folders.encoders / "vit"), "CLIP": clip, "pixels at 64 px": centred_pixels,
-             "ViT with random weights": vit_look(folders.encoders / "vit", trained=False)}  # fmt: skip
+    kinds = {
+        "ViT": vit_look(folders.encoders / "vit"),
+        "CLIP": clip,
+        "pixels at 64 px": centred_pixels,
+        "ViT with random weights": vit_look(folders.encoders / "vit", trained=False),
+    }
     owners = [(noun, k) for noun in range(len(CLASSES)) for k in range(things)]
-    pictures = np.stack([
-        np.asarray(image)
-        for noun, k in owners
-        for _, image in world.sample_subject(CLASSES[noun], HELD_OUT_FROM + k, views, SIZE)
-    ])  # fmt: skip
+    pictures = np.stack(
+        [
+            np.asarray(image)
+            for noun, k in owners
+            for _, image in world.sample_subject(CLASSES[noun], HELD_OUT_FROM + k, views, SIZE)
+        ]
+    )
     classes, which = np.repeat(owners, views, axis=0)[:, 0], np.repeat(np.arange(len(owners)), views)
     rows = [(name, f"{identity_auc(look(pictures), which, classes):.3f}") for name, look in kinds.items()]
     title = f"identity, {len(pictures)} held-out renders of {len(owners)} things"
@@ -277,8 +289,10 @@ def dreambooth(
     ways = list(dict.fromkeys(way for _, way in measured))
     means = {("all", way): np.mean([measured[noun, way] for noun in subjects], axis=0) for way in ways}
     header = ("", "", f"subject ({name}) ↑", f"PRES ({name}) ↓", f"DIV ({name}) ↑", "context ↑", "hues in styles ↑")
-    rows = [(*key, *(f"{value:.2f}" for value in values[:3]), f"{values[3]:.0%}", f"{values[4]:.2f}")
-            for key, values in (means | measured).items()]  # fmt: skip
+    rows = [
+        (*key, *(f"{value:.2f}" for value in values[:3]), f"{values[3]:.0%}", f"{values[4]:.2f}")
+        for key, values in (means | measured).items()
+    ]
     train = _config(subjects[0], True, settings or {}).train
     return (
         f"{len(subjects)} subjects, {train.steps} steps at {train.learning_rate:g}, {each} pictures a prompt, "
@@ -328,8 +342,11 @@ def _real(noun: str, each: int, class_pictures: int) -> Shown:
 
 def _config(noun: str, ppl: bool, settings: dict[str, dict]) -> Config:
     """The toybox preset on a sample subject."""
-    own = {"subject": {"photos": str(HERE / "subjects" / noun), "class_noun": noun}, "prior": {"enabled": ppl},
-           "train": {"sample_every": 0}}  # fmt: skip
+    own = {
+        "subject": {"photos": str(HERE / "subjects" / noun), "class_noun": noun},
+        "prior": {"enabled": ppl},
+        "train": {"sample_every": 0},
+    }
     return Config.from_dict(own | {key: own.get(key, {}) | value for key, value in settings.items()})
 
 
@@ -373,17 +390,32 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 FIGURES: dict[str, Callable[[Folders], str]] = {
-    "vae": vae, "grids": grids, "judge": judged, "surfaces": surfaces, "variety": variety, "encoders": encoders,
+    "vae": vae,
+    "grids": grids,
+    "judge": judged,
+    "surfaces": surfaces,
+    "variety": variety,
+    "encoders": encoders,
     "dreambooth": dreambooth,
-}  # fmt: skip
+}
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("docs"), show_default=True,
-              help="Where the card's pictures go.")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("docs"),
+    show_default=True,
+    help="Where the card's pictures go.",
+)
 @click.option("--photos", type=click.Path(path_type=Path), help="A folder of real photos, to see through the VAE.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path(".toybox-build"),
-              show_default=True, help="Where judge.pt lies and the subjects' grids go.")  # fmt: skip
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(".toybox-build"),
+    show_default=True,
+    help="Where judge.pt lies and the subjects' grids go.",
+)
 @click.option("--only", multiple=True, type=click.Choice(list(FIGURES)), help="These figures; all if left out.")
 def main(out: Path, photos: Path | None, work: Path, only: tuple[str, ...]) -> None:
     """Measure the toybox: print Markdown tables and write the model card's pictures."""

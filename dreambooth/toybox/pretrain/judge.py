@@ -129,8 +129,13 @@ def held_out_accuracy(judge: Judge, count: int = 1000) -> dict[str, tuple[float,
 
 
 @click.command()
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path(".toybox-build"),
-              show_default=True, help="Where its pictures lie, and where judge.pt goes.")  # fmt: skip
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(".toybox-build"),
+    show_default=True,
+    help="Where its pictures lie, and where judge.pt goes.",
+)
 @click.option("--samples", default=100_000, show_default=True, help="Examples to see.")
 @click.option("--seed", default=0, show_default=True)
 def main(work: Path, samples: int, seed: int) -> None:

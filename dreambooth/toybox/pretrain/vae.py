@@ -22,10 +22,16 @@ TEXTURES = 3000
 def new_vae() -> nn.Module:
     """A stock `AutoencoderKL`, f = 8, 1.7 M parameters, for 128 px."""
     vae = AutoencoderKL(
-        block_out_channels=(24, 32, 64, 96), latent_channels=LATENT_CHANNELS, layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        mid_block_add_attention=False, sample_size=SIZE, scaling_factor=1.0,
-    )  # fmt: skip
+        block_out_channels=(24, 32, 64, 96),
+        latent_channels=LATENT_CHANNELS,
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        mid_block_add_attention=False,
+        sample_size=SIZE,
+        scaling_factor=1.0,
+    )
     with torch.no_grad():  # start almost noiseless: the KL term finds the noise that costs nothing
         vae.quant_conv.bias[LATENT_CHANNELS:] -= 4.0
     return vae

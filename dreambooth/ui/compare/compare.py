@@ -127,13 +127,19 @@ def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
     actions = Actions(studio, pictures)
 
     drawn = drawing.stoppable(
-        button, stop, status, fn=actions.compare, inputs=[owner, *vars(form).values()],
-        outputs=[pictures, sheet, grid, status, table, measured.figures, shown], api_name="compare", api_description=(
+        button,
+        stop,
+        status,
+        fn=actions.compare,
+        inputs=[owner, *vars(form).values()],
+        outputs=[pictures, sheet, grid, status, table, measured.figures, shown],
+        api_name="compare",
+        api_description=(
             "Draw prompts, one a line, with a run's base model and the run, from equal seeds; with all runs where it "
             "was trained several ways; and measure the pictures. Gives every picture, one PNG of all, the pictures as "
             "an HTML table, how it went, and the figures, as HTML and as values with their 95 % intervals."
         ),
-    )  # fmt: skip
+    )
     settings = [form.prompts, form.steps, form.guidance_scale]
     about = [status, other_way, drift]
     form.run.input(actions.prefill, [owner, form.run], [*about, *settings], **QUIET)
@@ -152,10 +158,14 @@ def _wire_other_way(
 ) -> None:
     queued = gr.Textbox(visible=False, label="run id")
     asked = measured.other_way.click(
-        actions.train_other_way, [owner, form.run], queued, api_name="train_other_way",
+        actions.train_other_way,
+        [owner, form.run],
+        queued,
+        api_name="train_other_way",
         api_description="Queue the run that differs from a finished one of yours in PPL alone, with the same photos, "
-        "seed and settings, so that the two are a pair; gives its id.", show_progress_on=measured.other_way,
-    )  # fmt: skip
+        "seed and settings, so that the two are a pair; gives its id.",
+        show_progress_on=measured.other_way,
+    )
     asked.success(actions.about, [owner, form.run], about, **QUIET)
 
 
@@ -163,10 +173,13 @@ def _form() -> Form:
     # Values of one's own are allowed for API callers, who name a run without its list; `own_run` checks them.
     run = models.free_choice(gr.Dropdown([], label="Your subject", allow_custom_value=True, elem_id="compared-run"))
     prompts = gr.Textbox(
-        label="Prompts", lines=5, max_lines=MAX_PROMPTS, max_length=MAX_PROMPTS * (MAX_LETTERS + 1),
+        label="Prompts",
+        lines=5,
+        max_lines=MAX_PROMPTS,
+        max_length=MAX_PROMPTS * (MAX_LETTERS + 1),
         elem_id="compared-prompts",
         info=f"One a line, at most {MAX_PROMPTS}. Keep the class prompt on top.",
-    )  # fmt: skip
+    )
     count = gr.Slider(1, drawing.BATCH, 2, step=1, label="Pictures a prompt", info="Each from a seed of its own.")
     with gr.Accordion("More settings", open=False):
         steps = gr.Slider(1, 100, 50, step=1, label="Steps")
@@ -181,9 +194,14 @@ def _overlay() -> Overlay:
     with gr.Row():
         left, right = (gr.Radio([], label=f"On the {side}", min_width=140) for side in ("left", "right"))
     slider = gr.ImageSlider(
-        label="Drag the line", type="filepath", format="png", interactive=False, buttons=["fullscreen"],
-        elem_id="overlay", max_height=520,
-    )  # fmt: skip
+        label="Drag the line",
+        type="filepath",
+        format="png",
+        interactive=False,
+        buttons=["fullscreen"],
+        elem_id="overlay",
+        max_height=520,
+    )
     return Overlay(line, left, right, slider)
 
 
@@ -367,9 +385,12 @@ class Actions:
             left, right = titles[-2:]
         line = line if there and line in range(len(lines)) else 0 if there else None
         return (
-            gr.Dropdown(lines, value=line), gr.Radio(titles, value=left), gr.Radio(titles, value=right),
-            gr.Column(visible=there), gr.DownloadButton(value=shown.sheet or None, visible=there),
-        )  # fmt: skip
+            gr.Dropdown(lines, value=line),
+            gr.Radio(titles, value=left),
+            gr.Radio(titles, value=right),
+            gr.Column(visible=there),
+            gr.DownloadButton(value=shown.sheet or None, visible=there),
+        )
 
     def lay_over(self, shown: Comparison, line: int | None, left: str, right: str) -> tuple[str, str] | None:
         """The two pictures, or none where one was held back."""
@@ -398,8 +419,10 @@ def checked_prompts(text: str | None) -> list[str]:
     if not prompts:
         raise ConfigError("There is no prompt.", "Write one a line, the class prompt first.")
     if long := [prompt for prompt in prompts if len(prompt) > MAX_LETTERS]:
-        raise ConfigError(f"The prompt {long[0][:40]!r}… has {len(long[0]):,} characters.",
-                          f"Give at most {MAX_LETTERS:,}; models read a few hundred.")  # fmt: skip
+        raise ConfigError(
+            f"The prompt {long[0][:40]!r}… has {len(long[0]):,} characters.",
+            f"Give at most {MAX_LETTERS:,}; models read a few hundred.",
+        )
     if len(prompts) > MAX_PROMPTS:
         raise ConfigError(f"{len(prompts)} prompts are too many.", f"Give at most {MAX_PROMPTS}.")
     return prompts

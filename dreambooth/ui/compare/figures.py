@@ -78,8 +78,9 @@ def measure(
     )
     ceilings = {
         name: float(metrics.ceiling(real[part]).mean())
-        for name, part in (("dino", "dino"), ("clip_i", "clip")) if len(photos) > 1
-    }  # fmt: skip
+        for name, part in (("dino", "dino"), ("clip_i", "clip"))
+        if len(photos) > 1
+    }
     missing = (*notes, *_missing(shown, rows, config, encoders))
     yield Figures(tuple(rows), differences, ceilings, encoders.names, _basis(shown, config), missing)
 
@@ -191,8 +192,9 @@ def as_html(figures: Figures) -> str:
         rows.append(_row_html(photos, shown, "ceiling"))
     legend = "".join(
         f"<div><dt>{about.title}</dt><dd>{about.meaning} {about.better.capitalize()} is better. "
-        f"By {html.escape(judge(figures.encoders, about.name))}.</dd></div>" for about in map(METRICS.get, shown)
-    )  # fmt: skip
+        f"By {html.escape(judge(figures.encoders, about.name))}.</dd></div>"
+        for about in map(METRICS.get, shown)
+    )
     notes = "".join(f"<li class='tip'><strong>Note</strong> {html.escape(note)}</li>" for note in figures.notes)
     return f"""<section class="figures"><h3 class="section">What the pictures say</h3><div class="wide"><table>
 <thead><tr><td></td>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
@@ -226,5 +228,7 @@ def as_dict(figures: Figures) -> dict[str, Any]:
     return {
         "models": {row.title: plain(row) for row in figures.rows},
         "differences": {row.title: plain(row) for row in figures.differences},
-        "photos": figures.ceilings, "encoders": figures.encoders, "notes": list(figures.notes),
-    }  # fmt: skip
+        "photos": figures.ceilings,
+        "encoders": figures.encoders,
+        "notes": list(figures.notes),
+    }

@@ -68,8 +68,14 @@ MAX_COMING, KEPT_A_DAY = MAX_KEPT // 4, MAX_KEPT // 2
 MIN_FREE = 2 * 2**30
 """Bytes of the disk that no upload may take: a checkpoint of Stable Diffusion's adapter, and the system's own."""
 A_MINUTE = {
-    "read": 12_000, "act": 6_000, "page": 240, "session": 240, "login": 120, "upload": 240, "bytes": 100 * 2**20,
-}  # fmt: skip
+    "read": 12_000,
+    "act": 6_000,
+    "page": 240,
+    "session": 240,
+    "login": 120,
+    "upload": 240,
+    "bytes": 100 * 2**20,
+}
 """What one client may ask for within a minute, by kind of request, and the bytes of its `act`s. A page is 130 files and
 polls once a second: for 20 visitors behind one address, three tabs each, and room to spare. Each tab is a session."""
 OF_A_NETWORK = 4
@@ -183,8 +189,9 @@ class Clients:
         if left < amount:
             counts[kind] = (left, now)
             asked = "so much has been uploaded" if kind in by_time else "there have been too many requests"
-            raise RefusalError(429, f"From your address {asked} that the studio takes no more for now. "
-                               f"Try again in {later}.")  # fmt: skip
+            raise RefusalError(
+                429, f"From your address {asked} that the studio takes no more for now. Try again in {later}."
+            )
         counts[kind] = (left - amount, now)
 
     def see_session(self, client: str, name: str) -> None:
@@ -514,9 +521,10 @@ class Guard:
             )
         if not (self.hosts.space or self.hosts.declared) and any(name in headers for name in PROXIED):
             raise RefusalError(
-                403, "This came through a proxy or a tunnel, and the studio knows of none. Whoever runs it lists the "
-                "name under which browsers reach it in DREAMBOOTH_HOSTS."
-            )  # fmt: skip
+                403,
+                "This came through a proxy or a tunnel, and the studio knows of none. Whoever runs it lists the "
+                "name under which browsers reach it in DREAMBOOTH_HOSTS.",
+            )
 
     def _check_site(self, scope: Scope, headers: MutableHeaders) -> None:
         """Refuse what a page of another site sends, all but a visit to the page."""
@@ -576,10 +584,16 @@ class Parts:
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
             raise RefusalError(415, "An upload is multipart/form-data.")
         self._count, self._name, self._disposition = 0, b"", b""
-        self._parser = MultipartParser(options[b"boundary"], {
-            "on_part_begin": self._begin, "on_header_field": self._in_name, "on_header_value": self._in_value,
-            "on_header_end": self._end_header, "on_headers_finished": self._end_headers,
-        })  # fmt: skip
+        self._parser = MultipartParser(
+            options[b"boundary"],
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._in_name,
+                "on_header_value": self._in_value,
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._end_headers,
+            },
+        )
 
     def see(self, chunk: bytes) -> None:
         """Look at the next bytes. Raises `RefusalError`."""
@@ -653,9 +667,11 @@ def _check_json(body: bytes, strings: bool) -> set[str]:
                     if not isinstance(inner, str):
                         raise RefusalError(400, "A session_hash is a text.")
                     sessions.add(inner)
-                if isinstance(inner, str) and _ADDRESS.match(inner) and (
-                    key == "path" or (key == "url" and not inner.startswith(("http://", "https://")))
-                ):  # a file's `url` is where its sender saw it, of which Gradio makes nothing  # fmt: skip
+                if (
+                    isinstance(inner, str)
+                    and _ADDRESS.match(inner)
+                    and (key == "path" or (key == "url" and not inner.startswith(("http://", "https://"))))
+                ):  # a file's `url` is where its sender saw it, of which Gradio makes nothing
                     raise RefusalError(400, "A photo is a file that was uploaded, not an address.")
                 waiting.append((inner, depth + 1))
         elif isinstance(value, list):

@@ -18,9 +18,16 @@ from dreambooth.files import shown_size
 from dreambooth.ui.doors import login
 
 PUBLIC_CAPS = {
-    "train.keep_checkpoints": 2, "train.batch_size": 8, "train.gradient_accumulation": 8, "prior.steps": 100,
-    "prior.batch_size": 32, "sampling.steps": 100, "sampling.num_images": 4, "lora.rank": 64, "word.vectors": 8,
-}  # fmt: skip
+    "train.keep_checkpoints": 2,
+    "train.batch_size": 8,
+    "train.gradient_accumulation": 8,
+    "prior.steps": 100,
+    "prior.batch_size": 32,
+    "sampling.steps": 100,
+    "sampling.num_images": 4,
+    "lora.rank": 64,
+    "word.vectors": 8,
+}
 """The most of each setting on a public Space, where one step or one batch must not keep everybody waiting: no less than
 any recipe takes. Of checkpoints only the newest is ever resumed."""
 FOR_ONESELF = ("prior.pack",)
@@ -92,8 +99,11 @@ class StudioSettings(BaseModel):
     base_model: str = Field(TOYBOX, description="the base model that the page offers first: a Hub id or a folder")
     runs: Path = Field(Path("runs"), description="where runs are kept")
     workers: int = Field(1, ge=1, le=64, description="trainings at a time; one is as fast as a GPU gets")
-    public: bool = Field(False, description="whether strangers use the studio: sets the limits below, asks for consent "
-                         "to photos of people and keeps the safety checker on")  # fmt: skip
+    public: bool = Field(
+        False,
+        description="whether strangers use the studio: sets the limits below, asks for consent "
+        "to photos of people and keeps the safety checker on",
+    )
     hosts: Annotated[tuple[_HostName, ...], BeforeValidator(_names)] = Field(
         (),
         description="host names, with commas between them, by which browsers reach the studio: a reverse proxy's, or "
@@ -103,20 +113,23 @@ class StudioSettings(BaseModel):
         20, "runs kept of each visitor; a new one removes the oldest, unless it waits, trains or is published"
     )
     visitor_gb: float | None = _on_a_public_space(
-        5, "gigabytes of each visitor's runs, with what those that wait or train may come to take; a new one removes "
-        "the oldest likewise (three of the toybox's take 1; of Stable Diffusion 1.5 two LoRAs 4, one in full 52)"
-    )  # fmt: skip
+        5,
+        "gigabytes of each visitor's runs, with what those that wait or train may come to take; a new one removes "
+        "the oldest likewise (three of the toybox's take 1; of Stable Diffusion 1.5 two LoRAs 4, one in full 52)",
+    )
     disk_gb: float | None = _on_a_public_space(
-        20, "gigabytes of all runs; above it the oldest of whoever holds most make room, none younger than a day for "
-        "another visitor (a Space has 50 in all)"
-    )  # fmt: skip
+        20,
+        "gigabytes of all runs; above it the oldest of whoever holds most make room, none younger than a day for "
+        "another visitor (a Space has 50 in all)",
+    )
     max_waiting: int | None = _on_a_public_space(
         3, "runs of each visitor that wait or train: three, since training all ways takes three"
     )
     max_drawings: int | None = _on_a_public_space(
-        3, "drawings of each visitor that wait or are drawn, pictures and comparisons; eight times as many of one "
-        "address, and four times as many of other calls"
-    )  # fmt: skip
+        3,
+        "drawings of each visitor that wait or are drawn, pictures and comparisons; eight times as many of one "
+        "address, and four times as many of other calls",
+    )
     max_queue: int | None = _on_a_public_space(50, "runs of all visitors that wait: more would wait for days")
     max_minutes: int | None = _on_a_public_space(
         60, "minutes that a run trains at a time; it is stopped then, and can be resumed behind the others"
@@ -129,9 +142,10 @@ class StudioSettings(BaseModel):
     )
 
     class_images_gb: float | None = _on_a_public_space(
-        4, "gigabytes of class images, which runs share; above it those go that were used longest ago, but none of a "
-        "run that waits or trains (a run's 600 of 512 pixels take 0.3)"
-    )  # fmt: skip
+        4,
+        "gigabytes of class images, which runs share; above it those go that were used longest ago, but none of a "
+        "run that waits or trains (a run's 600 of 512 pixels take 0.3)",
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> StudioSettings:
@@ -190,8 +204,10 @@ def refuse_too_much(config: Config, settings: StudioSettings) -> None:
         caps.append(("The number of lora.targets", len(config.lora.targets or ()), MAX_TARGETS))
     for name, value, most in caps:
         if most is not None and value > most:
-            raise ConfigError(f"{name} is {value}, and this studio takes {most} at most.", "Lower it, or run the "
-                              "studio on a computer of your own.")  # fmt: skip
+            raise ConfigError(
+                f"{name} is {value}, and this studio takes {most} at most.",
+                "Lower it, or run the studio on a computer of your own.",
+            )
     for name in () if login.for_oneself(public=settings.public) else FOR_ONESELF:
         section, key = name.split(".")
         if getattr(getattr(config, section), key) is not None:
@@ -199,8 +215,10 @@ def refuse_too_much(config: Config, settings: StudioSettings) -> None:
     for name in ("dino", "clip"):
         value = getattr(config.evaluation, name)
         if settings.public and value not in PUBLIC_ENCODERS:  # a folder of the server, or a download
-            raise ConfigError(f"evaluation.{name} can't be chosen on a public studio.", "Leave it out, or say "
-                              f"{' or '.join(PUBLIC_ENCODERS)}.")  # fmt: skip
+            raise ConfigError(
+                f"evaluation.{name} can't be chosen on a public studio.",
+                f"Leave it out, or say {' or '.join(PUBLIC_ENCODERS)}.",
+            )
 
 
 def refuse_too_large(size: int, settings: StudioSettings) -> None:
@@ -211,7 +229,7 @@ def refuse_too_large(size: int, settings: StudioSettings) -> None:
             f"This may take {shown_size(size)} of the disk, and a visitor is given {min(given):g} GB here.",
             "Train an adapter (method lora), keep one checkpoint (train.keep_checkpoints: 1), train fewer ways, or "
             "give fewer photos.",
-        )  # fmt: skip
+        )
 
 
 def is_person(class_noun: str) -> bool:

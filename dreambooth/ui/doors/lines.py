@@ -128,8 +128,9 @@ class Lines(Queue):
 
     async def give_up(self, now: float) -> None:
         """Stop the calls of each session whose oldest answer lies unread since a while before `now`, and forget it."""
-        oldest = {name: messages._queue[0] for name, messages in self.pending_messages_per_session.items()
-                  if messages.qsize()}  # fmt: skip
+        oldest = {
+            name: messages._queue[0] for name, messages in self.pending_messages_per_session.items() if messages.qsize()
+        }
         self._unread = {
             name: before if (before := self._unread.get(name)) and before[0] is message else (message, now)
             for name, message in oldest.items()

@@ -61,24 +61,34 @@ def build(studio: Studio, form: Form, tabs: gr.Tabs) -> dict[str, Any]:
     """Lay the tab out and wire it; `form` draws with what is chosen. Returns the arguments of the event that lists the
     models anew."""
     with gr.Row(elem_classes="gallery-head"):
-        gr.HTML("<p class='aside'>Models that were published from a studio like this one. A model is fetched when you "
-                "first draw with it.</p>")  # fmt: skip
+        gr.HTML(
+            "<p class='aside'>Models that were published from a studio like this one. A model is fetched when you "
+            "first draw with it.</p>"
+        )
         again = gr.Button("Look again", size="sm", scale=0, min_width=120)
     models = gr.HTML(LOOKING, elem_id="gallery", js_on_load=CHOOSE, apply_default_css=False)
     own = gr.State({})  # of this page alone, so that nobody sees what another's token fetched
     actions = Actions(studio)
     listing = {
-        "fn": actions.show, "inputs": own, "outputs": [models, own], "show_progress": "hidden",
-        "api_visibility": "private", "concurrency_id": "gallery", "concurrency_limit": 4,
-    }  # fmt: skip
+        "fn": actions.show,
+        "inputs": own,
+        "outputs": [models, own],
+        "show_progress": "hidden",
+        "api_visibility": "private",
+        "concurrency_id": "gallery",
+        "concurrency_limit": 4,
+    }
     taken = models.click(chosen, None, [form.model, form.prompt, tabs], **QUIET)
     taken.then(actions.suit, form.model, [form.steps, form.guidance_scale], **QUIET)
     again.click(lambda: (LOOKING, {}), None, [models, own], **QUIET).then(**listing)
     gr.api(
-        actions.gallery, api_name="gallery", concurrency_id="gallery", concurrency_limit=4,
+        actions.gallery,
+        api_name="gallery",
+        concurrency_id="gallery",
+        concurrency_limit=4,
         api_description="The models on the Hub that were published from a studio, newest first; with a token its "
         "account's own come first, `own` says which, private ones included. /generate takes their `repo_id`.",
-    )  # fmt: skip
+    )
     return listing
 
 

@@ -53,9 +53,12 @@ CLASS_NOUN = "dog"
 SETTINGS = ("model", "prompt", "negative_prompt", "steps", "guidance_scale", "seed", "which", "scale", "adapters")
 """What a picture's file says, and `copy_settings` gives back."""
 SHOWN_AS = {
-    "negative_prompt": "negative prompt", "guidance_scale": "guidance", "which": "which of its models",
-    "scale": "strength of the adapter", "adapters": "added adapters",
-}  # fmt: skip
+    "negative_prompt": "negative prompt",
+    "guidance_scale": "guidance",
+    "which": "which of its models",
+    "scale": "strength of the adapter",
+    "adapters": "added adapters",
+}
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,16 @@ def build(studio: Studio, owner: gr.Component) -> tuple[Form, dict[str, Any]]:
         with gr.Column(scale=3, min_width=320):
             status = gr.HTML(NOTHING_YET, label="Status", elem_id="generate-status")
             pictures = gr.Gallery(
-                label="Pictures", columns=4, height="auto", object_fit="contain", interactive=False, format="png",
-                buttons=["download", "download_all", "fullscreen"], elem_id="pictures", elem_classes="filled-only",
-            )  # fmt: skip
+                label="Pictures",
+                columns=4,
+                height="auto",
+                object_fit="contain",
+                interactive=False,
+                format="png",
+                buttons=["download", "download_all", "fullscreen"],
+                elem_id="pictures",
+                elem_classes="filled-only",
+            )
             facts = gr.HTML(visible=False, label="Settings of this picture")
             copy = gr.Button("Use these settings", size="sm", visible=False)
     newest, picked = gr.State(None), gr.State(None)
@@ -114,8 +124,14 @@ def build(studio: Studio, owner: gr.Component) -> tuple[Form, dict[str, Any]]:
     offered = [ideas, form.which, form.scale, stack, *form.adapters, *form.weights]
 
     drawing.stoppable(
-        button, stop, status, fn=actions.generate, inputs=[owner, *inputs], outputs=[pictures, status],
-        api_name="generate", api_description=(
+        button,
+        stop,
+        status,
+        fn=actions.generate,
+        inputs=[owner, *inputs],
+        outputs=[pictures, status],
+        api_name="generate",
+        api_description=(
             "Draw pictures with one of your finished runs, by its id, a base model, by its name, or a Hub repo, by "
             "OWNER/NAME or OWNER/NAME@REVISION, that the token's account may read; `which` says which, where a run "
             "keeps its best model beside the last. `scale` is how much of an adapter takes part; up to three more runs "
@@ -123,7 +139,7 @@ def build(studio: Studio, owner: gr.Component) -> tuple[Form, dict[str, Any]]:
             "weight. The pictures come batch by batch as PNG files that carry their settings; cancelling the job stops "
             "it."
         ),
-    )  # fmt: skip
+    )
     form.model.input(actions.prefill, [owner, form.model], own_settings, **QUIET)
     gr.on([part.change for part in chosen], actions.offer, [owner, *chosen], offered, **QUIET)
     ideas.click(lambda idea: idea[0], ideas, form.prompt, **QUIET)
@@ -133,14 +149,18 @@ def build(studio: Studio, owner: gr.Component) -> tuple[Form, dict[str, Any]]:
     copied = [*(getattr(form, name) for name in SETTINGS[:-1]), *form.adapters, *form.weights]
     copy.click(actions.copy_picked, [owner, picked], copied, **QUIET)
     upload.upload(
-        actions.copy_settings, [owner, upload], copied, api_name="copy_settings",
+        actions.copy_settings,
+        [owner, upload],
+        copied,
+        api_name="copy_settings",
         api_description="What a PNG that was drawn here was made with; the model only where it is yours to draw with.",
-    )  # fmt: skip
+    )
     gr.api(
-        actions.models, api_name="models",
+        actions.models,
+        api_name="models",
         api_description="What you can draw with, by the name that /generate takes: your finished runs, base models. "
         "`steps` are the best and the last of a run that keeps both models, `adapters` what can be added to it.",
-    )  # fmt: skip
+    )
     listed = [form.model, newest, *own_settings, *offered]
     return form, {"fn": actions.list_models, "inputs": [owner, newest, *chosen], "outputs": listed, **QUIET}
 
@@ -151,28 +171,87 @@ def _form(studio: Studio) -> tuple[Form, gr.Dataset, gr.Button, gr.UploadButton,
     ideas = suggestions(wanted, CLASS_NOUN)
     form = Form(
         # Values of one's own are a Hub id, or an API caller's run; `open_model` checks them.
-        models.free_choice(gr.Dropdown(_base_choices(studio), value=studio.default_model, label="Model",
-                                        allow_custom_value=True, info=MODEL_HELP, elem_id="model")),
+        models.free_choice(
+            gr.Dropdown(
+                _base_choices(studio),
+                value=studio.default_model,
+                label="Model",
+                allow_custom_value=True,
+                info=MODEL_HELP,
+                elem_id="model",
+            )
+        ),
         gr.Textbox(ideas[0], label="Prompt", lines=2, max_length=MAX_LETTERS, elem_id="prompt"),
-        gr.Textbox("", label="Negative prompt", max_length=MAX_LETTERS, info="What to keep out of the picture.",
-                   render=False),
-        gr.Slider(1, 100, sampling.steps, step=1, label="Steps", info="More take longer and are finer, up to about 50.",
-                  render=False),
-        gr.Slider(0, 20, sampling.guidance_scale, step=0.5, label="Guidance", info=GUIDANCE_HELP, render=False,
-                  elem_id="guidance"),
-        gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed", render=False, min_width=120,
-                  info="The same seed and settings give the same picture.", elem_id="seed"),
+        gr.Textbox(
+            "", label="Negative prompt", max_length=MAX_LETTERS, info="What to keep out of the picture.", render=False
+        ),
+        gr.Slider(
+            1,
+            100,
+            sampling.steps,
+            step=1,
+            label="Steps",
+            info="More take longer and are finer, up to about 50.",
+            render=False,
+        ),
+        gr.Slider(
+            0,
+            20,
+            sampling.guidance_scale,
+            step=0.5,
+            label="Guidance",
+            info=GUIDANCE_HELP,
+            render=False,
+            elem_id="guidance",
+        ),
+        gr.Number(
+            0,
+            precision=0,
+            minimum=0,
+            maximum=2**32 - 1,
+            label="Seed",
+            render=False,
+            min_width=120,
+            info="The same seed and settings give the same picture.",
+            elem_id="seed",
+        ),
         gr.Slider(1, MAX_BATCH, 4, step=1, label="Pictures", render=False, elem_id="count"),
-        gr.Checkbox(True, label="Safety checker", visible=not studio.public, render=False,
-                    info="Holds back what it takes for unsafe, if the model comes with one. It errs now and then."),
-        gr.Radio(_choices("Best step", "Last step"), value="last", label="Which of its models", visible=False,
-                 render=False, info=WHICH_HELP, elem_id="which"),
-        gr.Slider(0, models.MAX_SCALE, 1, step=0.05, label="Strength of the adapter", info=SCALE_HELP, visible=False,
-                  render=False, elem_id="scale"),
+        gr.Checkbox(
+            True,
+            label="Safety checker",
+            visible=not studio.public,
+            render=False,
+            info="Holds back what it takes for unsafe, if the model comes with one. It errs now and then.",
+        ),
+        gr.Radio(
+            _choices("Best step", "Last step"),
+            value="last",
+            label="Which of its models",
+            visible=False,
+            render=False,
+            info=WHICH_HELP,
+            elem_id="which",
+        ),
+        gr.Slider(
+            0,
+            models.MAX_SCALE,
+            1,
+            step=0.05,
+            label="Strength of the adapter",
+            info=SCALE_HELP,
+            visible=False,
+            render=False,
+            elem_id="scale",
+        ),
         *(part for place in range(models.MAX_ADAPTERS) for part in _slot(place)),
-    )  # fmt: skip
-    shown = gr.Dataset(components=[gr.Textbox(visible=False)], samples=[[idea] for idea in ideas], samples_per_page=6,
-                       label="Ideas", elem_id="ideas")  # fmt: skip
+    )
+    shown = gr.Dataset(
+        components=[gr.Textbox(visible=False)],
+        samples=[[idea] for idea in ideas],
+        samples_per_page=6,
+        label="Ideas",
+        elem_id="ideas",
+    )
     form.which.render()
     form.scale.render()
     form.count.render()
@@ -197,11 +276,28 @@ def _slot(place: int) -> tuple[gr.Dropdown, gr.Slider]:
     """One further adapter and how much of it takes part; the first alone is shown until one is chosen."""
     names = f"{place + 1}" if place else ""
     return (
-        models.free_choice(gr.Dropdown([NO_ADAPTER], value="", label=f"Adapter {place + 1}", visible=not place,
-                                        allow_custom_value=True, render=False, elem_id=f"adapter{names}")),
-        gr.Slider(0, models.MAX_SCALE, 1, step=0.05, label="Its strength", visible=False, render=False,
-                  elem_id=f"weight{names}"),
-    )  # fmt: skip
+        models.free_choice(
+            gr.Dropdown(
+                [NO_ADAPTER],
+                value="",
+                label=f"Adapter {place + 1}",
+                visible=not place,
+                allow_custom_value=True,
+                render=False,
+                elem_id=f"adapter{names}",
+            )
+        ),
+        gr.Slider(
+            0,
+            models.MAX_SCALE,
+            1,
+            step=0.05,
+            label="Its strength",
+            visible=False,
+            render=False,
+            elem_id=f"weight{names}",
+        ),
+    )
 
 
 def _choices(best: str, last: str) -> list[tuple[str, Which]]:
@@ -260,10 +356,12 @@ class Actions:
         much of it takes part, and the adapters."""
         possible = models.adapters_for(self.studio, models.finished_runs(self.studio, owner), model)
         return (
-            self.list_ideas(owner, model, *added), self._offer_which(owner, model, *added),
+            self.list_ideas(owner, model, *added),
+            self._offer_which(owner, model, *added),
             self._offer_scale(owner, model),
-            gr.Accordion(visible=bool(possible)), *_offer_adapters(possible, added),
-        )  # fmt: skip
+            gr.Accordion(visible=bool(possible)),
+            *_offer_adapters(possible, added),
+        )
 
     def _offer_which(self, owner: str, model: str, *added: str) -> gr.Radio:
         """The choice between the best and the last model of each run that takes part, where one has both; the steps are
@@ -306,11 +404,27 @@ class Actions:
 
     @in_plain_words
     def generate(
-        self, owner: str, model: str, prompt: str, negative_prompt: str, steps: int, guidance_scale: float, seed: int,
-        count: int, safety_checker: bool = True, which: Which = "last", scale: float = 1.0, adapter: str = "",
-        weight: float = 1.0, adapter_2: str = "", weight_2: float = 1.0, adapter_3: str = "", weight_3: float = 1.0,
-        token: gr.OAuthToken | None = None, request: gr.Request | None = None,
-    ) -> Iterator[tuple[Any, str]]:  # fmt: skip
+        self,
+        owner: str,
+        model: str,
+        prompt: str,
+        negative_prompt: str,
+        steps: int,
+        guidance_scale: float,
+        seed: int,
+        count: int,
+        safety_checker: bool = True,
+        which: Which = "last",
+        scale: float = 1.0,
+        adapter: str = "",
+        weight: float = 1.0,
+        adapter_2: str = "",
+        weight_2: float = 1.0,
+        adapter_3: str = "",
+        weight_3: float = 1.0,
+        token: gr.OAuthToken | None = None,
+        request: gr.Request | None = None,
+    ) -> Iterator[tuple[Any, str]]:
         """Draw pictures as PNG files that carry prompt, seed and settings; yields all there are, and how it goes."""
         seed, count = int(seed or 0), int(count)
         check_request([prompt or ""], count, seed)
@@ -352,9 +466,10 @@ class Actions:
         facts |= {"scale": f"{added['scale']:g}"} if source.weights.base else {}
         facts |= {"adapters": shown_adapters(added["adapters"])} if added["adapters"] else {}
         return drawing.keep_file(
-            self.pictures, f"seed-{picture.seed}.png",
+            self.pictures,
+            f"seed-{picture.seed}.png",
             lambda file: save_picture(file, picture.image, model=source.name, **facts),
-        )  # fmt: skip
+        )
 
     def pick(self, pictures: list[tuple[str, str]] | None, chosen: gr.SelectData) -> tuple[Any, Any, Any]:
         """Show what the picture at hand was made with."""
@@ -386,11 +501,17 @@ class Actions:
             added = [one for one in read_adapters(found.get("adapters", "")) if one[0] in own][: models.MAX_ADAPTERS]
             names, weights = zip(*added, *[("", 1.0)] * (models.MAX_ADAPTERS - len(added)), strict=True)
             return (
-                name if name in own else gr.skip(), found["prompt"], found.get("negative_prompt", ""),
-                int(found["steps"]), float(found["guidance_scale"]), int(found["seed"]),
-                found["which"] if found.get("which") in get_args(Which) else "last", float(found.get("scale", 1)),
-                *names, *weights,
-            )  # fmt: skip
+                name if name in own else gr.skip(),
+                found["prompt"],
+                found.get("negative_prompt", ""),
+                int(found["steps"]),
+                float(found["guidance_scale"]),
+                int(found["seed"]),
+                found["which"] if found.get("which") in get_args(Which) else "last",
+                float(found.get("scale", 1)),
+                *names,
+                *weights,
+            )
         except ValueError:
             raise PhotoError("This picture's settings are damaged.", "Take another one.") from None
 

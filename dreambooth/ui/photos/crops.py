@@ -49,9 +49,14 @@ def editor() -> Editor:
     with gr.Column(visible=False, elem_id="crop-editor") as group, gr.Row():
         with gr.Column(min_width=260, scale=3):
             picture = gr.Image(
-                label="The chosen photo", show_label=False, interactive=False, format="jpeg", buttons=[],
-                alt_text="The chosen photo with its crop box", elem_id="crop-picture",
-            )  # fmt: skip
+                label="The chosen photo",
+                show_label=False,
+                interactive=False,
+                format="jpeg",
+                buttons=[],
+                alt_text="The chosen photo with its crop box",
+                elem_id="crop-picture",
+            )
             caption = gr.HTML(elem_id="crop-caption")
         with gr.Column(min_width=220, scale=2):
             share = gr.Slider(SMALLEST, 100, 100, step=1, label="Size", info="% of the short side", buttons=[])
@@ -69,9 +74,12 @@ def wire(
     sliders = [edited.share, edited.across, edited.down]
     seen = [edited.picture, edited.caption]
     latest = {  # queued: they decode photos, and Gradio 6.31 shows no errors of other events
-        "trigger_mode": "always_last", "show_progress": "hidden", "api_visibility": "private",
-        "concurrency_id": "crops", "concurrency_limit": 1,
-    }  # fmt: skip
+        "trigger_mode": "always_last",
+        "show_progress": "hidden",
+        "api_visibility": "private",
+        "concurrency_id": "crops",
+        "concurrency_limit": 1,
+    }
     marked.select(cropping.choose, [photos, crops], [chosen, edited.group, *seen, *sliders], **latest)
     changes = (
         gr.on([s.input for s in sliders], cropping.move, [chosen, crops, *sliders], [crops, *seen], **latest),

@@ -39,15 +39,14 @@ def build(studio: Studio, identifier: gr.Textbox, base_model: gr.Textbox, new_wo
     gr.HTML("<p class='aside'>Rare words to take:</p>")
     with gr.Row(elem_classes="chips", elem_id="suggestions"):
         chips = [gr.Button("", size="sm", min_width=60, scale=0, visible=False) for _ in range(SUGGESTIONS)]
-    gr.on(
-        None, lookup.show, [identifier, base_model, new_word], [advice, *chips], trigger_mode="always_last", **QUIET
-    )  # fmt: skip
+    gr.on(None, lookup.show, [identifier, base_model, new_word], [advice, *chips], trigger_mode="always_last", **QUIET)
     for chip in chips:
         chip.click(lambda word: word, chip, identifier, **QUIET)
     gr.api(
-        lookup.identifier_advice, api_name="identifier_advice",
+        lookup.identifier_advice,
+        api_name="identifier_advice",
         api_description="How a base model reads a word: tokens, how rare it is, and better words to mean a subject.",
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)

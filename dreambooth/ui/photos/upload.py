@@ -93,26 +93,47 @@ def build(studio: Studio) -> Subject:
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=3, min_width=320):
             photos = gr.Gallery(
-                label="Photos of your subject", interactive=True, type="filepath", file_types=sorted(IMAGE_SUFFIXES),
-                columns=5, height="auto", object_fit="cover", buttons=[], elem_id="photos",
-            )  # fmt: skip
+                label="Photos of your subject",
+                interactive=True,
+                type="filepath",
+                file_types=sorted(IMAGE_SUFFIXES),
+                columns=5,
+                height="auto",
+                object_fit="cover",
+                buttons=[],
+                elem_id="photos",
+            )
             samples = _sample_buttons()
             marked = gr.Gallery(
-                label="Crop boxes: choose a photo to move its box", columns=5, height="auto", object_fit="contain",
-                interactive=False, allow_preview=False, visible=False, buttons=[], format="jpeg", elem_id="crops",
-            )  # fmt: skip
+                label="Crop boxes: choose a photo to move its box",
+                columns=5,
+                height="auto",
+                object_fit="contain",
+                interactive=False,
+                allow_preview=False,
+                visible=False,
+                buttons=[],
+                format="jpeg",
+                elem_id="crops",
+            )
             editor = boxes.editor()
             findings = gr.HTML(WAITING, label="Advice", elem_id="findings")
         with gr.Column(scale=2, min_width=300):
             class_noun = gr.Dropdown(
-                [*CLASSES, *PEOPLE_AND_MORE], value="dog", allow_custom_value=True, label="Class noun",
+                [*CLASSES, *PEOPLE_AND_MORE],
+                value="dog",
+                allow_custom_value=True,
+                label="Class noun",
                 info="What kind of thing it is; your own word will do. The toybox knows the first twelve.",
                 elem_id="class-noun",
-            )  # fmt: skip
+            )
             identifier = gr.Textbox(
-                "sks", label="Identifier", max_length=60, elem_id="identifier",
+                "sks",
+                label="Identifier",
+                max_length=60,
+                elem_id="identifier",
                 info="A rare word that will mean your subject, so that no other meaning gets in its way.",
-            )  # fmt: skip
+            )
             lookup.build(studio, identifier, base_model, new_word)
             prompts = gr.HTML(show_prompts("sks", "dog"), elem_id="prompts")
             listed = gr.HTML(elem_id="subjects", js_on_load=CHOOSE, apply_default_css=False)
@@ -120,7 +141,7 @@ def build(studio: Studio) -> Subject:
             another = gr.Button("Teach another subject too", size="sm", elem_id="another-subject")
     subject = Subject(
         photos, class_noun, identifier, to_training, crops, given_crops, base_model, new_word, kept, changed
-    )  # fmt: skip
+    )
     checked = _wire_photos(studio, subject, editor, samples, marked, findings)
     _wire_several(studio, subject, another, listed, checked)
     show_in(prompts, subject)
@@ -165,20 +186,27 @@ def _wire_photos(
         return take
 
     check = {
-        "fn": check_photos, "inputs": [photos, crops, subject.given_crops], "outputs": [marked, findings],
-        "show_progress_on": findings, "trigger_mode": "always_last",
-    }  # fmt: skip
+        "fn": check_photos,
+        "inputs": [photos, crops, subject.given_crops],
+        "outputs": [marked, findings],
+        "show_progress_on": findings,
+        "trigger_mode": "always_last",
+    }
     photos.change(
-        **check, api_name="check_photos",
+        **check,
+        api_name="check_photos",
         api_description=f"The photos with their crop boxes drawn, and what would be better. {boxes.HELP}",
-    )  # fmt: skip
+    )
     forget = boxes.wire(studio, editor, photos, marked, crops, check)
     photos.change(**forget)
     for button in samples:
         taken = button.click(
-            take := taking(button.value), None, [photos, subject.class_noun], api_name=take.__name__,
+            take := taking(button.value),
+            None,
+            [photos, subject.class_noun],
+            api_name=take.__name__,
             api_description="A sample subject's photos and class noun.",
-        )  # fmt: skip
+        )
         taken.success(**forget).success(**check, api_visibility="private")
     return [forget, check | {"api_visibility": "private"}]
 
@@ -223,9 +251,14 @@ class Several:
 
     @in_plain_words
     def act(
-        self, photos: Photos | None, crops: Boxes, identifier: str | None, class_noun: str | None, kept: list[Kept],
+        self,
+        photos: Photos | None,
+        crops: Boxes,
+        identifier: str | None,
+        class_noun: str | None,
+        kept: list[Kept],
         event: gr.EventData,
-    ) -> list[Any]:  # fmt: skip
+    ) -> list[Any]:
         """Remove a subject, or take it into the form, whose own takes its place."""
         [number] = numbers(event, "subject", 1)
         if number not in range(len(kept)):  # gone meanwhile
@@ -282,9 +315,14 @@ def subjects_html(resolution: int, kept: Sequence[Kept], new_word: bool = False)
 
 
 def taught(
-    photos: Photos | None, crops: Boxes, identifier: str | None, class_noun: str | None, kept: Sequence[Kept],
-    new_word: bool = False, given_crops: list | None = None,
-) -> tuple[list[Upload], list[dict[str, str]]]:  # fmt: skip
+    photos: Photos | None,
+    crops: Boxes,
+    identifier: str | None,
+    class_noun: str | None,
+    kept: Sequence[Kept],
+    new_word: bool = False,
+    given_crops: list | None = None,
+) -> tuple[list[Upload], list[dict[str, str]]]:
     """The photos and the words of every subject: of those set aside, and of the one in the form unless it is empty.
 
     `given_crops` are an API caller's, for the form's photos. Raises `DreamBoothError` for words that are missing, and
@@ -392,9 +430,12 @@ def _remarks(items: Iterable[str]) -> str:
 
 
 def show_prompts(
-    identifier: str | None, class_noun: str | None, new_word: bool = False, photos: Photos | None = None,
+    identifier: str | None,
+    class_noun: str | None,
+    new_word: bool = False,
+    photos: Photos | None = None,
     kept: Sequence[Kept] = (),
-) -> str:  # fmt: skip
+) -> str:
     """The prompts that the words of all subjects make, as HTML, or what is wrong with the words."""
     try:
         _, said = taught(photos, {}, identifier, class_noun, kept, new_word)

@@ -106,27 +106,36 @@ def build(studio: Studio, owner: gr.Component, account: gr.Component) -> Events:
     told = [form.run, form.photos, form.half, form.which]
 
     started = button.click(
-        actions.publish, [owner, *vars(form).values()], repo_id, api_name="publish", concurrency_limit=8,
-        show_progress="minimal", show_progress_on=button, api_description=(
+        actions.publish,
+        [owner, *vars(form).values()],
+        repo_id,
+        api_name="publish",
+        concurrency_limit=8,
+        show_progress="minimal",
+        show_progress_on=button,
+        api_description=(
             "Publish a finished run of yours as a model repo on the Hub, in the name of the token's account; returns "
             "OWNER/NAME. It goes on in the server: /publishing tells how. `repo` is NAME or OWNER/NAME; `half` halves "
             "the size; `consent` is asked for on a public studio where people may be on the photos."
         ),
-    )  # fmt: skip
+    )
     started.success(**watch, **QUIET)
     gr.on([form.run.change, gr.Timer(POLL).tick], **watch, **QUIET)
     prefilled = [form.repo, form.visibility, form.photos, form.half, form.which, form.consent]
     form.run.input(actions.prefill, [owner, form.run, account], prefilled, **QUIET)
     gr.on([part.change for part in told], actions.contents, [owner, *told], contents, **QUIET)
     gr.api(
-        actions.publishing, api_name="publishing",
+        actions.publishing,
+        api_name="publishing",
         api_description="How publishing one of your runs stands: `state` is null, waiting, uploading, interrupted, "
         "failed or published; `done` and `total` are bytes; `reason` says what went wrong.",
-    )  # fmt: skip
+    )
     listing = {
-        "fn": actions.list_runs, "inputs": [owner, form.run, account],
-        "outputs": [form.run, asked, status, *prefilled], **QUIET,
-    }  # fmt: skip
+        "fn": actions.list_runs,
+        "inputs": [owner, form.run, account],
+        "outputs": [form.run, asked, status, *prefilled],
+        **QUIET,
+    }
     asking = {"fn": actions.who, "inputs": [account, form.repo], "outputs": [account, who, form.repo], **QUIET}
     return Events(listing, asking)
 
@@ -135,17 +144,36 @@ def _form() -> Form:
     return Form(
         # Values of one's own are allowed for API callers, who name a run without its list; `own_run` checks them.
         models.free_choice(gr.Dropdown([], label="Your subject", allow_custom_value=True, elem_id="published-run")),
-        gr.Textbox(label="Repo on the Hub", max_length=200, info="OWNER/NAME; the owner is you, or an organisation of "
-                   "yours.", elem_id="repo"),
-        gr.Radio([("Private", "private"), ("Public", "public")], value="private", label="Who can see it",
-                 info=VISIBILITY_HELP, elem_id="visibility"),
+        gr.Textbox(
+            label="Repo on the Hub",
+            max_length=200,
+            info="OWNER/NAME; the owner is you, or an organisation of yours.",
+            elem_id="repo",
+        ),
+        gr.Radio(
+            [("Private", "private"), ("Public", "public")],
+            value="private",
+            label="Who can see it",
+            info=VISIBILITY_HELP,
+            elem_id="visibility",
+        ),
         gr.Checkbox(False, label="Include my photos", info=PHOTOS_HELP, elem_id="include-photos"),
         gr.Checkbox(False, label="Half the size", info=HALF_HELP, elem_id="half"),
-        gr.Radio([("Best step", "best"), ("Last step", "last")], value="last", label="Which of its models",
-                 visible=False, elem_id="published-which"),
-        gr.Checkbox(False, label="Everybody on the photos agrees to this", visible=False, info=CONSENT_HELP,
-                    elem_id="publish-consent"),
-    )  # fmt: skip
+        gr.Radio(
+            [("Best step", "best"), ("Last step", "last")],
+            value="last",
+            label="Which of its models",
+            visible=False,
+            elem_id="published-which",
+        ),
+        gr.Checkbox(
+            False,
+            label="Everybody on the photos agrees to this",
+            visible=False,
+            info=CONSENT_HELP,
+            elem_id="publish-consent",
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -159,9 +187,17 @@ class Actions:
 
     @in_plain_words
     def publish(
-        self, owner: str, run: str, repo: str, visibility: Visibility = "private", photos: bool = False,
-        half: bool = False, which: Which = "last", consent: bool = False, token: gr.OAuthToken | None = None,
-    ) -> str:  # fmt: skip
+        self,
+        owner: str,
+        run: str,
+        repo: str,
+        visibility: Visibility = "private",
+        photos: bool = False,
+        half: bool = False,
+        which: Which = "last",
+        consent: bool = False,
+        token: gr.OAuthToken | None = None,
+    ) -> str:
         """Let a thread publish a run in the name of who asks, and return the repo's id."""
         self.studio.own_run(owner, run)  # before anybody's name is asked of the Hub
         account = sign_in(login.acting_token(token, public=self.studio.public))
@@ -207,11 +243,13 @@ class Actions:
         choices = [(f"Best step ({steps['best']})", "best"), (f"Last step ({steps['last']})", "last")] if steps else []
         which = about.which if about else "best"
         return (
-            repo, "public" if about and not about.private else "private", bool(about and about.photos),
+            repo,
+            "public" if about and not about.private else "private",
+            bool(about and about.photos),
             bool(about and about.half),
             gr.Radio(choices, value=which, visible=True) if steps else gr.Radio(value="last", visible=False),
             gr.Checkbox(False, visible=self.studio.asks_consent(chosen.config)),
-        )  # fmt: skip
+        )
 
     def _free_name(self, owner: str, run: Run, account: str) -> str:
         """OWNER/NAME by the subject's words that none of the visitor's other runs was published as."""
@@ -313,9 +351,7 @@ def standing_html(standing: Standing) -> str:
     return f"<div class='live'><h3>{repo} {chip}</h3><p role='alert'>{reason}</p>{before}</div>"
 
 
-def contents_html(
-    run: Run, model: Path, pictures: Sequence[str], *, photos: bool, half: bool, beside: str = ""
-) -> str:  # fmt: skip
+def contents_html(run: Run, model: Path, pictures: Sequence[str], *, photos: bool, half: bool, beside: str = "") -> str:
     """What goes to the Hub and what stays here: some pictures, and a list. `beside` is the partner's condition."""
     config = run.config
     size = sum(path.stat().st_size for path in model.rglob("*") if path.is_file())

@@ -144,9 +144,13 @@ def refusal_html(error: DreamBoothError) -> str:
 def as_dict(estimate: Estimate) -> dict[str, Any]:
     """For API callers."""
     return {
-        "peak_bytes": estimate.peak_bytes, "seconds": estimate.seconds, "stage": estimate.stage,
-        "resolution": estimate.resolution, "mixed_precision": estimate.mixed_precision,
+        "peak_bytes": estimate.peak_bytes,
+        "seconds": estimate.seconds,
+        "stage": estimate.stage,
+        "resolution": estimate.resolution,
+        "mixed_precision": estimate.mixed_precision,
         "gradient_checkpointing": estimate.gradient_checkpointing,
-        "trainable_parameters": estimate.trainable_parameters, "model_bytes": estimate.model_bytes,
+        "trainable_parameters": estimate.trainable_parameters,
+        "model_bytes": estimate.model_bytes,
         "text": estimate.describe(),
-    }  # fmt: skip
+    }

@@ -173,8 +173,9 @@ def samples(report: Report, root: Path, url: Url) -> str:
             drawn = [
                 f"<a href='{url(root / p.path)}' target='_blank'><img src='{url(root / p.path)}' loading='lazy' "
                 f"alt='{html.escape(prompt, quote=True)}, step {step}, seed {p.seed}'></a>"
-                for p in by_step[step] if p.prompt == prompt
-            ]  # fmt: skip
+                for p in by_step[step]
+                if p.prompt == prompt
+            ]
             cells.append(f"<td>{''.join(drawn)}</td>")
         said = f"step {step}" if step else "before"
         mark = " <b title='The best step, as the measures say'>best</b>" if best and step == best else ""

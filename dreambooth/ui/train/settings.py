@@ -64,9 +64,10 @@ ELSEWHERE = {
 """Settings that are not in the form, and why."""
 
 WAYS = [
-    ("Once, as set here", "one"), ("Twice: with and without PPL", "two"),
+    ("Once, as set here", "one"),
+    ("Twice: with and without PPL", "two"),
     ("Three times: with PPL, without, with a drift penalty", "three"),
-]  # fmt: skip
+]
 """How often to train, as the page calls it."""
 
 NO_WORD = ("No: take a rare word of the vocabulary", "")
@@ -360,41 +361,69 @@ def build(studio: Studio) -> Form:
 
     models = gr.Dropdown(list(studio.base_models), value=base_model, label="Base model", elem_id="base-model")
     method = gr.Radio(
-        method_choices({}), value=config.method, label="Method", elem_id="method",
+        method_choices({}),
+        value=config.method,
+        label="Method",
+        elem_id="method",
         info="What is trained. Size, time and memory are for its recipe on this base model.",
-    )  # fmt: skip
+    )
     # Others than the choices are let in, since the list is a visitor's own; `Studio.start` refuses those of others.
     learned = gr.Dropdown(
-        [NO_WORD], value="", label="Start from a learned word", visible=False, allow_custom_value=True,
-        elem_id="learned", info="LoRA then adds what the word alone can't tell (pivotal tuning).",
-    )  # fmt: skip
+        [NO_WORD],
+        value="",
+        label="Start from a learned word",
+        visible=False,
+        allow_custom_value=True,
+        elem_id="learned",
+        info="LoRA then adds what the word alone can't tell (pivotal tuning).",
+    )
     # Its name is kept apart from the list, whose choices change: Gradio 6.31 refuses a value that has just left them.
     chosen = gr.Textbox(recipe, label="recipe", visible="hidden")
     recipes = gr.Dropdown(
-        recipe_choices(studio, config.method), value=recipe, label="Recipe",
-        info="For the kind of subject and the base model; fills in every setting below.", elem_id="recipe",
-    )  # fmt: skip
+        recipe_choices(studio, config.method),
+        value=recipe,
+        label="Recipe",
+        info="For the kind of subject and the base model; fills in every setting below.",
+        elem_id="recipe",
+    )
     with gr.Row():
         steps = on_top("train.steps", "Too many copy the photos.", elem_id="steps", min_width=140)
         rate = on_top("train.learning_rate", "Lower it if pictures decay.", elem_id="learning-rate", min_width=140)
         seed = on_top("seed", "Another one is another try.", elem_id="seed", min_width=140)
     with gr.Column(elem_id="keeping") as keeping, gr.Group():
         prior = on_top(
-            "prior.enabled", "Trains on the model's own pictures of the class as well, so that it keeps the class.",
-            label="Prior preservation (PPL)", elem_id="prior",
-        )  # fmt: skip
-        images = on_top("prior.num_images", "Drawn once, then shared between runs.", label="Class images",
-                        elem_id="class-images", visible=config.prior.enabled)  # fmt: skip
+            "prior.enabled",
+            "Trains on the model's own pictures of the class as well, so that it keeps the class.",
+            label="Prior preservation (PPL)",
+            elem_id="prior",
+        )
+        images = on_top(
+            "prior.num_images",
+            "Drawn once, then shared between runs.",
+            label="Class images",
+            elem_id="class-images",
+            visible=config.prior.enabled,
+        )
         drift = on_top(
-            "drift.weight", "Holds the weights near the base model's, in place of class images or beside them; 0 is "
-            f"off, {DRIFT:g} a start.", label="Drift penalty", elem_id="drift-weight",
-        )  # fmt: skip
+            "drift.weight",
+            "Holds the weights near the base model's, in place of class images or beside them; 0 is "
+            f"off, {DRIFT:g} a start.",
+            label="Drift penalty",
+            elem_id="drift-weight",
+        )
         ways = gr.Radio(
-            WAYS, value="one", label="Train", elem_id="ways",
+            WAYS,
+            value="one",
+            label="Train",
+            elem_id="ways",
             info="Several runs have the same seed and settings else, to see what keeps the class.",
-        )  # fmt: skip
-    text = on_top("train.text_encoder", "More faithful to the subject; more memory.", label="Train the text encoder",
-                  elem_id="text-encoder")  # fmt: skip
+        )
+    text = on_top(
+        "train.text_encoder",
+        "More faithful to the subject; more memory.",
+        label="Train the text encoder",
+        elem_id="text-encoder",
+    )
     more, of_method = _accordion(config, hidden=() if login.for_oneself(public=studio.public) else FOR_ONESELF)
     choices = Choices(chosen, models, steps, rate, prior, images, text, seed, ways, method, drift, learned)
     form = Form(choices, more, recipes, keeping, of_method)
@@ -445,9 +474,11 @@ def _wire(studio: Studio, form: Form) -> None:
         keeps = method != "textual_inversion"
         sections = [gr.Column(visible=method in OF_METHOD[name]) for name in form.of_method]
         return [
-            gr.Column(visible=keeps), gr.skip() if keeps else "one", gr.Checkbox(visible=method not in LEARNS_WORD),
+            gr.Column(visible=keeps),
+            gr.skip() if keeps else "one",
+            gr.Checkbox(visible=method not in LEARNS_WORD),
             *sections,
-        ]  # fmt: skip
+        ]
 
     def turn_on(ways: str, prior: bool, drift: float | None) -> tuple[bool, float | None]:
         return prior or ways != "one", drift or DRIFT if ways == "three" else drift

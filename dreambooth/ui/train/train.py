@@ -109,9 +109,12 @@ def build(studio: Studio, owner: gr.components.Component, subject: Subject) -> t
             show_in(gr.HTML(show_prompts(subject.identifier.value, subject.class_noun.value)), subject)
             form = forms.build(studio)
             consent = gr.Checkbox(
-                False, label="Everybody on these photos agrees", visible=False, elem_id="consent",
+                False,
+                label="Everybody on these photos agrees",
+                visible=False,
+                elem_id="consent",
                 info="For children their guardians do. Without it no training of people starts here.",
-            )  # fmt: skip
+            )
             needs = gr.HTML(estimates.FIRST_PHOTOS, elem_id="estimate")
             start = gr.Button("Start training", variant="primary", elem_id="start", interactive=False)
         with gr.Column(scale=3, min_width=320):
@@ -122,28 +125,45 @@ def build(studio: Studio, owner: gr.components.Component, subject: Subject) -> t
     top.base_model.change(lambda name: name, top.base_model, subject.base_model, **QUIET)
     if studio.public:
         gr.on(
-            [subject.class_noun.change, subject.changed.change, top.recipe.change], _ask_for_consent,
-            [subject.class_noun, top.recipe, subject.kept], consent, **QUIET,
-        )  # fmt: skip
+            [subject.class_noun.change, subject.changed.change, top.recipe.change],
+            _ask_for_consent,
+            [subject.class_noun, top.recipe, subject.kept],
+            consent,
+            **QUIET,
+        )
         subject.photos.change(lambda: False, None, consent, **QUIET)  # other photos, other people
 
     actions = Actions(studio, form, live, Estimates(studio.settings))
     refresh = {
-        "fn": actions.refresh, "inputs": [owner, live.run, visited],
-        "outputs": [live.run, live.history, visited, start], **QUIET,
-    }  # fmt: skip
+        "fn": actions.refresh,
+        "inputs": [owner, live.run, visited],
+        "outputs": [live.run, live.history, visited, start],
+        **QUIET,
+    }
     _wire_method(actions, owner, subject, visited)
     given = [subject.photos.change, subject.changed.change, subject.to_training.click, visited.change]
     changes = [part.change for part in form.components if part is not top.method]  # the recipe changes with it
     gr.on(
-        [*given, *changes], actions.show_estimate, [*subject.all, *form.components], needs,
-        api_visibility="private", show_progress="hidden", trigger_mode="always_last", **ONE_AT_A_TIME,
-    )  # fmt: skip
+        [*given, *changes],
+        actions.show_estimate,
+        [*subject.all, *form.components],
+        needs,
+        api_visibility="private",
+        show_progress="hidden",
+        trigger_mode="always_last",
+        **ONE_AT_A_TIME,
+    )
     gr.on(
-        [*given, top.base_model.change], actions.show_costs, [*subject.all, top.base_model], top.method,
-        api_visibility="private", show_progress="hidden", trigger_mode="always_last", concurrency_id="costs",
+        [*given, top.base_model.change],
+        actions.show_costs,
+        [*subject.all, top.base_model],
+        top.method,
+        api_visibility="private",
+        show_progress="hidden",
+        trigger_mode="always_last",
+        concurrency_id="costs",
         concurrency_limit=1,
-    )  # fmt: skip
+    )
     _wire_start(actions, owner, subject, consent, start, refresh)
     _wire_runs(actions, owner, sure, refresh)
     return live, refresh
@@ -154,40 +174,50 @@ def _wire_method(actions: Actions, owner: gr.components.Component, subject: Subj
     top = actions.form.top
     gr.on(
         [top.method.change, visited.change], actions.offer_words, [owner, top.method, top.learned], top.learned, **QUIET
-    )  # fmt: skip
+    )
     gr.on([top.method.change, top.learned.change], _makes_a_word, [top.method, top.learned], subject.new_word, **QUIET)
     top.learned.input(actions.take_word, [owner, top.learned], [subject.identifier, subject.class_noun], **QUIET)
 
 
 def _wire_start(
-    actions: Actions, owner: gr.components.Component, subject: Subject, consent: gr.Checkbox, start: gr.Button,
+    actions: Actions,
+    owner: gr.components.Component,
+    subject: Subject,
+    consent: gr.Checkbox,
+    start: gr.Button,
     refresh: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """The button, which takes the whole form, and the same with named parameters for API callers."""
     live, what = actions.live, [owner, subject.photos, subject.identifier, subject.class_noun]
     started, more = gr.JSON(label="run ids", visible=False), gr.JSON(label="more", visible=False)
     more_subjects = gr.JSON(label="more_subjects", visible=False)
     more_photos = gr.Gallery(label="more_photos", type="filepath", visible=False, interactive=True)
     clicked = start.click(
-        actions.start_from_page, [owner, *subject.all, consent, *actions.form.components], started,
-        api_visibility="private", show_progress_on=start,
-    )  # fmt: skip
+        actions.start_from_page,
+        [owner, *subject.all, consent, *actions.form.components],
+        started,
+        api_visibility="private",
+        show_progress_on=start,
+    )
     shown = clicked.success(actions.show_started, started, [live.headline, live.run], **QUIET)
     shown.success(**refresh)
     shown.success(None, js=f"() => {{ {SHOW}; }}", **QUIET)
     gr.Button(visible=False).click(
         actions.start_training,
         [*what, *forms.for_callers(actions.studio), subject.given_crops, consent, more, more_subjects, more_photos],
-        started, api_name="start_training",
+        started,
+        api_name="start_training",
         api_description="Queue a training and return its run's id in a list. `ways` two: two runs and ids, with PPL "
         "and without it; three: one with a drift penalty in its place, too. Settings that are left out are as the "
         f"recipe says. {OWNER_HELP} {METHOD_HELP} {CROPS_HELP} {MORE_HELP} {SEVERAL_HELP}",
-    )  # fmt: skip
+    )
     gr.api(
-        actions.estimate, api_name="estimate", **ONE_AT_A_TIME,
+        actions.estimate,
+        api_name="estimate",
+        **ONE_AT_A_TIME,
         api_description="Memory in bytes and time in seconds that a training with these settings is expected to need, "
         f"without loading or downloading anything. {MORE_HELP}",
-    )  # fmt: skip
+    )
 
 
 def _live() -> tuple[Live, Sure]:
@@ -217,18 +247,24 @@ def _wire_runs(actions: Actions, owner: gr.components.Component, sure: Sure, ref
     live = actions.live
     for event in (
         live.stop.click(
-            actions.stop_training, [owner, live.run], api_name="stop_training",
+            actions.stop_training,
+            [owner, live.run],
+            api_name="stop_training",
             api_description="Take a run out of the queue, or stop it after its current step; it can be resumed.",
         ),
         live.resume.click(
-            actions.resume_training, [owner, live.run], api_name="resume_training",
+            actions.resume_training,
+            [owner, live.run],
+            api_name="resume_training",
             api_description="Go on with a run that was stopped, cut off or failed.",
         ),
         sure.yes.click(
-            actions.delete_run, [owner, live.run], api_name="delete_run",
+            actions.delete_run,
+            [owner, live.run],
+            api_name="delete_run",
             api_description="Delete a run that has ended, with its photos, pictures and model.",
         ),
-    ):  # fmt: skip
+    ):
         event.success(**refresh)
     live.delete.click(lambda: gr.Column(visible=True), None, sure.group, **QUIET)
     gr.on([sure.yes.click, sure.no.click, live.run.change], lambda: gr.Column(visible=False), None, sure.group, **QUIET)
@@ -285,18 +321,44 @@ class Actions:
 
     @in_plain_words
     def start_training(
-        self, owner: str, photos: Photos | None, identifier: str, class_noun: str, recipe: str | None = None,
-        base_model: str | None = None, steps: int | None = None, learning_rate: float | None = None,
-        prior: bool | None = None, class_images: int | None = None, text_encoder: bool | None = None,
-        seed: int | None = None, ways: Ways = "one", method: str | None = None, drift: float | None = None,
-        learned: str | None = None, crops: list | None = None, consent: bool = False, more: dict | None = None,
-        more_subjects: list | None = None, more_photos: Photos | None = None,
-    ) -> list[str]:  # fmt: skip
+        self,
+        owner: str,
+        photos: Photos | None,
+        identifier: str,
+        class_noun: str,
+        recipe: str | None = None,
+        base_model: str | None = None,
+        steps: int | None = None,
+        learning_rate: float | None = None,
+        prior: bool | None = None,
+        class_images: int | None = None,
+        text_encoder: bool | None = None,
+        seed: int | None = None,
+        ways: Ways = "one",
+        method: str | None = None,
+        drift: float | None = None,
+        learned: str | None = None,
+        crops: list | None = None,
+        consent: bool = False,
+        more: dict | None = None,
+        more_subjects: list | None = None,
+        more_photos: Photos | None = None,
+    ) -> list[str]:
         """Queue one training, or several that differ in what keeps the class alone, and return the ids."""
         choices = Choices(
-            recipe, base_model, steps, learning_rate, prior, class_images, text_encoder, seed, ways, method, drift,
+            recipe,
+            base_model,
+            steps,
+            learning_rate,
+            prior,
+            class_images,
+            text_encoder,
+            seed,
+            ways,
+            method,
+            drift,
             learned,
-        )  # fmt: skip
+        )
         settings = choices.as_settings(self.studio, more)
         new_word = _makes_a_word(forms.method_of(settings), learned)
         uploads, said = taught(photos, {}, identifier, class_noun, (), new_word, crops)
@@ -307,29 +369,53 @@ class Actions:
 
     @in_plain_words
     def start_from_page(
-        self, owner: str, photos: Photos | None, crops: Boxes, identifier: str, class_noun: str, kept: list[Kept],
-        consent: bool, *values: Any,
-    ) -> list[str]:  # fmt: skip
+        self,
+        owner: str,
+        photos: Photos | None,
+        crops: Boxes,
+        identifier: str,
+        class_noun: str,
+        kept: list[Kept],
+        consent: bool,
+        *values: Any,
+    ) -> list[str]:
         """The same with what the page shows."""
         settings, choices, uploads, said = self._shown(photos, crops, identifier, class_noun, kept, values)
         return self._start(owner, settings, choices, uploads, said, consent)
 
     def _start(
-        self, owner: str, settings: dict, choices: Choices, uploads: list[Upload], said: list[dict[str, str]],
+        self,
+        owner: str,
+        settings: dict,
+        choices: Choices,
+        uploads: list[Upload],
+        said: list[dict[str, str]],
         consent: bool,
-    ) -> list[str]:  # fmt: skip
+    ) -> list[str]:
         settings = settings | {"subject": said[0], "more_subjects": said[1:]}
         known = self.estimates.known(settings)
         runs = self.studio.start(
-            owner, settings, uploads[0].photos, crops=uploads[0].crops, others=uploads[1:], learned=choices.learned,
-            ways=choices.ways or "one", consent=consent, seconds=known.seconds if known else None,
-        )  # fmt: skip
+            owner,
+            settings,
+            uploads[0].photos,
+            crops=uploads[0].crops,
+            others=uploads[1:],
+            learned=choices.learned,
+            ways=choices.ways or "one",
+            consent=consent,
+            seconds=known.seconds if known else None,
+        )
         return [run.id for run in runs]
 
     def _shown(
-        self, photos: Photos | None, crops: Boxes, identifier: str, class_noun: str, kept: list[Kept],
+        self,
+        photos: Photos | None,
+        crops: Boxes,
+        identifier: str,
+        class_noun: str,
+        kept: list[Kept],
         values: Sequence[Any],
-    ) -> tuple[dict[str, Any], Choices, list[Upload], list[dict[str, str]]]:  # fmt: skip
+    ) -> tuple[dict[str, Any], Choices, list[Upload], list[dict[str, str]]]:
         """What the page shows: settings nested like a config file, the choices on top, and every subject."""
         count = len(Choices._fields)
         choices = Choices(*values[:count])
@@ -345,15 +431,23 @@ class Actions:
 
     @in_plain_words
     def estimate(
-        self, recipe: str | None = None, base_model: str | None = None, steps: int | None = None,
-        learning_rate: float | None = None, prior: bool | None = None, class_images: int | None = None,
-        text_encoder: bool | None = None, ways: Ways = "one", method: str | None = None, drift: float | None = None,
+        self,
+        recipe: str | None = None,
+        base_model: str | None = None,
+        steps: int | None = None,
+        learning_rate: float | None = None,
+        prior: bool | None = None,
+        class_images: int | None = None,
+        text_encoder: bool | None = None,
+        ways: Ways = "one",
+        method: str | None = None,
+        drift: float | None = None,
         more: dict | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """What a training needs; what is not given is as the recipe says."""
         choices = Choices(
             recipe, base_model, steps, learning_rate, prior, class_images, text_encoder, None, ways, method, drift, None
-        )  # fmt: skip
+        )
         return estimates.as_dict(self.estimates.of(choices.as_settings(self.studio, more), ways))
 
     def show_estimate(
@@ -446,10 +540,14 @@ class Actions:
     def _summary(self, run: Run) -> dict[str, Any]:
         partners, worker = [partner.id for partner in self.studio.partners(run)], self.studio.worker
         return {
-            "id": run.id, **self.digests.report(run).as_dict(), "partner": partners[0] if partners else None,
-            "partners": partners, "condition": run.config.condition,
-            "position": worker.position(run), "seconds_until_start": worker.seconds_until_start(run),
-        }  # fmt: skip
+            "id": run.id,
+            **self.digests.report(run).as_dict(),
+            "partner": partners[0] if partners else None,
+            "partners": partners,
+            "condition": run.config.condition,
+            "position": worker.position(run),
+            "seconds_until_start": worker.seconds_until_start(run),
+        }
 
     # -- the page
 
@@ -501,9 +599,16 @@ class Actions:
         if (before.size, before.waiting, before.moving) == (report.size, waiting, moving):
             return self._nothing()
         now = Seen(
-            run.id, report.size, report.status, len(report.pictures), report.losses.shape[1], report.measured, waiting,
-            before.twin, before.moving,
-        )  # fmt: skip
+            run.id,
+            report.size,
+            report.status,
+            len(report.pictures),
+            report.losses.shape[1],
+            report.measured,
+            waiting,
+            before.twin,
+            before.moving,
+        )
         new: dict[gr.blocks.Block, Any] = {}
         ended_or_measured = before.status != now.status or before.measured != now.measured
         if ended_or_measured:

@@ -80,8 +80,9 @@ def test_unseen_words_get_embeddings_of_typical_length(tmp_path):
     assert torch.equal(table[seen], before[seen])
     rare = tokenizer.convert_tokens_to_ids([word + "</w>" for word in RARE_WORDS])
     torch.testing.assert_close(table[rare].norm(dim=1), table[seen].norm(dim=1).median().expand(len(rare)))
-    torch.testing.assert_close(table[rare] / table[rare].norm(dim=1, keepdim=True),
-                               before[rare] / before[rare].norm(dim=1, keepdim=True))  # fmt: skip
+    torch.testing.assert_close(
+        table[rare] / table[rare].norm(dim=1, keepdim=True), before[rare] / before[rare].norm(dim=1, keepdim=True)
+    )
 
 
 def test_the_sample_subjects_that_ship_are_what_is_drawn(tmp_path, monkeypatch):

@@ -59,9 +59,11 @@ def test_grids_are_drawn(folders):
 def test_the_judges_own_accuracy_stands_beside_the_models(folders):
     rows = cells(figures.judged(folders, each=1, held_out=4))
     assert [row[0] for row in rows[1:]] == [
-        "4 held-out renders, photos", "4 held-out renders, all styles", "4 pictures, guidance 1",
+        "4 held-out renders, photos",
+        "4 held-out renders, all styles",
+        "4 pictures, guidance 1",
         "lowest class, lowest context",
-    ]  # fmt: skip
+    ]
     assert rows[3][1] in ("0.0%", "25.0%", "50.0%", "75.0%", "100.0%")
     assert rows[4][1].split()[0] in ("dog", "cat")
 
@@ -69,8 +71,11 @@ def test_the_judges_own_accuracy_stands_beside_the_models(folders):
 def test_surfaces_stand_beside_the_renders_own(folders):
     rows = cells(figures.surfaces(folders, each=1))
     assert [row[0] for row in rows] == [
-        "surfaces, 4 pictures each", "held-out renders", "the same through the VAE", "drawn, guidance 1",
-    ]  # fmt: skip
+        "surfaces, 4 pictures each",
+        "held-out renders",
+        "the same through the VAE",
+        "drawn, guidance 1",
+    ]
     for row in rows[1:]:
         assert 0 < float(row[1].removesuffix("%")) < 100
         assert float(row[2]) > 1
@@ -81,9 +86,12 @@ def test_surfaces_stand_beside_the_renders_own(folders):
 def test_variety_is_told_by_every_look_there_is(folders, exported):
     rows = cells(figures.variety(replace(folders, encoders=exported / "encoders"), each=3))
     assert [row[0] for row in rows[1:]] == [
-        "DIV as `evaluate` measures it", "1 - cosine, judge", "1 - cosine, CLIP", "1 - cosine, ViT",
+        "DIV as `evaluate` measures it",
+        "1 - cosine, judge",
+        "1 - cosine, CLIP",
+        "1 - cosine, ViT",
         "RMS of pixels at 32 px",
-    ]  # fmt: skip
+    ]
     for row in rows[1:]:
         drawn, real = float(row[1]), float(row[2])
         assert real > 0
@@ -108,8 +116,11 @@ def test_encoders_are_measured_beside_pixels_and_chance(folders, exported):
 
 
 def test_dreambooth_measures_real_base_and_both_ways(folders, judged, tmp_path):
-    quick = {"train": {"steps": 1, "crops_per_photo": 1}, "prior": {"num_images": 2, "steps": 1},
-             "sampling": {"steps": 1}}  # fmt: skip
+    quick = {
+        "train": {"steps": 1, "crops_per_photo": 1},
+        "prior": {"num_images": 2, "steps": 1},
+        "sampling": {"steps": 1},
+    }
     folders = replace(folders, work=tmp_path)
     (tmp_path / "judge.pt").write_bytes((judged / "judge.pt").read_bytes())
     said = figures.dreambooth(folders, ["backpack"], each=1, class_pictures=2, settings=quick)

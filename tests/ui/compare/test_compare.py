@@ -48,8 +48,11 @@ def test_a_pair_is_drawn_row_by_row_from_equal_seeds(actions: Actions, pair: lis
     shown = rows[-1]
     assert shown.titles == ("Base model", "Without PPL", "With PPL")
     assert [(line.prompt, line.seed) for line in shown.lines] == [
-        ("a photo of a dog", 5), ("a photo of a dog", 6), ("a sks dog in the snow", 5), ("a sks dog in the snow", 6),
-    ]  # fmt: skip
+        ("a photo of a dog", 5),
+        ("a photo of a dog", 6),
+        ("a sks dog in the snow", 5),
+        ("a sks dog in the snow", 6),
+    ]
     by_hand = dict(zip(shown.titles, (tiny_model, pair[1].path / "model", pair[0].path / "model"), strict=True))
     for column, folder in enumerate(by_hand.values()):
         expected = expected_picture(folder)
@@ -71,8 +74,12 @@ def test_a_pair_is_drawn_row_by_row_from_equal_seeds(actions: Actions, pair: lis
     assert list(values["models"]) == list(shown.titles)
     for metrics in values["models"].values():
         assert {name: metric["count"] for name, metric in metrics.items()} == {
-            "dino": 2, "clip_i": 2, "clip_t": 2, "pres": 2, "div": 1,
-        }  # fmt: skip
+            "dino": 2,
+            "clip_i": 2,
+            "clip_t": 2,
+            "pres": 2,
+            "div": 1,
+        }
     assert values["differences"]["With PPL"].keys() == metrics.keys()
     assert values["encoders"]["dino"] == "toybox ViT"
     assert "What the pictures say" in figures
@@ -190,9 +197,15 @@ def test_only_ones_own_runs_are_compared(actions: Actions, pair: list):
             list(actions.compare(owner, run, "a dog", 2, 3.0, 0, 1))
 
 
-@pytest.mark.parametrize(("changed", "words"), [
-    ({0: " \n"}, "There is no prompt"), ({1: 0}, "steps is 0"), ({3: -1}, "seed is -1"), ({4: 0}, "num_images is 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({0: " \n"}, "There is no prompt"),
+        ({1: 0}, "steps is 0"),
+        ({3: -1}, "seed is -1"),
+        ({4: 0}, "num_images is 0"),
+    ],
+)
 def test_what_can_not_be_compared_is_a_sentence(actions: Actions, pair: list, changed: dict, words: str):
     asked = ["a dog", 2, 3.0, 0, 1]
     for place, value in changed.items():
@@ -227,9 +240,12 @@ def test_the_list_names_a_pair_once_and_says_what_to_do_without_a_run(
     assert "both ways" in dict((name, words) for words, name in run.choices)[run.value]
     assert run.value in [one.id for one in pair]
     assert prompts.splitlines() == [
-        "a photo of a dog", "a sks dog in the jungle", "a sks dog in the snow", "a sks dog on the beach",
+        "a photo of a dog",
+        "a sks dog in the jungle",
+        "a sks dog in the snow",
+        "a sks dog on the beach",
         "a sks dog on a cobblestone street",
-    ]  # fmt: skip
+    ]
     assert steps == 2
     assert "Trained both ways" in status
     assert "Trained one way" in actions.prefill(ANNA, single.id)[0]

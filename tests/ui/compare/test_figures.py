@@ -67,14 +67,20 @@ def test_each_figure_is_the_mean_that_its_metric_says(
         looks, texts = encoders.clip.embed(ours), encoders.clip.embed_texts(words)
         apart = encoders.perceptual.distances([(ours[0], ours[1]), (ours[2], ours[3])])
         by_hand = {
-            "dino": (encoders.dino.embed(ours) @ real.T).mean(), "pres": (encoders.dino.embed(kin) @ real.T).mean(),
-            "clip_i": (looks @ encoders.clip.embed(photos).T).mean(), "clip_t": (looks * texts).sum(1).mean(),
+            "dino": (encoders.dino.embed(ours) @ real.T).mean(),
+            "pres": (encoders.dino.embed(kin) @ real.T).mean(),
+            "clip_i": (looks @ encoders.clip.embed(photos).T).mean(),
+            "clip_t": (looks * texts).sum(1).mean(),
             "div": apart.mean(),
-        }  # fmt: skip
+        }
         assert {name: e.value for name, e in row.estimates.items()} == pytest.approx(by_hand, abs=1e-5)
         assert {name: e.count for name, e in row.estimates.items()} == {
-            "dino": 4, "clip_i": 4, "clip_t": 4, "pres": 2, "div": 2,
-        }  # fmt: skip
+            "dino": 4,
+            "clip_i": 4,
+            "clip_t": 4,
+            "pres": 2,
+            "div": 2,
+        }
         assert all(e.low <= e.value <= e.high for e in row.estimates.values())
     without, *others = found.rows[1:]
     assert [row.title for row in found.differences] == ["With PPL", "With drift penalty"]
@@ -102,11 +108,14 @@ def test_a_run_alone_has_no_difference_and_held_back_pictures_count_for_nothing(
     assert found.notes == ("1 of all pictures are not shown, and count for nothing here.",)
 
 
-@pytest.mark.parametrize(("prompts", "count", "names", "note"), [
-    (PROMPTS[:1], 2, {"pres"}, "No row names the subject, sks"),
-    (PROMPTS[1:2], 2, {"dino", "clip_i", "clip_t", "div"}, "No row is the class prompt, “a photo of a dog”"),
-    (PROMPTS[3:], 1, set(), "No row"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompts", "count", "names", "note"),
+    [
+        (PROMPTS[:1], 2, {"pres"}, "No row names the subject, sks"),
+        (PROMPTS[1:2], 2, {"dino", "clip_i", "clip_t", "div"}, "No row is the class prompt, “a photo of a dog”"),
+        (PROMPTS[3:], 1, set(), "No row"),
+    ],
+)
 def test_what_there_are_no_pictures_for_is_told(
     tmp_path: Path, config: Config, photos: list[Image.Image], encoders: Encoders, prompts, count, names, note
 ):
@@ -119,8 +128,10 @@ def test_what_there_are_no_pictures_for_is_told(
 def test_of_several_subjects_the_first_is_measured_where_it_is_alone(
     tmp_path: Path, photos: list[Image.Image], encoders: Encoders
 ):
-    subjects = {"subject": {"photos": ".", "identifier": "<a>", "class_noun": "dog"},
-                "more_subjects": [{"photos": ".", "identifier": "<b>", "class_noun": "cat"}]}  # fmt: skip
+    subjects = {
+        "subject": {"photos": ".", "identifier": "<a>", "class_noun": "dog"},
+        "more_subjects": [{"photos": ".", "identifier": "<b>", "class_noun": "cat"}],
+    }
     prompts = ("a photo of <a> dog", "a photo of <b> cat", "a photo of <a> dog and <b> cat", "a photo of a dog")
     shown = drawn(tmp_path, ("Base model", "Your model"), prompts)
     found = measured(shown, Config.from_dict(subjects | {"prior": {"enabled": False}}), photos, encoders)

@@ -39,11 +39,20 @@ class Answer:
 
 
 def asked(
-    method: str = "POST", path: str = "/gradio_api/queue/join", headers: dict | None = None, *, query: str = "",
-    body: bytes | list[bytes] = b"{}", hosts: str = "", around: dict | None = None, scheme: str = "http",
-    clients: Clients | None = None, client: str = "192.0.2.1", arrives: Callable[[], None] = lambda: None,
+    method: str = "POST",
+    path: str = "/gradio_api/queue/join",
+    headers: dict | None = None,
+    *,
+    query: str = "",
+    body: bytes | list[bytes] = b"{}",
+    hosts: str = "",
+    around: dict | None = None,
+    scheme: str = "http",
+    clients: Clients | None = None,
+    client: str = "192.0.2.1",
+    arrives: Callable[[], None] = lambda: None,
     known: Hosts | None = None,
-) -> Answer:  # fmt: skip
+) -> Answer:
     """One request to a guard, in front of a server that answers everything, and to any site, as Gradio does."""
     seen, sent, got = [], [], []
     coming = [body] if isinstance(body, bytes) else list(body)
@@ -65,38 +74,46 @@ def asked(
     settings = StudioSettings.from_environment({"DREAMBOOTH_HOSTS": hosts} | (around or {}))
     given = [(name.encode(), value.encode()) for name, value in (OWN | (headers or {})).items()]
     scope = {
-        "type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": given,
-        "scheme": scheme, "client": (client, 5),
-    }  # fmt: skip
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": query.encode(),
+        "headers": given,
+        "scheme": scheme,
+        "client": (client, 5),
+    }
     counted = clients or Clients(Path(__file__).parent)
     asyncio.run(Guard(gradio, known or Hosts(settings, around or {}), counted)(scope, receive, send))
     kept = httpx.Headers(sent[0]["headers"])
     return Answer(sent[0]["status"], kept, b"".join(part.get("body", b"") for part in sent[1:]), seen, b"".join(got))
 
 
-@pytest.mark.parametrize(("host", "around", "hosts", "answered"), [
-    ("localhost:7860", {}, "", True),
-    ("127.0.0.1:7860", {}, "", True),
-    ("[::1]:7860", {}, "", True),
-    ("LOCALHOST", {}, "", True),
-    ("evil.example:7860", {}, "", False),
-    ("localhost.evil.example", {}, "", False),
-    ("192.168.1.7:7860", {}, "", False),  # nobody can have reached it there
-    ("0.0.0.0:7860", {}, "", False),
-    ("192.168.1.7:7860", {"GRADIO_SERVER_NAME": "0.0.0.0"}, "", True),
-    ("[fe80::1]", {"GRADIO_SERVER_NAME": "::"}, "", True),
-    ("evil.example", {"GRADIO_SERVER_NAME": "0.0.0.0"}, "", False),
-    ("desk.lan", {"GRADIO_SERVER_NAME": "desk.lan"}, "", True),
-    ("studio.example", {}, "studio.example", True),
-    ("studio.example:8443", {}, "a.example, studio.example:8443", True),
-    ("other.example", {}, "studio.example", False),
-    ("me-studio.hf.space", SPACE, "", True),
-    ("10.0.3.4:7860", SPACE, "", True),  # what looks after the Space's health
-    ("evil.hf.space", SPACE, "", False),
-    ("evil.example@localhost", {}, "", False),
-    ("localhost/evil.example", {}, "", False),
-    ("", {}, "", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("host", "around", "hosts", "answered"),
+    [
+        ("localhost:7860", {}, "", True),
+        ("127.0.0.1:7860", {}, "", True),
+        ("[::1]:7860", {}, "", True),
+        ("LOCALHOST", {}, "", True),
+        ("evil.example:7860", {}, "", False),
+        ("localhost.evil.example", {}, "", False),
+        ("192.168.1.7:7860", {}, "", False),  # nobody can have reached it there
+        ("0.0.0.0:7860", {}, "", False),
+        ("192.168.1.7:7860", {"GRADIO_SERVER_NAME": "0.0.0.0"}, "", True),
+        ("[fe80::1]", {"GRADIO_SERVER_NAME": "::"}, "", True),
+        ("evil.example", {"GRADIO_SERVER_NAME": "0.0.0.0"}, "", False),
+        ("desk.lan", {"GRADIO_SERVER_NAME": "desk.lan"}, "", True),
+        ("studio.example", {}, "studio.example", True),
+        ("studio.example:8443", {}, "a.example, studio.example:8443", True),
+        ("other.example", {}, "studio.example", False),
+        ("me-studio.hf.space", SPACE, "", True),
+        ("10.0.3.4:7860", SPACE, "", True),  # what looks after the Space's health
+        ("evil.hf.space", SPACE, "", False),
+        ("evil.example@localhost", {}, "", False),
+        ("localhost/evil.example", {}, "", False),
+        ("", {}, "", False),
+    ],
+)
 def test_only_the_studios_own_names_get_an_answer(host: str, around: dict, hosts: str, answered: bool):
     for method, path in (("GET", "/"), ("HEAD", "/"), ("POST", "/gradio_api/queue/join")):
         got = asked(method, path, {"host": host}, hosts=hosts, around=around)
@@ -149,15 +166,23 @@ def multipart(*files: bytes, disposition: str = 'name="files"; filename="a.png"'
 
 
 FOREIGN = [
-    {"origin": "https://evil.example"}, {"origin": "null"}, {"origin": "http://localhost:3000"},
-    {"origin": "http://evil.localhost:7860"}, {"origin": "file://localhost:7860"}, {"origin": "http://[::"},
-    {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"sec-fetch-site": "cross-site, none"},
+    {"origin": "https://evil.example"},
+    {"origin": "null"},
+    {"origin": "http://localhost:3000"},
+    {"origin": "http://evil.localhost:7860"},
+    {"origin": "file://localhost:7860"},
+    {"origin": "http://[::"},
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-site"},
+    {"sec-fetch-site": "cross-site, none"},
     {"origin": "http://localhost:7860", "sec-fetch-site": "cross-site"},
-]  # fmt: skip
+]
 OF_THE_PAGE = [
-    {}, {"origin": "http://localhost:7860"}, {"origin": "http://localhost:7860", "sec-fetch-site": "same-origin"},
+    {},
+    {"origin": "http://localhost:7860"},
+    {"origin": "http://localhost:7860", "sec-fetch-site": "same-origin"},
     {"sec-fetch-site": "none"},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "GET", "HEAD"])
@@ -181,10 +206,13 @@ def test_a_refusal_is_a_sentence_in_the_form_in_which_the_page_shows_it():
     assert got.body.decode() == "Another site's page asked for this. Open the studio itself."
 
 
-@pytest.mark.parametrize("headers", [
-    {"host": "127.0.0.1:7860", "origin": "https://studio.example"},  # as nginx passes it on when not told otherwise
-    {"host": "studio.example", "origin": "https://studio.example", "sec-fetch-site": "same-origin"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "127.0.0.1:7860", "origin": "https://studio.example"},  # as nginx passes it on when not told otherwise
+        {"host": "studio.example", "origin": "https://studio.example", "sec-fetch-site": "same-origin"},
+    ],
+)
 def test_behind_a_proxy_the_declared_name_is_the_studios_own(headers: dict):
     assert asked(headers=headers, hosts="studio.example").status == 200
     assert asked(headers=headers | {"origin": "https://evil.example"}, hosts="studio.example").status == 403
@@ -237,9 +265,13 @@ def test_in_the_frame_of_a_space_the_cookie_is_sent_as_well():
         assert got.headers["set-cookie"].endswith("; Secure; SameSite=None; Partitioned")
 
 
-@pytest.mark.parametrize(("scheme", "name", "other"), [
-    ("https", guard.SECURE_COOKIE, COOKIE), ("http", COOKIE, guard.SECURE_COOKIE),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scheme", "name", "other"),
+    [
+        ("https", guard.SECURE_COOKIE, COOKIE),
+        ("http", COOKIE, guard.SECURE_COOKIE),
+    ],
+)
 def test_a_visitor_is_known_by_a_cookie_that_nobody_else_put_there(scheme: str, name: str, other: str):
     """Over https a site whose name ends like the studio's can set cookies for it, but none that is `__Host-`."""
     mine, planted = "a" * 32, "b" * 32
@@ -318,14 +350,31 @@ def photo(path: str, **more: str) -> dict:
     return {"image": {"path": path, "meta": {"_type": "gradio.FileData"}} | more, "caption": None}
 
 
-@pytest.mark.parametrize("address", [
-    "https://evil.example/a.png", "HTTP://10.0.0.1/", " http://x", "ftp://x/a", "file:///etc/passwd",
-    "data:image/png,x", "gopher:x", "s3://bucket/x",
-])  # fmt: skip
-@pytest.mark.parametrize("path", [
-    "/gradio_api/queue/join", "/gradio_api/call/check_photos", "/gradio_api/call/v2/check_photos",
-    "/gradio_api/run/check_photos", "/gradio_api/api/check_photos", "/gradio_api/mcp/", "/any/new",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://evil.example/a.png",
+        "HTTP://10.0.0.1/",
+        " http://x",
+        "ftp://x/a",
+        "file:///etc/passwd",
+        "data:image/png,x",
+        "gopher:x",
+        "s3://bucket/x",
+    ],
+)
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/queue/join",
+        "/gradio_api/call/check_photos",
+        "/gradio_api/call/v2/check_photos",
+        "/gradio_api/run/check_photos",
+        "/gradio_api/api/check_photos",
+        "/gradio_api/mcp/",
+        "/any/new",
+    ],
+)
 def test_a_photo_is_no_address(path: str, address: str):
     for body in ({"data": [[photo(address)]]}, {"photos": [[{"deep": photo(address)}]]}, photo(address)):
         got = asked(path=path, body=json.dumps(body).encode())
@@ -378,13 +427,16 @@ def test_an_upload_is_of_so_many_files_and_of_files_alone():
     assert uploaded(most, {"content-type": "image/png"}).status == 415
 
 
-@pytest.mark.parametrize(("prefix", "path", "status"), [
-    ("/studio", "/studio/gradio_api/upload", 200),
-    ("/studio", "/gradio_api/upload", 200),  # where the proxy leaves its own part out
-    ("/studio", "/studios/gradio_api/upload", 415),
-    ("/gradio", "/gradio_api/upload", 200),
-    ("", "/studio/gradio_api/upload", 415),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prefix", "path", "status"),
+    [
+        ("/studio", "/studio/gradio_api/upload", 200),
+        ("/studio", "/gradio_api/upload", 200),  # where the proxy leaves its own part out
+        ("/studio", "/studios/gradio_api/upload", 415),
+        ("/gradio", "/gradio_api/upload", 200),
+        ("", "/studio/gradio_api/upload", 415),
+    ],
+)
 def test_below_a_proxys_path_the_routes_are_the_same(prefix: str, path: str, status: int):
     body = multipart(b"x")
     length = {"content-length": str(len(body))}
@@ -409,12 +461,15 @@ def clients(tmp_path: Path, now: list[float]) -> Clients:
     return Clients(tmp_path, clock=lambda: now[0])
 
 
-@pytest.mark.parametrize(("seconds", "size", "status"), [
-    (4, 100, 408),
-    (3, 100_000, 200),
-    (10, 1_000_000, 200),  # 100 kB a second, for longer than anything waits
-    (10, 500_000, 408),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seconds", "size", "status"),
+    [
+        (4, 100, 408),
+        (3, 100_000, 200),
+        (10, 1_000_000, 200),  # 100 kB a second, for longer than anything waits
+        (10, 500_000, 408),
+    ],
+)
 def test_a_body_comes_as_fast_as_a_slow_line_brings_it(seconds: int, size: int, status: int, clients, now):
     def tick():
         now[0] += seconds
@@ -500,10 +555,17 @@ def test_uploads_in_sum_stay_below_a_bound_and_leave_the_disk_its_room(clients, 
     assert uploaded(body, clients=clients).status == 200
 
 
-@pytest.mark.parametrize(("method", "path", "kind"), [
-    ("GET", "/assets/a.js", "read"), ("POST", "/gradio_api/queue/join", "act"), ("GET", "/login/huggingface", "login"),
-    ("GET", "/", "page"), ("GET", "/config/", "page"), ("GET", "/gradio_api/info", "page"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "path", "kind"),
+    [
+        ("GET", "/assets/a.js", "read"),
+        ("POST", "/gradio_api/queue/join", "act"),
+        ("GET", "/login/huggingface", "login"),
+        ("GET", "/", "page"),
+        ("GET", "/config/", "page"),
+        ("GET", "/gradio_api/info", "page"),
+    ],
+)
 def test_requests_a_minute_have_a_bound_for_each_client(method, path, kind, clients, now, monkeypatch):
     at_least = {"read": 20 * 3 * 133, "act": 20 * 3 * 60, "login": 20 * 3, "page": 20 * 3 * 3}[kind]
     assert guard.A_MINUTE[kind] >= at_least, "behind one NAT"
@@ -568,12 +630,23 @@ def test_a_clients_pages_are_made_some_at_a_time(clients, monkeypatch):
 
         hosts = Hosts(StudioSettings(), {})
         visits = [
-            asyncio.create_task(Guard(gradio, hosts, clients)({
-                "type": "http", "method": "GET", "path": path, "query_string": b"", 
-                "headers": [(b"host", b"localhost")], "scheme": "http", "client": (client, 5),
-            }, None, send))
+            asyncio.create_task(
+                Guard(gradio, hosts, clients)(
+                    {
+                        "type": "http",
+                        "method": "GET",
+                        "path": path,
+                        "query_string": b"",
+                        "headers": [(b"host", b"localhost")],
+                        "scheme": "http",
+                        "client": (client, 5),
+                    },
+                    None,
+                    send,
+                )
+            )
             for client, path in [("a", "/"), ("a", "/config"), ("a", "/"), ("b", "/"), ("a", "/theme.css")]
-        ]  # fmt: skip
+        ]
         for _ in range(20):
             await asyncio.sleep(0)
         assert made == ["a", "a", "b", "a"]

@@ -33,13 +33,19 @@ def test_a_space_is_public_and_limited_unless_it_is_said_otherwise():
     assert (lifted.public, lifted.max_runs, lifted.max_queue) == (True, None, space.max_queue)
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    ({"DREAMBOOTH_WORKERS": "0"}, r"DREAMBOOTH_WORKERS = '0': Input should be greater than or equal to 1"),
-    ({"DREAMBOOTH_WORKERS": "none"}, r"DREAMBOOTH_WORKERS = 'none'"),
-    ({"DREAMBOOTH_DISK_GB": "nan"}, r"DREAMBOOTH_DISK_GB = 'nan'"),
-    ({"DREAMBOOTH_PUBLIC": "maybe", "DREAMBOOTH_MAX_RUNS": "2.5"}, r"DREAMBOOTH_PUBLIC = 'maybe'.*MAX_RUNS = '2.5'"),
-    ({"DREAMBOOTH_MAX_RUN": "3"}, r"DREAMBOOTH_MAX_RUN is not a setting\. There are .*DREAMBOOTH_MAX_RUNS"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"DREAMBOOTH_WORKERS": "0"}, r"DREAMBOOTH_WORKERS = '0': Input should be greater than or equal to 1"),
+        ({"DREAMBOOTH_WORKERS": "none"}, r"DREAMBOOTH_WORKERS = 'none'"),
+        ({"DREAMBOOTH_DISK_GB": "nan"}, r"DREAMBOOTH_DISK_GB = 'nan'"),
+        (
+            {"DREAMBOOTH_PUBLIC": "maybe", "DREAMBOOTH_MAX_RUNS": "2.5"},
+            r"DREAMBOOTH_PUBLIC = 'maybe'.*MAX_RUNS = '2.5'",
+        ),
+        ({"DREAMBOOTH_MAX_RUN": "3"}, r"DREAMBOOTH_MAX_RUN is not a setting\. There are .*DREAMBOOTH_MAX_RUNS"),
+    ],
+)
 def test_a_wrong_setting_is_named(given: dict, said: str):
     with pytest.raises(ConfigError, match=said) as caught:
         StudioSettings.from_environment(given)
@@ -72,19 +78,22 @@ def test_the_readme_lists_every_setting_of_the_studio():
         assert row in readme
 
 
-@pytest.mark.parametrize(("more", "said"), [
-    ({"train": {"batch_size": 256}}, "train.batch_size is 256, and this studio takes 8 at most"),
-    ({"sampling": {"steps": 1000}}, "sampling.steps is 1000"),
-    ({"sampling": {"prompts": ["a dog"] * 5}}, "The number of sampling.prompts is 5"),
-    ({"lora": {"rank": 1024}}, "lora.rank is 1024, and this studio takes 64 at most"),
-    ({"lora": {"targets": ["to_k"] * 17}}, "The number of lora.targets is 17"),
-    ({"word": {"vectors": 16}}, "word.vectors is 16"),
-    ({"more_subjects": subjects(4), "prior": {"enabled": False}}, "The number of subjects is 5, and .* 4 at most"),
-    ({"more_subjects": subjects(3), "prior": {"num_images": 121}}, "for 5 class prompts together is 605"),
-    ({"evaluation": {"dino": "facebook/dino-vits8"}}, "evaluation.dino can't be chosen on a public studio"),
-    ({"evaluation": {"clip": "/etc"}}, "evaluation.clip can't be chosen on a public studio. Leave it out"),
-    ({"prior": {"pack": "somebody/dogs"}}, "prior.pack can't be chosen on a studio of somebody else's"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"train": {"batch_size": 256}}, "train.batch_size is 256, and this studio takes 8 at most"),
+        ({"sampling": {"steps": 1000}}, "sampling.steps is 1000"),
+        ({"sampling": {"prompts": ["a dog"] * 5}}, "The number of sampling.prompts is 5"),
+        ({"lora": {"rank": 1024}}, "lora.rank is 1024, and this studio takes 64 at most"),
+        ({"lora": {"targets": ["to_k"] * 17}}, "The number of lora.targets is 17"),
+        ({"word": {"vectors": 16}}, "word.vectors is 16"),
+        ({"more_subjects": subjects(4), "prior": {"enabled": False}}, "The number of subjects is 5, and .* 4 at most"),
+        ({"more_subjects": subjects(3), "prior": {"num_images": 121}}, "for 5 class prompts together is 605"),
+        ({"evaluation": {"dino": "facebook/dino-vits8"}}, "evaluation.dino can't be chosen on a public studio"),
+        ({"evaluation": {"clip": "/etc"}}, "evaluation.clip can't be chosen on a public studio. Leave it out"),
+        ({"prior": {"pack": "somebody/dogs"}}, "prior.pack can't be chosen on a studio of somebody else's"),
+    ],
+)
 def test_no_stranger_keeps_a_public_studio_waiting_or_names_what_it_fetches(more: dict, said: str):
     asked = Config.from_dict({"preset": "toybox", "subject": {"photos": ".", "class_noun": "dog"}} | more)
     with pytest.raises(ConfigError, match=said):
@@ -105,14 +114,49 @@ def test_nobody_who_logs_in_names_what_the_hosts_token_fetches(monkeypatch: pyte
         refuse_too_much(Config.from_dict(settings), StudioSettings())
 
 
-@pytest.mark.parametrize(("noun", "person"), [
-    ("person", True), ("Woman", True), ("old man", True), ("baby", True), ("girl's face", True), ("kids", True),
-    ("Frau", True), ("junge Frau", True), ("femme", True), ("mujer", True), ("donna", True), ("mulher", True),
-    ("vrouw", True), ("kobieta", True), ("žena", True), ("kvinna", True), ("nainen", True), ("Женщина", True),
-    ("γυναίκα", True), ("kadın", True), ("nő", True), ("femeie", True), ("жінка", True), ("MÄDCHEN", True),
-    ("madchen", True), ("garcon", True), ("nin\u0303o", True), ("no dog", False), ("barn", False), ("ember", False),
-    ("Hund", False), ("chat", False), ("perro", False), ("kindle", False),
-    ("dog", False), ("mankini", False), ("backpack", False), ("", False), ("2", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("noun", "person"),
+    [
+        ("person", True),
+        ("Woman", True),
+        ("old man", True),
+        ("baby", True),
+        ("girl's face", True),
+        ("kids", True),
+        ("Frau", True),
+        ("junge Frau", True),
+        ("femme", True),
+        ("mujer", True),
+        ("donna", True),
+        ("mulher", True),
+        ("vrouw", True),
+        ("kobieta", True),
+        ("žena", True),
+        ("kvinna", True),
+        ("nainen", True),
+        ("Женщина", True),
+        ("γυναίκα", True),
+        ("kadın", True),
+        ("nő", True),
+        ("femeie", True),
+        ("жінка", True),
+        ("MÄDCHEN", True),
+        ("madchen", True),
+        ("garcon", True),
+        ("nin\u0303o", True),
+        ("no dog", False),
+        ("barn", False),
+        ("ember", False),
+        ("Hund", False),
+        ("chat", False),
+        ("perro", False),
+        ("kindle", False),
+        ("dog", False),
+        ("mankini", False),
+        ("backpack", False),
+        ("", False),
+        ("2", False),
+    ],
+)
 def test_people_are_known_by_the_class_noun(noun: str, person: bool):
     assert is_person(noun) is person

@@ -149,8 +149,15 @@ def test_who_fills_the_line_keeps_nobody_from_the_page(public: Served, tmp_path:
 @pytest.mark.attack
 def test_nobody_gets_past_the_lines(public: Served, tmp_path: Path):
     functions = (
-        "check_photos", "start_training", "generate", "models", "runs", "run_status", "publishing", "identifier_advice",
-    )  # fmt: skip
+        "check_photos",
+        "start_training",
+        "generate",
+        "models",
+        "runs",
+        "run_status",
+        "publishing",
+        "identifier_advice",
+    )
     for way in ("run", "api"):
         for name in functions:
             answer = httpx.post(f"{public.url}gradio_api/{way}/{name}", json={"data": []}, timeout=SECONDS)

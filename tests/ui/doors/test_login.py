@@ -58,20 +58,23 @@ def test_the_machines_token_is_for_a_studio_of_ones_own_alone(hub: LoopbackHub, 
         assert login.reading_token(None, public=public) is False
 
 
-@pytest.mark.parametrize(("name", "value", "own"), [
-    ("SPACE_ID", "user/studio", False),  # without login, and not public
-    ("GRADIO_SERVER_NAME", "0.0.0.0", False),
-    ("GRADIO_SERVER_NAME", "192.168.1.7", False),
-    ("GRADIO_SERVER_NAME", "", False),
-    ("GRADIO_SERVER_NAME", "::", False),
-    ("GRADIO_SERVER_NAME", "localhost", True),
-    ("GRADIO_SERVER_NAME", "127.0.0.1", True),
-    ("GRADIO_SERVER_NAME", "::1", True),
-    ("GRADIO_SHARE", "True", False),
-    ("GRADIO_SHARE", "false", True),
-    ("DREAMBOOTH_HOSTS", "studio.example", False),
-    ("DREAMBOOTH_HOSTS", " ", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value", "own"),
+    [
+        ("SPACE_ID", "user/studio", False),  # without login, and not public
+        ("GRADIO_SERVER_NAME", "0.0.0.0", False),
+        ("GRADIO_SERVER_NAME", "192.168.1.7", False),
+        ("GRADIO_SERVER_NAME", "", False),
+        ("GRADIO_SERVER_NAME", "::", False),
+        ("GRADIO_SERVER_NAME", "localhost", True),
+        ("GRADIO_SERVER_NAME", "127.0.0.1", True),
+        ("GRADIO_SERVER_NAME", "::1", True),
+        ("GRADIO_SHARE", "True", False),
+        ("GRADIO_SHARE", "false", True),
+        ("DREAMBOOTH_HOSTS", "studio.example", False),
+        ("DREAMBOOTH_HOSTS", " ", True),
+    ],
+)
 def test_the_machines_token_serves_nobody_where_others_reach_the_studio(
     hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, name: str, value: str, own: bool
 ):
@@ -140,9 +143,15 @@ def test_who_knows_an_accounts_id_is_not_that_account(tmp_path: Path):
             login.Visitors(tmp_path).visitor(str(known), request(), None)
 
 
-@pytest.mark.parametrize("owner", [
-    "choose-20-to-64-letters-and-digits-yourself", "a" * 20, "abcabcabcabcabcabcabcabc", "1234567123456712345671234567",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "owner",
+    [
+        "choose-20-to-64-letters-and-digits-yourself",
+        "a" * 20,
+        "abcabcabcabcabcabcabcabc",
+        "1234567123456712345671234567",
+    ],
+)
 def test_an_id_that_others_could_give_too_is_refused(owner: str):
     with pytest.raises(RunError, match=r"easily guessed.*token_urlsafe"):
         owners.checked_owner(owner)

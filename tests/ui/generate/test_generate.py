@@ -24,8 +24,11 @@ from tests.ui.studios import ANNA, BERT
 ASKED = ("a photo of a dog", "a cat", 2, 3.0, 7, 2)
 NOTHING = ("", "", "")
 """No adapter added."""
-WORD = {"subject": {"identifier": "<b>", "class_noun": "cat"}, "train": {"text_encoder": False},
-        "prior": {"enabled": False}}  # fmt: skip
+WORD = {
+    "subject": {"identifier": "<b>", "class_noun": "cat"},
+    "train": {"text_encoder": False},
+    "prior": {"enabled": False},
+}
 UNSTACKED = (1.0, *NOTHING, 1.0, 1.0, 1.0)
 """What a picture says of adapters where there are none."""
 
@@ -47,9 +50,15 @@ def test_pictures_come_batch_by_batch_and_carry_their_settings(actions: Actions,
     assert [caption for _, caption in galleries[-1]] == [f"seed {seed} · a photo of a dog" for seed in (7, 8, 9)]
     with Image.open(galleries[-1][1][0]) as image:
         assert image.text == {
-            "prompt": "a photo of a dog", "negative_prompt": "a cat", "seed": "8", "steps": "2", "scheduler": "default",
-            "guidance_scale": "3.0", "model": "tiny-sd", "precision": resolve_precision("auto", torch.device("cpu")),
-        }  # fmt: skip
+            "prompt": "a photo of a dog",
+            "negative_prompt": "a cat",
+            "seed": "8",
+            "steps": "2",
+            "scheduler": "default",
+            "guidance_scale": "3.0",
+            "model": "tiny-sd",
+            "precision": resolve_precision("auto", torch.device("cpu")),
+        }
     status = [words for _, words in told]
     assert any("Getting" in words for words in status)
     assert "3 pictures in" in status[-1]
@@ -76,10 +85,17 @@ def test_a_visitor_draws_with_a_run_of_their_own_alone(actions: Actions, studio:
         assert not told.value.print_exception
 
 
-@pytest.mark.parametrize(("changed", "words"), [
-    ({1: " "}, "The prompt is empty"), ({3: 0}, "steps is 0"), ({5: -1}, "seed is -1"), ({6: 0}, "num_images is 0"),
-    ({0: ""}, "No model is chosen"), ({0: "owner/tiny"}, "can't be reached"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({1: " "}, "The prompt is empty"),
+        ({3: 0}, "steps is 0"),
+        ({5: -1}, "seed is -1"),
+        ({6: 0}, "num_images is 0"),
+        ({0: ""}, "No model is chosen"),
+        ({0: "owner/tiny"}, "can't be reached"),
+    ],
+)
 def test_what_can_not_be_drawn_is_a_sentence(actions: Actions, changed: dict, words: str):
     asked = ["tiny-sd", *ASKED]
     for place, value in changed.items():
@@ -158,16 +174,22 @@ def test_adapters_are_offered_where_they_fit_and_drawn_with(actions: Actions, st
     [cat] = studios.finished_runs(studio, photo_folder, method="textual_inversion", **WORD)
     [whole] = studios.finished_runs(studio, photo_folder)
     assert {model["model"]: set(model["adapters"]) for model in actions.models(ANNA)} == {
-        "tiny-sd": {lora.id, cat.id}, lora.id: {cat.id}, cat.id: {lora.id}, whole.id: set(),
-    }  # fmt: skip
+        "tiny-sd": {lora.id, cat.id},
+        lora.id: {cat.id},
+        cat.id: {lora.id},
+        whole.id: set(),
+    }
 
     ideas, _, scale, stack, *parts = actions.offer(ANNA, lora.id, *NOTHING)
     assert (scale.visible, stack.visible) == (True, True)
     assert [part.visible for part in parts] == [True, False, False, False, False, False]
     assert parts[0].choices == [("None", ""), (models.label(cat), cat.id)]
     ideas, _, _, _, *parts = actions.offer(ANNA, lora.id, cat.id, "", "")
-    assert ideas.raw_samples[:3] == [["a sks dog and <b> cat in the jungle"], ["a sks dog in the jungle"],
-                                     ["a <b> cat in the jungle"]]  # fmt: skip
+    assert ideas.raw_samples[:3] == [
+        ["a sks dog and <b> cat in the jungle"],
+        ["a sks dog in the jungle"],
+        ["a <b> cat in the jungle"],
+    ]
     assert [part.visible for part in parts] == [True, True, False, False, False, False], "a word has no strength"
     _, _, scale, _, *parts = actions.offer(ANNA, cat.id, lora.id, "", "")
     assert (scale.visible, scale.value) == (False, 1)
@@ -190,12 +212,14 @@ def test_adapters_are_offered_where_they_fit_and_drawn_with(actions: Actions, st
         with Image.open(items[0][0]) as image:
             assert image.tobytes() != stacked
     for owner, model, more, words in [
-        (ANNA, whole.id, (0.5,), "this is a whole model"), (ANNA, "tiny-sd", (0.5,), "this is a whole model"),
-        (ANNA, lora.id, (2.0,), "is no strength"), (ANNA, cat.id, (0.5,), "A learned word has no weight"),
+        (ANNA, whole.id, (0.5,), "this is a whole model"),
+        (ANNA, "tiny-sd", (0.5,), "this is a whole model"),
+        (ANNA, lora.id, (2.0,), "is no strength"),
+        (ANNA, cat.id, (0.5,), "A learned word has no weight"),
         (ANNA, lora.id, (1.0, cat.id, 0.5), "A learned word has no weight"),
         (BERT, "tiny-sd", (1.0, lora.id), "You have no such run"),
         (ANNA, "tiny-sd", (1.0, "", 1.0, cat.id, 1.0, cat.id), "have both learned the word &lt;b&gt;"),
-    ]:  # fmt: skip
+    ]:
         with pytest.raises(gr.Error, match=words):
             list(actions.generate(owner, model, *asked, *more))
 
@@ -255,9 +279,13 @@ def test_no_two_adapters_of_the_same_word_are_offered_together(actions: Actions,
 
 def test_several_subjects_are_suggested_together_and_alone(actions: Actions, studio: Studio, photo_folder: Path):
     [run] = studios.finished_runs(
-        studio, photo_folder, method="custom_diffusion", train={"text_encoder": False}, subject={"identifier": "<a>"},
+        studio,
+        photo_folder,
+        method="custom_diffusion",
+        train={"text_encoder": False},
+        subject={"identifier": "<a>"},
         more_subjects=[{"identifier": "<b>", "class_noun": "cat"}],
-    )  # fmt: skip
+    )
     assert actions.prefill(ANNA, run.id)[0] == "a <a> dog and <b> cat in the jungle"
     ideas = [idea for [idea] in actions.list_ideas(ANNA, run.id).raw_samples]
     assert ideas[1:4] == ["a <a> dog in the jungle", "a <b> cat in the jungle", "a <a> dog and <b> cat in the snow"]

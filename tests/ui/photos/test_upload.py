@@ -287,8 +287,9 @@ def test_a_subject_in_the_list_is_shown_as_text(studio: Studio, photos: list[Pat
     assert "1 photo · the first, which is measured<" in shown
     shown = upload.subjects_html(64, [upload.Kept((str(photos[0]),), {}, word, "dog") for word in ("sks", "b")], True)
     assert re.findall("<strong>(.*?)</strong><small>(.*?)<", shown) == [
-        ("&lt;sks&gt; dog", "1 photo · the first, which is measured"), ("&lt;b&gt; dog", "1 photo"),
-    ]  # fmt: skip
+        ("&lt;sks&gt; dog", "1 photo · the first, which is measured"),
+        ("&lt;b&gt; dog", "1 photo"),
+    ]
 
 
 def test_a_sample_subject_is_taken_by_its_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -182,9 +182,10 @@ def test_what_can_not_be_published_is_a_sentence(actions: Actions, run: Run, hub
     anna = token(hub.add_user("anna"))
     hub.add_repo("anna/other", {"README.md": "somebody's"}, app="dreambooth-studio")
     [waiting] = actions.studio.start(
-        ANNA, {"base_model": actions.studio.model("tiny-sd"), "subject": {"class_noun": "dog"}},
+        ANNA,
+        {"base_model": actions.studio.model("tiny-sd"), "subject": {"class_noun": "dog"}},
         sorted(map(str, photo_folder.iterdir())),
-    )  # fmt: skip
+    )
     for asked, words in (
         ((BERT, run.id, "dog"), "You have no such run"),
         ((ANNA, waiting.id, "dog"), "This run is queued"),

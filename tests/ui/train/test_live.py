@@ -23,18 +23,32 @@ def report(**changes) -> Report:
         {"base_model": "models/tiny", "train": {"steps": 400}, "subject": {"photos": ".", "class_noun": "<b>dog"}}
     )
     facts = {
-        "config": config, "status": "running", "stage": "train", "done": 100, "total": 400, "per_second": 4.0,
-        "losses": NONE, "pictures": (), "measures": None, "warnings": (), "failure": "", "peak_bytes": None,
-        "seconds": None, "began": time.time(), "size": 0,
-    }  # fmt: skip
+        "config": config,
+        "status": "running",
+        "stage": "train",
+        "done": 100,
+        "total": 400,
+        "per_second": 4.0,
+        "losses": NONE,
+        "pictures": (),
+        "measures": None,
+        "warnings": (),
+        "failure": "",
+        "peak_bytes": None,
+        "seconds": None,
+        "began": time.time(),
+        "size": 0,
+    }
     return Report(**facts | changes)
 
 
 def pictures(steps: int, prompts: tuple[str, ...] = ("a photo of sks <b>dog", "a photo of a <b>dog")) -> tuple:
     return tuple(
         events.Image(f"samples/{step}-{seed}-{i}.png", prompt, seed, 50 * step)
-        for step in range(1, steps + 1) for i, prompt in enumerate(prompts) for seed in (0, 1)
-    )  # fmt: skip
+        for step in range(1, steps + 1)
+        for i, prompt in enumerate(prompts)
+        for seed in (0, 1)
+    )
 
 
 def test_the_headline_tells_stage_pace_and_warnings_with_a_visitors_words_as_text():
@@ -46,9 +60,13 @@ def test_the_headline_tells_stage_pace_and_warnings_with_a_visitors_words_as_tex
     assert "Look &lt;there&gt;." in shown
     assert "<p class='twin'><button></p>" in shown
     assert re.findall(r"<li class='(\w+)'[^>]*>([^<]+)", shown)[:6] == [
-        ("done", "Check"), ("done", "Load"), ("done", "Class images"), ("done", "Encode"), ("now", "Train"),
+        ("done", "Check"),
+        ("done", "Load"),
+        ("done", "Class images"),
+        ("done", "Encode"),
+        ("now", "Train"),
         ("todo", "Save"),
-    ]  # fmt: skip
+    ]
     assert "Class images" not in live.headline(report(config=_without_prior()))
     assert "0.25 a second" in live.headline(report(per_second=0.25))
 
@@ -58,10 +76,15 @@ def _without_prior() -> Config:
     return config.model_copy(update={"prior": config.prior.model_copy(update={"enabled": False})})
 
 
-@pytest.mark.parametrize(("place", "seconds", "text"), [
-    (1, None, "Waiting: next in the queue."), (1, 0.2, "Waiting: next in the queue, starts any moment."),
-    (3, 125, "Waiting: number 3 in the queue, starts in about 2 min 5 s."), (None, None, "Waiting for its turn."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("place", "seconds", "text"),
+    [
+        (1, None, "Waiting: next in the queue."),
+        (1, 0.2, "Waiting: next in the queue, starts any moment."),
+        (3, 125, "Waiting: number 3 in the queue, starts in about 2 min 5 s."),
+        (None, None, "Waiting for its turn."),
+    ],
+)
 def test_a_waiting_run_tells_its_place(place: int | None, seconds: float | None, text: str):
     assert live.waiting_text(place, seconds) == text
 
@@ -82,8 +105,14 @@ def test_curves_are_the_running_means_over_what_single_steps_had():
 def test_a_long_run_is_drawn_with_few_points_that_keep_its_extremes():
     losses = np.full((3, 20_000), [[0.1], [0.1], [np.nan]], np.float32)
     losses[0, 12_345] = 0.4
-    shown = live.curves(report(losses=losses, config=report().config.model_copy(
-        update={"train": report().config.train.model_copy(update={"steps": 20_000})})))  # fmt: skip
+    shown = live.curves(
+        report(
+            losses=losses,
+            config=report().config.model_copy(
+                update={"train": report().config.train.model_copy(update={"steps": 20_000})}
+            ),
+        )
+    )
     assert "mean of 1000" in shown
     assert len(shown) < 30_000
     raw = re.search("class='raw instance' points='([^']*)'", shown)[1].split()
@@ -129,12 +158,14 @@ def test_samples_of_several_subjects_have_a_column_each_and_one_together(tmp_pat
     drawn = pictures(1, tuple(reversed(config.sample_prompts)))
     shown = live.samples(report(config=config, pictures=drawn), tmp_path, str)
     assert re.findall(r"<th scope='col'>([^<]*)<q>([^<]*)", shown) == [
-        ("&lt;a&gt; dog", "a photo of &lt;a&gt; dog"), ("b cat", "a photo of b cat"),
+        ("&lt;a&gt; dog", "a photo of &lt;a&gt; dog"),
+        ("b cat", "a photo of b cat"),
         ("Together", "a photo of &lt;a&gt; dog and b cat"),
-        ("Class: dog", "a photo of a dog"), ("Class: cat", "a photo of a cat"),
+        ("Class: dog", "a photo of a dog"),
+        ("Class: cat", "a photo of a cat"),
         ("The classes together", "a photo of a dog and a cat"),
         ("Your prompt", "a &lt;a&gt; dog on the beach"),
-    ]  # fmt: skip
+    ]
     assert f"min-width: {7 * live.MIN_COLUMN}px" in shown
     assert shown.count("<img") == 14
 
@@ -183,7 +214,8 @@ def test_the_history_is_a_list_of_buttons_with_the_newest_picture(tmp_path: Path
     assert live.twin_text([]) == ""
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(5, "just now"), (600, "10 min ago"), (7200, "2 h ago"),
-                                                (259200, "3 days ago")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(5, "just now"), (600, "10 min ago"), (7200, "2 h ago"), (259200, "3 days ago")]
+)
 def test_how_long_ago(seconds: float, words: str):
     assert live.ago(time.time() - seconds) == words

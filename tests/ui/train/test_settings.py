@@ -63,29 +63,49 @@ def test_what_a_recipe_fills_in_gives_its_settings_again(studio: Studio, form: s
     assert made == Config.from_dict({"preset": recipe, "subject": {"photos": ".", "class_noun": "dog"}})
 
 
-@pytest.mark.parametrize(("key", "shown", "taken"), [
-    ("train.betas", "0.8, 0.99", (0.8, 0.99)), ("train.betas", "0.8 0.99", (0.8, 0.99)),
-    ("train.betas", " ", (0.9, 0.999)), ("train.resolution", "96", 96), ("train.resolution", "", "auto"),
-    ("train.gradient_checkpointing", "off", False), ("train.gradient_checkpointing", "auto", "auto"),
-    ("train.snr_gamma", "", None), ("train.snr_gamma", None, None), ("train.snr_gamma", "5", 5.0),
-    ("train.batch_size", None, 4),
-    ("sampling.prompts", "a {class_noun}\n\n two \n", ["a {class_noun}", "two"]), ("sampling.prompts", "", []),
-    ("lora.targets", " to_k\nto_v ", ["to_k", "to_v"]), ("lora.targets", "", None), ("lora.alpha", "", None),
-    ("sampling.scheduler", "ddim", "ddim"), ("train.flip", True, True), ("device", "cpu", "cpu"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "shown", "taken"),
+    [
+        ("train.betas", "0.8, 0.99", (0.8, 0.99)),
+        ("train.betas", "0.8 0.99", (0.8, 0.99)),
+        ("train.betas", " ", (0.9, 0.999)),
+        ("train.resolution", "96", 96),
+        ("train.resolution", "", "auto"),
+        ("train.gradient_checkpointing", "off", False),
+        ("train.gradient_checkpointing", "auto", "auto"),
+        ("train.snr_gamma", "", None),
+        ("train.snr_gamma", None, None),
+        ("train.snr_gamma", "5", 5.0),
+        ("train.batch_size", None, 4),
+        ("sampling.prompts", "a {class_noun}\n\n two \n", ["a {class_noun}", "two"]),
+        ("sampling.prompts", "", []),
+        ("lora.targets", " to_k\nto_v ", ["to_k", "to_v"]),
+        ("lora.targets", "", None),
+        ("lora.alpha", "", None),
+        ("sampling.scheduler", "ddim", "ddim"),
+        ("train.flip", True, True),
+        ("device", "cpu", "cpu"),
+    ],
+)
 def test_what_a_field_shows_becomes_the_setting(key: str, shown: object, taken: object):
     made = config(**settings.nested([(setting(key), shown)]))
     assert value_of(made, key) == taken
     assert value_of(config(**settings.nested([(setting(key), setting(key).shown(taken))])), key) == taken
 
 
-@pytest.mark.parametrize(("key", "kind", "label", "ends"), [
-    ("train.flip", gr.Checkbox, "Flip", "have a side."), ("train.optimizer", gr.Dropdown, "Optimizer", "on SD 1.5."),
-    ("train.batch_size", gr.Number, "Batch size", "(1 to 256)"), ("train.ema_decay", gr.Textbox, "EMA decay",
-    "(above 0 to below 1)"), ("train.max_grad_norm", gr.Number, "Largest gradient norm", "(above 0)"),
-    ("train.betas", gr.Textbox, "Betas", "paper."), ("train.lr_schedule", gr.Dropdown, "Learning rate schedule",
-    "Source: paper."), ("train.warmup_steps", gr.Number, "Warmup steps", "(0 or more)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "kind", "label", "ends"),
+    [
+        ("train.flip", gr.Checkbox, "Flip", "have a side."),
+        ("train.optimizer", gr.Dropdown, "Optimizer", "on SD 1.5."),
+        ("train.batch_size", gr.Number, "Batch size", "(1 to 256)"),
+        ("train.ema_decay", gr.Textbox, "EMA decay", "(above 0 to below 1)"),
+        ("train.max_grad_norm", gr.Number, "Largest gradient norm", "(above 0)"),
+        ("train.betas", gr.Textbox, "Betas", "paper."),
+        ("train.lr_schedule", gr.Dropdown, "Learning rate schedule", "Source: paper."),
+        ("train.warmup_steps", gr.Number, "Warmup steps", "(0 or more)"),
+    ],
+)
 def test_a_field_suits_its_type_and_says_what_it_is(key: str, kind: type, label: str, ends: str):
     with gr.Blocks():
         field = setting(key).component(value_of(config(), key))
@@ -99,15 +119,26 @@ def test_out_of_range_is_refused_in_a_sentence_that_names_the_setting():
         config(**settings.nested([(setting("train.batch_size"), 0)]))
 
 
-@pytest.mark.parametrize(("more", "says"), [
-    ({"base_model": "/etc"}, "a visitor never sends a path"), ({"subject": {"photos": "/home"}}, "the Photos tab"),
-    ({"revision": "x"}, "downloaded"), ({"preset": "paper"}, "recipe"), ({"train": {"steps": 3}}, "parameter steps"),
-    ({"train": {"stepz": 3}}, "Known: .*train.batch_size"), ({"prior": 3}, "'prior'"), ([1], "not settings"),
-    ({"evaluation": {"clip": "/etc"}}, "can't hold 'evaluation.clip'"),
-    ({"word": {"learned": "/etc"}}, "a visitor never sends a path"), ({"more_subjects": [{}]}, "the Photos tab"),
-    ({"method": "lora"}, "parameter method"), ({"drift": {"weight": 1}}, "parameter drift"),
-    ({"seed": 3}, "parameter seed"), ({"nothing": {}, "other": 1}, "'other'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"base_model": "/etc"}, "a visitor never sends a path"),
+        ({"subject": {"photos": "/home"}}, "the Photos tab"),
+        ({"revision": "x"}, "downloaded"),
+        ({"preset": "paper"}, "recipe"),
+        ({"train": {"steps": 3}}, "parameter steps"),
+        ({"train": {"stepz": 3}}, "Known: .*train.batch_size"),
+        ({"prior": 3}, "'prior'"),
+        ([1], "not settings"),
+        ({"evaluation": {"clip": "/etc"}}, "can't hold 'evaluation.clip'"),
+        ({"word": {"learned": "/etc"}}, "a visitor never sends a path"),
+        ({"more_subjects": [{}]}, "the Photos tab"),
+        ({"method": "lora"}, "parameter method"),
+        ({"drift": {"weight": 1}}, "parameter drift"),
+        ({"seed": 3}, "parameter seed"),
+        ({"nothing": {}, "other": 1}, "'other'"),
+    ],
+)
 def test_callers_can_set_nothing_but_what_the_accordion_holds(studio: Studio, more: object, says: str):
     with pytest.raises(ConfigError, match=says):
         EMPTY.as_settings(studio, more)
@@ -115,11 +146,17 @@ def test_callers_can_set_nothing_but_what_the_accordion_holds(studio: Studio, mo
 
 def test_what_a_caller_leaves_out_is_as_the_recipe_says(studio: Studio):
     assert EMPTY._replace(recipe="sd15-animal").as_settings(studio, None) == {
-        "preset": "sd15-animal", "base_model": SD15, "prior": {}, "train": {},
-    }  # fmt: skip
+        "preset": "sd15-animal",
+        "base_model": SD15,
+        "prior": {},
+        "train": {},
+    }
     assert EMPTY._replace(base_model=SD15).as_settings(studio, {"train": {"flip": True}}) == {
-        "preset": "sd15-object", "base_model": SD15, "prior": {}, "train": {"flip": True},
-    }  # fmt: skip
+        "preset": "sd15-object",
+        "base_model": SD15,
+        "prior": {},
+        "train": {"flip": True},
+    }
 
 
 def test_several_ways_turn_on_what_they_compare_and_without_ppl_no_class_images_are_asked(studio: Studio):
@@ -154,9 +191,10 @@ def test_a_method_has_a_recipe_for_every_base_model(studio: Studio, form: settin
 
 def test_every_recipe_is_offered_with_its_method(studio: Studio):
     offered = [
-        recipe for method in ("full", "lora", "textual_inversion", "custom_diffusion")
+        recipe
+        for method in ("full", "lora", "textual_inversion", "custom_diffusion")
         for _, recipe in settings.recipe_choices(studio, method)
-    ]  # fmt: skip
+    ]
     assert sorted(offered) == sorted(RECIPES)
     with pytest.raises(ConfigError, match="no method 'dreams' here"):
         EMPTY._replace(method="dreams").as_settings(studio, None)
@@ -181,8 +219,19 @@ def test_a_base_model_asks_for_a_recipe_that_suits_it(studio: Studio):
 
 def test_the_accordion_holds_the_settings_of_the_methods_by_itself():
     assert {s.key.split(".")[0] for s in further_settings() if "." in s.key} == {
-        "prior", "lora", "word", "train", "sampling", "evaluation",
-    }  # fmt: skip
+        "prior",
+        "lora",
+        "word",
+        "train",
+        "sampling",
+        "evaluation",
+    }
     assert {s.key for s in further_settings()} >= {
-        "lora.rank", "lora.alpha", "lora.dropout", "lora.dora", "lora.targets", "word.vectors", "word.initializer",
-    }  # fmt: skip
+        "lora.rank",
+        "lora.alpha",
+        "lora.dropout",
+        "lora.dora",
+        "lora.targets",
+        "word.vectors",
+        "word.initializer",
+    }

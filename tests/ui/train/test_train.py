@@ -140,9 +140,15 @@ def test_what_is_the_same_every_way_is_refused_for_that_reason(actions: Actions,
 # ---- Methods, words and several subjects
 
 
-@pytest.mark.parametrize(("method", "identifier"), [
-    ("full", "sks"), ("lora", "sks"), ("textual_inversion", "<sks>"), ("custom_diffusion", "<sks>"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "identifier"),
+    [
+        ("full", "sks"),
+        ("lora", "sks"),
+        ("textual_inversion", "<sks>"),
+        ("custom_diffusion", "<sks>"),
+    ],
+)
 def test_a_method_is_trained_by_its_recipe_and_a_new_word_is_written_as_one(
     actions: Actions, photos: list, method: str, identifier: str
 ):
@@ -165,9 +171,12 @@ def test_a_word_that_is_no_word_is_refused_by_methods_that_learn_one(actions: Ac
 def word_run(actions: Actions, photo_folder: Path) -> Run:
     """A finished run of Anna's that has learned the word <zwx>."""
     [run] = finished_runs(
-        actions.studio, photo_folder, method="textual_inversion", train={"text_encoder": False},
+        actions.studio,
+        photo_folder,
+        method="textual_inversion",
+        train={"text_encoder": False},
         subject={"identifier": "<zwx>", "class_noun": "cat"},
-    )  # fmt: skip
+    )
     return run
 
 
@@ -205,9 +214,15 @@ def test_several_subjects_start_from_the_page_and_from_a_program(actions: Action
         {"identifier": "zwx", "class_noun": "cat", "photos": 1, "crops": [[0, 0, 64, 64]]},
     ]
     [second] = actions.start_training(
-        ANNA, photos, "ohwx", "cat", method="custom_diffusion", more_subjects=more, more_photos=[*photos, photos[0]],
+        ANNA,
+        photos,
+        "ohwx",
+        "cat",
+        method="custom_diffusion",
+        more_subjects=more,
+        more_photos=[*photos, photos[0]],
         more={"word": {"vectors": 1}},
-    )  # fmt: skip
+    )
     titles = [actions.run_status(ANNA, run)["title"] for run in (first, alone, second)]
     assert titles == ["<ohwx> cat and <sks> dog", "<ohwx> cat", "<ohwx> cat and <sks> dog and <zwx> cat"]
     one, two = (actions.studio.own_run(ANNA, run).config for run in (first, second))
@@ -216,26 +231,39 @@ def test_several_subjects_start_from_the_page_and_from_a_program(actions: Action
     assert two.subjects[2].crops == {"00.png": (0, 0, 64, 64)}
 
 
-@pytest.mark.parametrize(("more", "says"), [
-    ([{"identifier": "ohwx", "class_noun": "cat"}], "Subject 2 has no photos"), (["cat"], "Subject 2 has no photos"),
-    ([{"identifier": "ohwx", "class_noun": "cat", "photos": 4}], "more than are left"),
-    ([{"identifier": "ohwx", "class_noun": "cat", "photos": True}], "Subject 2 has no photos"),
-    ([{"identifier": "ohwx", "class_noun": "cat", "photos": 2}], "1 of `more_photos` belong to no subject"),
-    ([{"identifier": {}, "class_noun": "cat", "photos": 3}], "identifier is empty"), ("cat", "Subject 2"),
-    ([{"identifier": "ohwx", "class_noun": "cat", "photos": 3, "crops": [None]}], "Give 3 boxes"),
-    ([{"identifier": "sks", "class_noun": "cat", "photos": 3}], "two subjects have the identifier"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ([{"identifier": "ohwx", "class_noun": "cat"}], "Subject 2 has no photos"),
+        (["cat"], "Subject 2 has no photos"),
+        ([{"identifier": "ohwx", "class_noun": "cat", "photos": 4}], "more than are left"),
+        ([{"identifier": "ohwx", "class_noun": "cat", "photos": True}], "Subject 2 has no photos"),
+        ([{"identifier": "ohwx", "class_noun": "cat", "photos": 2}], "1 of `more_photos` belong to no subject"),
+        ([{"identifier": {}, "class_noun": "cat", "photos": 3}], "identifier is empty"),
+        ("cat", "Subject 2"),
+        ([{"identifier": "ohwx", "class_noun": "cat", "photos": 3, "crops": [None]}], "Give 3 boxes"),
+        ([{"identifier": "sks", "class_noun": "cat", "photos": 3}], "two subjects have the identifier"),
+    ],
+)
 def test_a_further_subject_that_is_none_is_refused(actions: Actions, photos: list, more: object, says: str):
     with pytest.raises(gr.Error, match=says):
         actions.start_training(ANNA, photos, "sks", "dog", more_subjects=more, more_photos=photos)
     assert actions.studio.own_runs(ANNA) == []
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"recipe": "no"}, "preset"), ({"base_model": "/etc"}, "not on offer"), ({"steps": 0}, "train.steps = 0"),
-    ({"more": {"subject": {"photos": "/"}}}, "Photos tab"), ({"class_noun": " "}, "class noun is empty"),
-    ({"crops": [None]}, "Give 3 boxes"), ({"photos": None}, "no photos yet"), ({"owner": "anna"}, "no owner id"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"recipe": "no"}, "preset"),
+        ({"base_model": "/etc"}, "not on offer"),
+        ({"steps": 0}, "train.steps = 0"),
+        ({"more": {"subject": {"photos": "/"}}}, "Photos tab"),
+        ({"class_noun": " "}, "class noun is empty"),
+        ({"crops": [None]}, "Give 3 boxes"),
+        ({"photos": None}, "no photos yet"),
+        ({"owner": "anna"}, "no owner id"),
+    ],
+)
 def test_a_bad_start_is_refused_in_a_sentence_and_leaves_nothing(
     actions: Actions, photos: list, change: dict, says: str
 ):
