@@ -124,12 +124,12 @@ def test_two_first_logins_at_once_give_an_account_one_id(tmp_path: Path, monkeyp
     real, sooner = owners._add_nonce, []
 
     def late(name: str, root: Path, **how: bool) -> None:
-        monkeypatch.setattr(login, "_add_nonce", real)
+        monkeypatch.setattr(owners, "_add_nonce", real)
         owners.settle(name, root)  # the other login's
         sooner.append(owners.account_id(name, root))
         real(name, root, **how)
 
-    monkeypatch.setattr(login, "_add_nonce", late)
+    monkeypatch.setattr(owners, "_add_nonce", late)
     owners.settle("anna", tmp_path)
     assert sooner == [owners.account_id("anna", tmp_path)]
     assert len(owners._nonces("anna", tmp_path)) == 1
