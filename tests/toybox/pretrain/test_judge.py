@@ -51,7 +51,7 @@ def test_held_out_scenes_are_of_one_unseen_thing_each():
 
 
 def test_a_missing_or_unfinished_judge_says_how_to_train_it(work, tmp_path):
-    with pytest.raises(ModelError, match=r"judge\.pt is not there.* python -m dreambooth\.toybox\.judge"):
+    with pytest.raises(ModelError, match=r"judge\.pt is not there.* python -m dreambooth\.toybox\.pretrain\.judge"):
         judge.load_judge(tmp_path)
     judge.train_judge(work, 8, CPU, batch=4)
     state = torch.load(work / "judge.pt", weights_only=True)
