@@ -13,18 +13,18 @@ from gradio.utils import get_upload_folder
 from dreambooth.errors import ConfigError, first_line
 from dreambooth.files import check_writable
 from dreambooth.ui import theme
-from dreambooth.ui.compare import compare
+from dreambooth.ui.compare import tab as compare
 from dreambooth.ui.doors import login
 from dreambooth.ui.doors.guard import GuardedApp
 from dreambooth.ui.doors.lines import Lines
-from dreambooth.ui.gallery import gallery
-from dreambooth.ui.generate import generate
+from dreambooth.ui.gallery import tab as gallery
+from dreambooth.ui.generate import tab as generate
 from dreambooth.ui.housekeeping import keep_house, own_temp_folder
 from dreambooth.ui.inputs import Page
-from dreambooth.ui.photos import upload
-from dreambooth.ui.publish import publish
+from dreambooth.ui.photos import tab as photos
+from dreambooth.ui.publish import tab as publish
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words
-from dreambooth.ui.train import train
+from dreambooth.ui.train import tab as train
 
 HEADER = """
 <header class="masthead">
@@ -57,7 +57,7 @@ def build(studio: Studio | None = None) -> gr.Blocks:
         no_cookie = gr.HTML(login.NO_COOKIE, visible=False, elem_id="no-cookie")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("1 · Photos", id="upload"):
-                subject = upload.build(studio)
+                subject = photos.build(studio)
             with gr.Tab("2 · Train", id="train") as train_tab:
                 live, list_runs = train.build(studio, owner, subject)
             with gr.Tab("3 · Generate", id="generate") as generate_tab:

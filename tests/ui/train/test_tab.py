@@ -15,13 +15,13 @@ from dreambooth.photos.prepare import Crop
 from dreambooth.runs.directory import Run
 from dreambooth.training.preflight import Estimate
 from dreambooth.ui.doors.limits import StudioSettings
-from dreambooth.ui.photos import upload
-from dreambooth.ui.photos.upload import Kept
+from dreambooth.ui.photos import tab as upload
+from dreambooth.ui.photos.tab import Kept
 from dreambooth.ui.studio import Studio
 from dreambooth.ui.train import estimate, train
 from dreambooth.ui.train.estimate import Estimates
 from dreambooth.ui.train.settings import DRIFT, ON_TOP, Choices, recipe_values
-from dreambooth.ui.train.train import Actions
+from dreambooth.ui.train.tab import Actions
 from tests.ui.studios import ANNA, BERT, finished_runs, measured
 from tests.ui.studios import studio as make_studio
 

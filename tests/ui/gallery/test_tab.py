@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from dreambooth.sharing.published import PublishedModel
-from dreambooth.ui.gallery import gallery
-from dreambooth.ui.gallery.gallery import Actions, Found, as_html
+from dreambooth.ui.gallery import tab as gallery
+from dreambooth.ui.gallery.tab import Actions, Found, as_html
 from dreambooth.ui.studio import Studio
 from tests.hub import LoopbackHub
 from tests.ui import studios

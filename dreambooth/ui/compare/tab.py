@@ -25,7 +25,7 @@ from dreambooth.ui.compare.comparison import Comparison, as_html, captioned
 from dreambooth.ui.compare.figures import Figures
 from dreambooth.ui.doors.limits import MAX_LETTERS
 from dreambooth.ui.drawing import Order, Progress, Weights
-from dreambooth.ui.generate.generate import GUIDANCE_HELP, ideas_for
+from dreambooth.ui.generate.tab import GUIDANCE_HELP, ideas_for
 from dreambooth.ui.studio import QUIET, Studio, gpu_is_lent, in_plain_words
 
 NO_RUN = """<div class="empty"><strong>Nothing to compare yet.</strong> Train a subject first. The Train tab can do so

@@ -14,7 +14,7 @@ from dreambooth.generate import read_adapters, save_picture, shown_adapters
 from dreambooth.machine import resolve_precision
 from dreambooth.models.adapters import write_step
 from dreambooth.ui import drawing, models
-from dreambooth.ui.generate.generate import Actions, read_settings
+from dreambooth.ui.generate.tab import Actions, read_settings
 from dreambooth.ui.studio import Studio
 from tests import tiny
 from tests.test_generate import checked_model  # noqa: F401

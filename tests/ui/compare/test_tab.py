@@ -13,8 +13,8 @@ from dreambooth import events
 from dreambooth.config.settings import EvaluationConfig
 from dreambooth.errors import ConfigError
 from dreambooth.evaluation.reports.gallery import CELL
-from dreambooth.ui.compare.compare import NO_RUN, Actions, checked_prompts
 from dreambooth.ui.compare.comparison import Comparison
+from dreambooth.ui.compare.tab import NO_RUN, Actions, checked_prompts
 from dreambooth.ui.studio import Studio
 from tests import tiny
 from tests.ui import studios

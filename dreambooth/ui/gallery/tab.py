@@ -18,7 +18,7 @@ from dreambooth.errors import DreamBoothError, HubError
 from dreambooth.hub import Token, local_token, sign_in
 from dreambooth.sharing.published import PublishedModel, list_published, published_sampling, thumbnail
 from dreambooth.ui.doors import login
-from dreambooth.ui.generate.generate import Form
+from dreambooth.ui.generate.tab import Form
 from dreambooth.ui.inputs import said
 from dreambooth.ui.models import shown_sampling
 from dreambooth.ui.studio import QUIET, Studio, in_plain_words

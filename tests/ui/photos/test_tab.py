@@ -15,7 +15,8 @@ from dreambooth.errors import ConfigError, PhotoError
 from dreambooth.photos.prepare import SHOWN, Crop, prepare_photo, show_crop
 from dreambooth.runs.worker import Worker
 from dreambooth.ui.doors.limits import StudioSettings
-from dreambooth.ui.photos import crops, upload
+from dreambooth.ui.photos import crops
+from dreambooth.ui.photos import tab as upload
 from dreambooth.ui.photos.identifier import Lookup, as_word
 from dreambooth.ui.studio import Studio
 from tests import tiny

@@ -9,7 +9,7 @@ import pytest
 from dreambooth import events
 from dreambooth.runs.directory import Run
 from dreambooth.sharing.publish import PublishState, read_state
-from dreambooth.ui.publish.publish import NO_RUN, Actions, Standing, contents_html, standing_html
+from dreambooth.ui.publish.tab import NO_RUN, Actions, Standing, contents_html, standing_html
 from dreambooth.ui.studio import Studio
 from tests.hub import LoopbackHub
 from tests.ui import studios

@@ -20,7 +20,7 @@ from dreambooth.ui.doors.limits import is_person
 from dreambooth.ui.inputs import said
 from dreambooth.ui.photos.crops import HELP as CROPS_HELP
 from dreambooth.ui.photos.crops import Boxes, Photos, aligned
-from dreambooth.ui.photos.upload import Kept, Subject, show_in, show_prompts, taught, words
+from dreambooth.ui.photos.tab import Kept, Subject, show_in, show_prompts, taught, words
 from dreambooth.ui.report import Digests, Report
 from dreambooth.ui.studio import DAMAGED, QUIET, Studio, Upload, Ways, in_plain_words, title
 from dreambooth.ui.train import estimate as estimates
