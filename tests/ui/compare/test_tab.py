@@ -19,7 +19,7 @@ from dreambooth.ui.studio import Studio
 from tests import tiny
 from tests.ui import studios
 from tests.ui.compare.test_comparison import comparison
-from tests.ui.generate.test_generate import is_skip
+from tests.ui.generate.test_tab import is_skip
 from tests.ui.studios import ANNA, BERT
 
 PROMPTS = "a photo of a dog\n\n  a sks dog in the snow \na photo of a dog"

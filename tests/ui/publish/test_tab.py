@@ -14,7 +14,7 @@ from dreambooth.ui.studio import Studio
 from tests.hub import LoopbackHub
 from tests.ui import studios
 from tests.ui.doors.test_login import on_a_space, token
-from tests.ui.generate.test_generate import is_skip
+from tests.ui.generate.test_tab import is_skip
 from tests.ui.studios import ANNA, BERT
 from tests.ui.test_crowd import until
 

@@ -18,7 +18,8 @@ from dreambooth.ui.doors.limits import StudioSettings
 from dreambooth.ui.photos import tab as upload
 from dreambooth.ui.photos.tab import Kept
 from dreambooth.ui.studio import Studio
-from dreambooth.ui.train import estimate, train
+from dreambooth.ui.train import estimate
+from dreambooth.ui.train import tab as train
 from dreambooth.ui.train.estimate import Estimates
 from dreambooth.ui.train.settings import DRIFT, ON_TOP, Choices, recipe_values
 from dreambooth.ui.train.tab import Actions
