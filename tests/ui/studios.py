@@ -85,3 +85,8 @@ def measured(run: Run, *pres: float, best: int, step: int = 50) -> None:
     if best != found[-1].step:
         shutil.copytree(run.path / "model", run.path / "best")
         write_step(run.path / "best", best)
+
+
+def is_skip(value: object) -> bool:
+    """Whether a handler leaves a component as it is."""
+    return isinstance(value, dict) and "value" not in value

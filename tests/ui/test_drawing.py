@@ -15,7 +15,7 @@ from dreambooth import apart
 from dreambooth.config.settings import SamplingConfig
 from dreambooth.ui import drawing, models
 from dreambooth.ui.drawing import Order, Progress, Step, Weights, as_it_happens, paint
-from dreambooth.ui.generate.tab import Actions as Generate
+from dreambooth.ui.generate.actions import Actions as Generate
 from tests.ui import studios
 
 QUICK = SamplingConfig(steps=3)

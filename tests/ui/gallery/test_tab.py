@@ -14,7 +14,7 @@ from dreambooth.ui.studio import Studio
 from tests.hub import LoopbackHub
 from tests.ui import studios
 from tests.ui.doors.test_login import on_a_space, token
-from tests.ui.generate.test_tab import is_skip
+from tests.ui.studios import is_skip
 
 
 def publish(hub: LoopbackHub, repo_id: str, colour: str = "teal", *, private: bool = False) -> None:

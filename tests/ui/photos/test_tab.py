@@ -11,33 +11,9 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from dreambooth.errors import ConfigError, PhotoError
-from dreambooth.photos.prepare import SHOWN, Crop, prepare_photo, show_crop
-from dreambooth.runs.worker import Worker
-from dreambooth.ui.doors.limits import StudioSettings
-from dreambooth.ui.photos import crops
+from dreambooth.errors import ConfigError
 from dreambooth.ui.photos import tab as upload
-from dreambooth.ui.photos.identifier import Lookup, as_word
 from dreambooth.ui.studio import Studio
-from tests import tiny
-from tests.pictures import saved, scene
-
-SCRIPT = "<img src=x onerror=alert(1)>.jpg"
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three photos with room to move a box in, and a text that calls itself one."""
-    folder = tiny.photos(tmp_path_factory.mktemp("photos") / "disc", size=(320, 240))
-    (folder / "photo3.jpg").write_text("no picture at all")
-    return sorted(folder.iterdir())
-
-
-@pytest.fixture(scope="module")
-def studio(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    root = tmp_path_factory.mktemp("runs")
-    models = {"tiny": str(tiny_model), "elsewhere": "somebody/model"}
-    return Studio(root, models, Worker(root), StudioSettings(public=True))
 
 
 @pytest.fixture(scope="module")
@@ -193,106 +169,6 @@ def test_a_program_gives_boxes_and_gets_pictures_and_findings(tab: str, photos: 
 # ---- By themselves
 
 
-@pytest.mark.parametrize("size", [(1600, 1200), (900, 1400), (80, 64), (64, 64)])
-def test_a_box_goes_to_the_sliders_and_back(size: tuple[int, int]):
-    for place in ((100, 0, 0), (70, 100, 100), (40, 50, 25), (5, 0, 100)):
-        box = crops.crop_at(size, *place)
-        assert box.right - box.left == box.bottom - box.top >= 64
-        assert min(box) >= 0
-        assert box.right <= size[0]
-        assert box.bottom <= size[1]
-        again = crops.crop_at(size, *crops.place_of(box, size))
-        assert max(abs(a - b) for a, b in zip(box, again, strict=True)) <= 2
-
-
-def test_a_box_is_centred_where_it_is_clicked_but_stays_inside():
-    box = Crop(0, 0, 100, 100)
-    assert crops.centred_at(box, (400, 300), (200, 150)) == Crop(150, 100, 250, 200)
-    assert crops.centred_at(box, (400, 300), (399, 0)) == Crop(300, 0, 400, 100)
-
-
-def test_boxes_belong_to_photos_and_not_to_places():
-    kept = {"b": Crop(0, 0, 64, 64), "gone": Crop(1, 1, 65, 65)}
-    photos = [("a", None), ("b", None)]
-    assert crops.aligned(photos, kept) == [None, kept["b"]]
-    assert crops.aligned(photos, kept, [[1, 2, 65, 66], None]) == [Crop(1, 2, 65, 66), None]
-    assert crops.aligned(None, kept) == []
-    assert crops.forget(photos, kept, "b")[:2] == ({"b": kept["b"]}, "b")
-    assert crops.forget(photos, kept, "gone")[:2] == ({"b": kept["b"]}, None)
-    with pytest.raises(PhotoError, match="Crop box 1"):
-        crops.aligned(photos, kept, [None, [0, 0, True, 64]])
-
-
-def test_a_name_that_is_a_script_is_shown_as_text(photos: list[Path], tmp_path: Path):
-    paths = [tmp_path / SCRIPT, tmp_path / f"broken {SCRIPT}"]
-    paths[0].write_bytes(photos[0].read_bytes())
-    paths[1].write_text("x")
-    gallery, findings = upload.look_at(64, [str(path) for path in paths], [None, None])
-    assert len(gallery.value) == 2
-    assert "&lt;img src=x onerror=alert(1)&gt;.jpg" in findings
-    assert "<img src=x" not in findings
-
-
-def test_findings_stand_beside_the_photos_they_are_about(tmp_path: Path):
-    paths = [str(path) for path in saved(tmp_path, [scene(1, 400), scene(2, 400), scene(1, 400)])]
-    findings = upload.look_at(512, paths, [None] * 3)[1]
-    rows = findings.split("<li><img")[1:]
-    assert ["0.png and 2.png look almost the same" in row for row in rows] == [True, False, True]
-    assert "Is enlarged from 400 to 512 pixels." in rows[1]
-    moved = upload.look_at(512, paths[:2], [None, Crop(0, 0, 100, 100)])[1]
-    assert "Is enlarged from 100 to 512 pixels." in moved
-
-
-def test_a_word_is_looked_up_where_the_model_is_here(studio: Studio):
-    lookup = Lookup(studio)
-    advice = lookup.identifier_advice("ohwx", "dog", "tiny")
-    assert (advice["pieces"], advice["identifier"]) == (["ohwx"], "ohwx")
-    assert lookup.identifier_advice("ohwx", "dog", "elsewhere")["verdict"] == "unknown"
-    assert "not on this machine" in lookup.show("ohwx", "elsewhere")[0]
-    assert "&lt;b&gt;x" in lookup.show("<b>x", "tiny")[0]
-    assert "holds spaces" in lookup.show("two words", "tiny")[0]
-    assert lookup.show(" ", "tiny")[0] == ""
-    with pytest.raises(gr.Error, match="not on offer"):
-        lookup.identifier_advice("ohwx", "dog", "../elsewhere")
-
-
-def test_a_new_word_is_not_looked_up(studio: Studio):
-    said, *chips = Lookup(studio).show("<b", "tiny", True)
-    assert "A new word" in said
-    assert "&lt;b&gt;" in said
-    assert all(chip == gr.skip() for chip in chips)
-    assert Lookup(studio).show(" ", "tiny", True)[0] == ""
-    assert [as_word(word) for word in ("sks", " <sks> ", "my-dog")] == ["<sks>", "<sks>", "<my-dog>"]
-
-
-def test_what_no_training_would_take_is_not_set_aside(studio: Studio, photos: list[Path]):
-    several, given = upload.Several(studio, gr.Gallery()), [(str(path), None) for path in photos]
-    kept = several.set_aside(given[:3], {}, " sks ", "dog", [])[4]
-    assert kept == [upload.Kept(tuple(str(path) for path in photos[:3]), {}, "sks", "dog")]
-    for asked, says in (
-        ((None, {}, "ohwx", "cat", kept), "no photos of this subject"),
-        ((given[:1], {}, "", "cat", kept), "identifier is empty"),
-        ((given[:1], {}, "sks", "cat", kept), "called sks already"),
-        ((given[2:], {}, "ohwx", "cat", kept), "photo3.jpg holds text"),
-        ((given[:1] * 48, {}, "ohwx", "cat", kept), "51 photos are too many"),
-        ((given[:1], {}, "ohwx", "cat", kept * 3), "takes 4 subjects at most here"),
-    ):
-        with pytest.raises(gr.Error, match=says):
-            several.set_aside(*asked)
-
-
-def test_a_subject_in_the_list_is_shown_as_text(studio: Studio, photos: list[Path]):
-    shown = upload.subjects_html(64, [upload.Kept((str(photos[0]),), {}, "<b>'", "dog")])
-    assert "&lt;b&gt;&#x27; dog" in shown
-    assert "<b>" not in shown
-    assert "1 photo · the first, which is measured<" in shown
-    shown = upload.subjects_html(64, [upload.Kept((str(photos[0]),), {}, word, "dog") for word in ("sks", "b")], True)
-    assert re.findall("<strong>(.*?)</strong><small>(.*?)<", shown) == [
-        ("&lt;sks&gt; dog", "1 photo · the first, which is measured"),
-        ("&lt;b&gt; dog", "1 photo"),
-    ]
-
-
 def test_a_sample_subject_is_taken_by_its_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("teapot", "backpack-2"):
         (tmp_path / name).mkdir()
@@ -301,29 +177,3 @@ def test_a_sample_subject_is_taken_by_its_name_alone(tmp_path: Path, monkeypatch
     assert upload.load_sample("backpack-2") == ([tmp_path / "backpack-2" / "00.png"], "backpack")
     with pytest.raises(ConfigError, match="backpack-2, teapot"):
         upload.load_sample("../teapot")
-
-
-def test_words_of_a_visitor_are_shown_as_text():
-    assert "a photo of sks &lt;b&gt;dog" in upload.show_prompts("sks", "<b>dog")
-    assert "The class noun is empty." in upload.show_prompts("sks", "  ")
-    assert "a photo of &lt;sks&gt; dog" in upload.show_prompts("sks", "dog", True)
-    assert "angle brackets" in upload.show_prompts("two words", "dog", True)
-    kept = [upload.Kept(("a.jpg",), {}, "ohwx", "cat")]
-    alone = upload.show_prompts("sks", "dog", kept=kept)
-    assert "a photo of sks dog" not in alone
-    assert "The subject in the form counts once it has photos" in alone
-    both = upload.show_prompts("sks", "dog", photos=[("b.jpg", None)], kept=kept)
-    assert "a photo of ohwx cat and sks dog" in both
-    assert "once it has photos" not in both
-    assert upload.MORE_STEPS in both
-    assert upload.MORE_STEPS not in alone
-
-
-@pytest.mark.parametrize("size", [(300, 200), (200, 300), (64, 512)])
-def test_outside_the_box_a_photo_is_dimmed(size: tuple[int, int], tmp_path: Path):
-    [path] = saved(tmp_path, [Image.new("RGB", size, "white")])
-    shown = show_crop(prepare_photo(path, 64, (0, 0, 64, 64)))
-    assert max(shown.size) == SHOWN
-    assert shown.getpixel((shown.width - 1, shown.height - 1)) == (89, 89, 89)
-    if min(size) > 64:
-        assert shown.getpixel((20, 20)) == (255, 255, 255)

@@ -13,14 +13,13 @@ from dreambooth import events
 from dreambooth.config.settings import EvaluationConfig
 from dreambooth.errors import ConfigError
 from dreambooth.evaluation.reports.gallery import CELL
+from dreambooth.ui.compare.actions import NO_RUN, Actions, checked_prompts
 from dreambooth.ui.compare.comparison import Comparison
-from dreambooth.ui.compare.tab import NO_RUN, Actions, checked_prompts
 from dreambooth.ui.studio import Studio
 from tests import tiny
 from tests.ui import studios
 from tests.ui.compare.test_comparison import comparison
-from tests.ui.generate.test_tab import is_skip
-from tests.ui.studios import ANNA, BERT
+from tests.ui.studios import ANNA, BERT, is_skip
 
 PROMPTS = "a photo of a dog\n\n  a sks dog in the snow \na photo of a dog"
 

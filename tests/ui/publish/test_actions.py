@@ -9,13 +9,12 @@ import pytest
 from dreambooth import events
 from dreambooth.runs.directory import Run
 from dreambooth.sharing.publish import PublishState, read_state
-from dreambooth.ui.publish.tab import NO_RUN, Actions, Standing, contents_html, standing_html
+from dreambooth.ui.publish.actions import NO_RUN, Actions, Standing, contents_html, standing_html
 from dreambooth.ui.studio import Studio
 from tests.hub import LoopbackHub
 from tests.ui import studios
 from tests.ui.doors.test_login import on_a_space, token
-from tests.ui.generate.test_tab import is_skip
-from tests.ui.studios import ANNA, BERT
+from tests.ui.studios import ANNA, BERT, is_skip
 from tests.ui.test_crowd import until
 
 
