@@ -23,9 +23,10 @@ import gradio as gr
 
 from dreambooth.apart import Child, News, Order, Step, Weights, draw
 from dreambooth.config.settings import SamplingConfig
+from dreambooth.ui import QUIET, in_plain_words
 from dreambooth.ui.doors.lines import DRAWING
 from dreambooth.ui.report import duration
-from dreambooth.ui.studio import QUIET, gpu_is_lent, in_plain_words
+from dreambooth.ui.studio import gpu_is_lent
 
 BATCH = 4
 """Pictures drawn at once: few, so that the first are soon there and a small GPU holds them."""

@@ -15,9 +15,8 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from dreambooth.files import cache_home, clear_leftovers
+from dreambooth.ui import DAY, HOUR
 from dreambooth.ui.studio import Studio
-
-HOUR, DAY = 60 * 60, 24 * 60 * 60
 
 
 def own_temp_folder(root: Path) -> Path:

@@ -27,10 +27,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from dreambooth.config.yaml_file import MAX_BRACKETS, MAX_FOREIGN_YAML
 from dreambooth.errors import ConfigError, PhotoError
+from dreambooth.ui import plain_words
 from dreambooth.ui.doors.limits import MAX_LETTERS
 from dreambooth.ui.doors.lines import address_of
 from dreambooth.ui.doors.login import Visitors
-from dreambooth.ui.studio import plain_words
 
 HINT = "The table of the API says what each endpoint takes."
 BROKEN = "Something went wrong in the server. What it was is in its log. Try again, or tell who runs this studio."

@@ -12,7 +12,7 @@ from gradio.utils import get_upload_folder
 
 from dreambooth.errors import ConfigError, first_line
 from dreambooth.files import check_writable
-from dreambooth.ui import theme
+from dreambooth.ui import DAY, HOUR, QUIET, Update, in_plain_words, theme
 from dreambooth.ui.compare import tab as compare
 from dreambooth.ui.doors import login
 from dreambooth.ui.doors.guard import GuardedApp
@@ -23,7 +23,7 @@ from dreambooth.ui.housekeeping import keep_house, own_temp_folder
 from dreambooth.ui.inputs import Page
 from dreambooth.ui.photos import tab as photos
 from dreambooth.ui.publish import tab as publish
-from dreambooth.ui.studio import QUIET, Studio, in_plain_words
+from dreambooth.ui.studio import Studio
 from dreambooth.ui.train import tab as train
 
 HEADER = """
@@ -32,7 +32,6 @@ HEADER = """
   <p>Teach an image model your subject from three to five photos, then put it anywhere.</p>
 </header>
 """
-DAY = 24 * 60 * 60
 SESSIONS = 1000
 """Pages whose state is kept, each of which takes 0.6 MB with a copy of the whole page's configuration. The guard bounds
 how many a client opens."""
@@ -44,7 +43,7 @@ def build(studio: Studio | None = None) -> gr.Blocks:
     """The page, with a worker of its own; settings come from the environment unless `studio` is given."""
     studio = studio or Studio.from_environment()
     visitors = login.Visitors(studio.root)
-    with Page(visitors, title="DreamBooth Studio", analytics_enabled=False, delete_cache=(DAY // 24, DAY)) as page:
+    with Page(visitors, title="DreamBooth Studio", analytics_enabled=False, delete_cache=(HOUR, DAY)) as page:
         # Empty for ever: `Page` finds out who is here at each call. API callers alone give an id of their own.
         owner = gr.Textbox("", label="owner", visible=False)
         account = gr.Textbox("", label="account", visible=False)  # its name, for the page's words alone
@@ -72,7 +71,7 @@ def build(studio: Studio | None = None) -> gr.Blocks:
         live.to_pictures.click(lambda: gr.Tabs(selected="generate"), outputs=tabs, **QUIET)
 
         @in_plain_words
-        def greet(request: gr.Request, token: gr.OAuthToken | None) -> tuple[str, dict]:
+        def greet(request: gr.Request, token: gr.OAuthToken | None) -> tuple[str, Update]:
             """The account's name, where somebody is logged in, and a word where nothing tells the browser again."""
             name = visitors.account(token.token) if token else ""
             return name, gr.HTML(visible=not (name or login.cookie_of(request)))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hmac
-import html
-import inspect
 import math
 import os
 import re
@@ -15,19 +13,18 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-import gradio as gr
 from PIL import Image
 
 from dreambooth import events
 from dreambooth.config.names import TOYBOX, which_model
 from dreambooth.config.presets import load_preset
 from dreambooth.config.settings import Config
-from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError
+from dreambooth.errors import ConfigError, PhotoError, RunError
 from dreambooth.families import family_of
 from dreambooth.families.tokens import Reader
 from dreambooth.families.words import PATTERN, read_words
@@ -73,9 +70,6 @@ RECIPES = {
 Ways = Literal["one", "two", "three"]
 """How often a subject is trained: as the settings say; with and without PPL; with PPL, without it, and with a drift
 penalty in its place."""
-
-QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-"""Arguments of events that only redraw the page: at once, without a spinner, and nothing for API callers."""
 
 MAX_PHOTOS = 50
 """More is a mistake or an attack: the coach finds more than six too many."""
@@ -742,35 +736,3 @@ def _scaled(crop: Crop, scale: float, size: tuple[int, int], name: str) -> Crop:
         )
     left, top = (min(round(edge * scale), whole - side) for edge, whole in zip(crop[:2], size, strict=True))
     return Crop(left, top, left + side, top + side)
-
-
-# ----------------------------------------------------------------------------------------------------------- errors
-
-
-def in_plain_words(handler: Callable) -> Callable:
-    """The handler with the library's errors, and the system's, shown on the page as a sentence and not printed."""
-
-    @functools.wraps(handler)
-    def plain(*args, **kwargs):
-        with plain_words():
-            return handler(*args, **kwargs)
-
-    @functools.wraps(handler)
-    def plain_generator(*args, **kwargs):
-        with plain_words():
-            yield from handler(*args, **kwargs)
-
-    return plain_generator if inspect.isgeneratorfunction(handler) else plain
-
-
-@contextlib.contextmanager
-def plain_words() -> Iterator[None]:
-    """The library's errors, and the system's, inside the block as Gradio's, which the page shows."""
-    try:
-        yield
-    except DreamBoothError as error:
-        sentence = html.escape(str(error), quote=False)  # it may quote a visitor's words, and toasts are HTML
-        raise gr.Error(sentence, print_exception=False) from None
-    except OSError as error:  # a full disk, say; the reason alone, since the rest is a path of the server
-        reason = error.strerror or "a file can't be read or written"
-        raise gr.Error(f"The server can't do this now: {reason}.", print_exception=False) from None

@@ -11,8 +11,8 @@ import pytest
 
 from dreambooth.files import hidden_name, scratch_folder
 from dreambooth.training import prior
-from dreambooth.ui import housekeeping
-from dreambooth.ui.housekeeping import DAY, HOUR, clear_old, clear_unnamed, own_temp_folder
+from dreambooth.ui import DAY, HOUR, housekeeping
+from dreambooth.ui.housekeeping import clear_old, clear_unnamed, own_temp_folder
 from tests.ui import studios
 from tests.ui.conftest import SECONDS, Served, serve
 from tests.ui.test_crowd import until

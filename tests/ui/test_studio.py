@@ -31,10 +31,11 @@ from dreambooth.photos.prepare import (
 from dreambooth.runs.directory import Run, list_runs
 from dreambooth.runs.owners import new_owner
 from dreambooth.runs.worker import Worker
+from dreambooth.ui import in_plain_words
 from dreambooth.ui import studio as studio_module
 from dreambooth.ui.doors import room
 from dreambooth.ui.doors.limits import StudioSettings
-from dreambooth.ui.studio import RECIPES, Studio, Upload, in_plain_words, title
+from dreambooth.ui.studio import RECIPES, Studio, Upload, title
 from tests.ui import studios
 
 ANNA, BERT = new_owner(), new_owner()

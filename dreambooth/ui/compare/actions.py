@@ -19,14 +19,14 @@ from dreambooth.machine import resolve_device
 from dreambooth.metrics.encoders import Encoders, load_encoders
 from dreambooth.photos.prepare import join_names, open_photo
 from dreambooth.runs.directory import Run
-from dreambooth.ui import charts, drawing, models
+from dreambooth.ui import charts, drawing, in_plain_words, models
 from dreambooth.ui.compare import figures
 from dreambooth.ui.compare.comparison import Comparison, as_html, captioned
 from dreambooth.ui.compare.figures import Figures
 from dreambooth.ui.doors.limits import MAX_LETTERS
 from dreambooth.ui.drawing import Order, Progress, Weights
 from dreambooth.ui.generate.actions import ideas_for
-from dreambooth.ui.studio import Studio, gpu_is_lent, in_plain_words
+from dreambooth.ui.studio import Studio, gpu_is_lent
 
 NO_RUN = """<div class="empty"><strong>Nothing to compare yet.</strong> Train a subject first. The Train tab can do so
 with and without prior preservation from the same seeds; then this page shows side by side what that changes: in the

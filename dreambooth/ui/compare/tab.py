@@ -7,12 +7,12 @@ from typing import Any
 
 import gradio as gr
 
-from dreambooth.ui import drawing, models
+from dreambooth.ui import QUIET, drawing, models
 from dreambooth.ui.compare.actions import MAX_PROMPTS, NO_RUN, Actions
 from dreambooth.ui.compare.comparison import Comparison
 from dreambooth.ui.doors.limits import MAX_LETTERS
 from dreambooth.ui.generate.tab import GUIDANCE_HELP
-from dreambooth.ui.studio import QUIET, Studio
+from dreambooth.ui.studio import Studio
 
 # ----------------------------------------------------------------------------------------------------------- layout
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from dreambooth.errors import RunError
 from dreambooth.files import shown_size
 from dreambooth.runs.directory import Run
+from dreambooth.ui import DAY, HOUR
 from dreambooth.ui.doors.limits import StudioSettings
 
-DAY = 24 * 60 * 60
+OWN_FOR = DAY
 """Seconds for which no run makes room for another visitor's."""
 
 
@@ -109,7 +110,7 @@ def _oldest_of_whoever_holds_most(held: Sequence[Held], newcomer: str) -> Held |
     taken = Counter[str]()
     for one in held:
         taken[one.mark] += one.size
-    old = [one for one in held if one.removable and one.mark != newcomer and time.time() - one.last > DAY]
+    old = [one for one in held if one.removable and one.mark != newcomer and time.time() - one.last > OWN_FOR]
     return max(old, key=lambda one: (taken[one.mark], -one.last), default=None)
 
 
@@ -118,7 +119,7 @@ def _full(excess: float, held: Sequence[Held]) -> RunError:
     for one in sorted((one for one in held if one.removable), key=lambda one: one.last):
         excess -= one.size
         if excess <= 0:
-            hours = max(1, math.ceil((one.last + DAY - time.time()) / 3600))
+            hours = max(1, math.ceil((one.last + OWN_FOR - time.time()) / HOUR))
             return RunError(
                 "The studio's disk is full with others' runs of this day, each of which is kept for a day.",
                 f"Come back in {hours} hour{'' if hours == 1 else 's'}.",

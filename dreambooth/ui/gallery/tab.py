@@ -17,11 +17,12 @@ from huggingface_hub import constants
 from dreambooth.errors import DreamBoothError, HubError
 from dreambooth.hub import Token, local_token, sign_in
 from dreambooth.sharing.published import PublishedModel, list_published, published_sampling, thumbnail
+from dreambooth.ui import QUIET, in_plain_words
 from dreambooth.ui.doors import login
 from dreambooth.ui.generate.tab import Form
 from dreambooth.ui.inputs import said
 from dreambooth.ui.models import shown_sampling
-from dreambooth.ui.studio import QUIET, Studio, in_plain_words
+from dreambooth.ui.studio import Studio
 
 SHOWN = 24
 """Models of each kind: the newest."""

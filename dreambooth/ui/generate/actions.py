@@ -22,7 +22,7 @@ from dreambooth.generate import (
 )
 from dreambooth.prompts import suggestions
 from dreambooth.runs.directory import Run
-from dreambooth.ui import drawing, models
+from dreambooth.ui import drawing, in_plain_words, models
 from dreambooth.ui.doors import login
 from dreambooth.ui.doors.lines import address_of
 from dreambooth.ui.drawing import Progress
@@ -30,7 +30,7 @@ from dreambooth.ui.generate.made_with import SETTINGS, SHOWN_AS, as_words, read_
 from dreambooth.ui.inputs import numbers
 from dreambooth.ui.models import Model
 from dreambooth.ui.report import counted
-from dreambooth.ui.studio import Studio, in_plain_words
+from dreambooth.ui.studio import Studio
 
 NO_ADAPTER = ("None", "")
 CLASS_NOUN = "dog"

@@ -11,11 +11,11 @@ from dreambooth.generate import (
     MAX_BATCH,
 )
 from dreambooth.prompts import suggestions
-from dreambooth.ui import drawing, models
+from dreambooth.ui import QUIET, drawing, models
 from dreambooth.ui.doors.limits import MAX_LETTERS
 from dreambooth.ui.generate.actions import CLASS_NOUN, NO_ADAPTER, Actions, base_choices, which_choices
 from dreambooth.ui.generate.made_with import SETTINGS
-from dreambooth.ui.studio import QUIET, Studio
+from dreambooth.ui.studio import Studio
 
 NOTHING_YET = """<div class="empty"><strong>No pictures yet.</strong> Say what you would like to see and press Generate.
 Your own subjects are in the list of models once their training is finished.</div>"""

@@ -12,8 +12,9 @@ import gradio as gr
 
 from dreambooth.errors import PhotoError
 from dreambooth.photos.prepare import MIN_SIDE, Crop, Prepared, prepare_photo, show_crop
+from dreambooth.ui import QUIET, in_plain_words
 from dreambooth.ui.inputs import numbers
-from dreambooth.ui.studio import QUIET, Studio, in_plain_words
+from dreambooth.ui.studio import Studio
 
 SMALLEST = 5
 """Per cent of a photo's short side that a box may shrink to, where that leaves it enough pixels."""

@@ -14,7 +14,8 @@ from dreambooth.config.names import TOYBOX
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families.tokens import COMMON, RARE, Advice, advise, load_text_side, preview_prompts, suggest
 from dreambooth.models.fetch import fetch_model
-from dreambooth.ui.studio import QUIET, Studio, in_plain_words
+from dreambooth.ui import QUIET, in_plain_words
+from dreambooth.ui.studio import Studio
 
 SUGGESTIONS = 5
 RARE_WORDS = ("ohwx", "zwx", "pkblz", "sks")

@@ -11,6 +11,7 @@ import gradio as gr
 
 from dreambooth.config.settings import MOST_SUBJECTS
 from dreambooth.errors import ConfigError, PhotoError
+from dreambooth.ui import in_plain_words
 from dreambooth.ui.doors.limits import MAX_SUBJECTS
 from dreambooth.ui.inputs import numbers, said
 from dreambooth.ui.photos import identifier as lookup
@@ -18,7 +19,7 @@ from dreambooth.ui.photos.advice import thumbnail
 from dreambooth.ui.photos.crops import Boxes, Photos, prepared
 from dreambooth.ui.photos.taught import Kept, words
 from dreambooth.ui.report import counted
-from dreambooth.ui.studio import Studio, in_plain_words, refuse_too_many
+from dreambooth.ui.studio import Studio, refuse_too_many
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from dreambooth import toybox
 from dreambooth.errors import ConfigError
 from dreambooth.photos.prepare import IMAGE_SUFFIXES
 from dreambooth.toybox.identities import CLASSES
+from dreambooth.ui import QUIET, in_plain_words
 from dreambooth.ui.photos import crops as boxes
 from dreambooth.ui.photos import identifier as lookup
 from dreambooth.ui.photos.advice import WAITING, look_at
 from dreambooth.ui.photos.crops import Boxes, Editor, Photos, aligned
 from dreambooth.ui.photos.several import Several
 from dreambooth.ui.photos.taught import show_prompts
-from dreambooth.ui.studio import QUIET, Studio, in_plain_words
+from dreambooth.ui.studio import Studio
 
 SUBJECTS = Path(toybox.__file__).parent / "subjects"
 PEOPLE_AND_MORE = ("person", "toy", "watch", "shoe", "bottle", "plant")

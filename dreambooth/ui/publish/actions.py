@@ -23,11 +23,11 @@ from dreambooth.models.adapters import is_adapter
 from dreambooth.runs.directory import Run
 from dreambooth.sharing.publish import Publication, PublishState, read_state
 from dreambooth.training.train import TOGETHER
-from dreambooth.ui import models
+from dreambooth.ui import in_plain_words, models
 from dreambooth.ui.doors import login
 from dreambooth.ui.drawing import bar_html
 from dreambooth.ui.report import Digests
-from dreambooth.ui.studio import Studio, in_plain_words, title
+from dreambooth.ui.studio import Studio, title
 
 PICTURES = 4
 """Samples shown beside the list of what is published."""

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from dreambooth.ui import models
+from dreambooth.ui import QUIET, models
 from dreambooth.ui.publish.actions import NO_RUN, Actions
-from dreambooth.ui.studio import QUIET, Studio
+from dreambooth.ui.studio import Studio
 
 POLL = 1.0
 """Seconds between looks at how publishing goes."""

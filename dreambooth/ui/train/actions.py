@@ -11,9 +11,10 @@ import gradio as gr
 from dreambooth.config.settings import LEARNS_WORD
 from dreambooth.errors import ConfigError, DreamBoothError, ModelError, RunError
 from dreambooth.methods import methods
+from dreambooth.ui import in_plain_words
 from dreambooth.ui.photos.crops import Boxes, Photos, aligned
 from dreambooth.ui.photos.taught import Kept, taught, words
-from dreambooth.ui.studio import Studio, Upload, Ways, in_plain_words, title
+from dreambooth.ui.studio import Studio, Upload, Ways, title
 from dreambooth.ui.train import estimate as estimates
 from dreambooth.ui.train.estimate import Estimates
 from dreambooth.ui.train.form import NO_WORD, Choices, Form, method_choices

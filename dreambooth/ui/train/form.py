@@ -11,9 +11,10 @@ from gradio.components import Component
 
 from dreambooth.config.settings import LEARNS_WORD, Config
 from dreambooth.methods import methods
+from dreambooth.ui import QUIET
 from dreambooth.ui.doors import login
 from dreambooth.ui.doors.limits import FOR_ONESELF
-from dreambooth.ui.studio import QUIET, Studio, Ways
+from dreambooth.ui.studio import Studio, Ways
 from dreambooth.ui.train.recipes import config_of, first_recipe, model_for, recipe_choices, recipe_method, suited_recipe
 from dreambooth.ui.train.settings import (
     ON_TOP,

@@ -12,9 +12,9 @@ import gradio as gr
 
 from dreambooth.errors import DreamBoothError
 from dreambooth.runs.directory import Run, Status
-from dreambooth.ui import charts
+from dreambooth.ui import charts, in_plain_words
 from dreambooth.ui.report import Digests, Report
-from dreambooth.ui.studio import DAMAGED, Studio, in_plain_words
+from dreambooth.ui.studio import DAMAGED, Studio
 from dreambooth.ui.train import live as view
 
 GONE, UNREADABLE = -2, -3

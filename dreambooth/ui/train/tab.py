@@ -8,12 +8,13 @@ from typing import Any
 
 import gradio as gr
 
+from dreambooth.ui import QUIET
 from dreambooth.ui.doors.limits import is_person
 from dreambooth.ui.inputs import said
 from dreambooth.ui.photos.crops import HELP as CROPS_HELP
 from dreambooth.ui.photos.tab import Subject, show_in
 from dreambooth.ui.photos.taught import Kept, show_prompts
-from dreambooth.ui.studio import QUIET, Studio
+from dreambooth.ui.studio import Studio
 from dreambooth.ui.train import estimate as estimates
 from dreambooth.ui.train import form as forms
 from dreambooth.ui.train import live as view
