@@ -8,6 +8,7 @@ import functools
 import html
 import inspect
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import gradio as gr
@@ -57,3 +58,10 @@ def plain_words() -> Iterator[None]:
     except OSError as error:  # a full disk, say; the reason alone, since the rest is a path of the server
         reason = error.strerror or "a file can't be read or written"
         raise gr.Error(f"The server can't do this now: {reason}.", print_exception=False) from None
+
+
+def served(component: gr.blocks.Block, path: str | Path) -> str:
+    """Where the page gets a file from: a copy in Gradio's folder, which alone is served."""
+    copy = component.move_resource_to_block_cache(path)
+    assert copy is not None  # as for no path alone
+    return copy

@@ -182,7 +182,7 @@ class Studio:
 
     # -- a visitor's runs
 
-    def own_run(self, owner: str, run_id: str) -> Run:
+    def own_run(self, owner: str, run_id: str | None) -> Run:
         """The run of that id if it is this visitor's; raises `RunError` that does not tell whether it exists, and for a
         damaged one of theirs."""
         run = self._any_own_run(owner, run_id)
@@ -201,13 +201,13 @@ class Studio:
         own = [Run(path) for path in sorted(self.root.glob("[!.]*"), reverse=True) if self._is_own(path.name, owner)]
         return [run for run in own if not _is_readable(run)]
 
-    def is_damaged(self, owner: str, run_id: str) -> bool:
+    def is_damaged(self, owner: str, run_id: str | None) -> bool:
         """Whether this is one of the visitor's `damaged_runs`."""
         with contextlib.suppress(RunError):
             return not _is_readable(self._any_own_run(owner, run_id))
         return False
 
-    def _any_own_run(self, owner: str, run_id: str) -> Run:
+    def _any_own_run(self, owner: str, run_id: str | None) -> Run:
         owner = checked_owner(owner)
         if isinstance(run_id, str) and self._is_own(run_id, owner):
             return Run(self.root / run_id)

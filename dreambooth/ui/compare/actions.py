@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from dreambooth.apart import Order, Weights
 from dreambooth.config.settings import Config, SamplingConfig
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.evaluation.reports import Cell, Line, draw_sheet
@@ -19,13 +20,14 @@ from dreambooth.machine import resolve_device
 from dreambooth.metrics.encoders import Encoders, load_encoders
 from dreambooth.photos.prepare import join_names, open_photo
 from dreambooth.runs.directory import Run
-from dreambooth.ui import charts, drawing, in_plain_words, models
+from dreambooth.ui import Update, charts, drawing, in_plain_words, models
 from dreambooth.ui.compare import figures
 from dreambooth.ui.compare.comparison import Comparison, as_html, captioned
 from dreambooth.ui.compare.figures import Figures
 from dreambooth.ui.doors.limits import MAX_LETTERS
-from dreambooth.ui.drawing import Order, Progress, Weights
+from dreambooth.ui.drawing import Progress
 from dreambooth.ui.generate.actions import ideas_for
+from dreambooth.ui.report import duration
 from dreambooth.ui.studio import Studio, gpu_is_lent
 
 NO_RUN = """<div class="empty"><strong>Nothing to compare yet.</strong> Train a subject first. The Train tab can do so
@@ -75,7 +77,7 @@ class Actions:
     studio: Studio
     pictures: gr.Gallery
 
-    def list_runs(self, owner: str, chosen: str | None, drawn: bool | None) -> tuple:
+    def list_runs(self, owner: str, chosen: str | None, drawn: bool | None) -> tuple[Any, ...]:
         """The visitor's finished runs, those of a family once; keeps the chosen one, else takes the newest.
 
         What the status says of a comparison that was `drawn`, or is now, stays.
@@ -100,7 +102,7 @@ class Actions:
             return gr.Dropdown(choices), asked, *about, *[gr.skip()] * 3
         return gr.Dropdown(choices, value=value), asked, *about, *self._settings(self.studio.own_run(owner, value))
 
-    def prefill(self, owner: str, run: str | None) -> tuple:
+    def prefill(self, owner: str, run: str | None) -> tuple[Any, ...]:
         """What there is to compare, the prompts to begin with, and the run's own steps and guidance."""
         try:
             chosen = self.studio.own_run(owner, run)
@@ -108,7 +110,7 @@ class Actions:
             return (gr.skip(),) * 6
         return *self.about(owner, run), *self._settings(chosen)
 
-    def about(self, owner: str, run: str) -> tuple[str, gr.Button, str]:
+    def about(self, owner: str, run: str | None) -> tuple[str, gr.Button, str]:
         """What a run can be compared with, whether it can be trained the other way, and how it drifted."""
         chosen = self.studio.own_run(owner, run)
         config, partners, family = chosen.config, self.studio.partners(chosen), self._family(chosen)
@@ -120,11 +122,11 @@ class Actions:
             words.append(FAMILY.format(ways=_ways(len(family)), titles=titles))
         if missing := [f"{one.config.condition} ({one.status})" for one in partners if one.status != "finished"]:
             words.append(COMING.format(conditions=join_names(missing)))
-        words = "".join(words) or SINGLE.format(more=OTHER_WAY if free else "")
+        told = "".join(words) or SINGLE.format(more=OTHER_WAY if free else "")
         which = "without" if config.prior.active else "with"
-        return words, gr.Button(f"Train it {which} PPL too", visible=free), self._drift(chosen)
+        return told, gr.Button(f"Train it {which} PPL too", visible=free), self._drift(chosen)
 
-    def _settings(self, run: Run) -> tuple:
+    def _settings(self, run: Run) -> tuple[str, int, float]:
         config = run.config
         ideas = ideas_for(config.base_model, config.subjects)[: max(CONTEXTS_SHOWN, len(config.subjects) + 1)]
         prompts = [*config.class_prompts, *ideas][:MAX_PROMPTS]
@@ -151,7 +153,11 @@ class Actions:
         check_request(texts, count, seed)
         sampling = models.checked_sampling(chosen.config.drawing, steps, guidance_scale)
         columns: list[Column] = []
-        for opened in drawing.as_it_happens(lambda tell: tell(self.columns(chosen))):
+
+        def open_models(tell: Callable[[list[Column]], None]) -> None:
+            tell(self.columns(chosen))
+
+        for opened in drawing.as_it_happens(open_models):
             columns = opened or columns
             if not columns:
                 yield *[gr.skip()] * 3, drawing.bar_html("Getting the models", 0), "", None, gr.skip()
@@ -166,7 +172,7 @@ class Actions:
         except DreamBoothError as error:  # the pictures are there all the same
             told = f"<div class='empty'><strong>Not measured.</strong> {html.escape(str(error))}</div>"
         blank = [cell for line in shown.lines for cell in line.cells if cell and cell.problem]
-        words = f"{what} in {drawing.duration(time.monotonic() - began)}."
+        words = f"{what} in {duration(time.monotonic() - began)}."
         note = drawing.problems_html([("A picture", cell.problem) for cell in blank])
         note += models.unread(columns[-1].weights, texts)
         ended = f"<div class='drawing' role='status'><p>{words}</p></div>{note}"
@@ -237,7 +243,7 @@ class Actions:
         sheet = draw_sheet(shown.titles, shown.lines)
         return shown._replace(sheet=drawing.keep_file(self.pictures, "comparison.png", sheet.save))
 
-    def offer(self, shown: Comparison, line: int | None, left: str | None, right: str | None) -> tuple:
+    def offer(self, shown: Comparison, line: int | None, left: str | None, right: str | None) -> tuple[Update, ...]:
         """The sheet, and the lines and models that can be laid over each other; keeps what is chosen already."""
         lines = [(f"{line.prompt} · seed {line.seed}", number) for number, line in enumerate(shown.lines)]
         titles, there = shown.titles, bool(lines)
@@ -256,8 +262,8 @@ class Actions:
         """The two pictures, or none where one was held back."""
         if line is None or not 0 <= line < len(shown.lines) or not {left, right} <= set(shown.titles):
             return None
-        cells = [shown.lines[line].cells[shown.titles.index(title)] for title in (left, right)]
-        return (cells[0].path, cells[1].path) if all(cell and cell.path for cell in cells) else None
+        one, other = (shown.lines[line].cells[shown.titles.index(title)] for title in (left, right))
+        return (one.path, other.path) if one and other and one.path and other.path else None
 
 
 def _encoders(config: Config, *, diversity: bool) -> tuple[Encoders, list[str]]:

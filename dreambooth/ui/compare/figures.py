@@ -126,7 +126,7 @@ def _diversity(pictures: list[Picture], encoders: Encoders) -> Values:
     apart = {}
     for prompt, drawn in several.items():
         pairs = [(drawn[i].image, drawn[j].image) for i, j in metrics.pairs(len(drawn))]
-        apart[prompt, drawn[0].seed] = float(metrics.diversity([encoders.perceptual.distances(pairs)])[0])
+        apart[prompt, drawn[0].seed] = float(metrics.diversity([encoders.perceptual.distances(pairs).tolist()])[0])
     return {"div": apart}
 
 
@@ -193,7 +193,7 @@ def as_html(figures: Figures) -> str:
     legend = "".join(
         f"<div><dt>{about.title}</dt><dd>{about.meaning} {about.better.capitalize()} is better. "
         f"By {html.escape(judge(figures.encoders, about.name))}.</dd></div>"
-        for about in map(METRICS.get, shown)
+        for about in (METRICS[name] for name in shown)
     )
     notes = "".join(f"<li class='tip'><strong>Note</strong> {html.escape(note)}</li>" for note in figures.notes)
     return f"""<section class="figures"><h3 class="section">What the pictures say</h3><div class="wide"><table>

@@ -94,7 +94,9 @@ def build(studio: Studio, owner: gr.Component) -> dict[str, Any]:
     chosen = [shown, overlay.line, overlay.left, overlay.right]
     offered = shown.change(actions.offer, chosen, [*chosen[1:], laid, sheet], **QUIET)
     offered.then(actions.lay_over, chosen, overlay.slider, **QUIET)
-    gr.on([part.input for part in chosen[1:]], actions.lay_over, chosen, overlay.slider, **QUIET)
+    gr.on(
+        [overlay.line.input, overlay.left.input, overlay.right.input], actions.lay_over, chosen, overlay.slider, **QUIET
+    )
     listed = [form.run, asked, *about, *settings]
     return {"fn": actions.list_runs, "inputs": [owner, form.run, drawn], "outputs": listed, **QUIET}
 

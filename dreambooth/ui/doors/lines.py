@@ -141,7 +141,7 @@ class Lines(Queue):
             self.pending_event_ids_session.pop(name, None)
 
 
-def address_of(request: Request) -> str:
+def address_of(request: Request | gr.Request) -> str:
     """Where a request comes from, as the guard has it."""
     return request.client.host if request.client else ""
 

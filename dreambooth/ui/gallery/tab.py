@@ -70,7 +70,7 @@ def build(studio: Studio, form: Form, tabs: gr.Tabs) -> dict[str, Any]:
     models = gr.HTML(LOOKING, elem_id="gallery", js_on_load=CHOOSE, apply_default_css=False)
     own = gr.State({})  # of this page alone, so that nobody sees what another's token fetched
     actions = Actions(studio)
-    listing = {
+    listing: dict[str, Any] = {
         "fn": actions.show,
         "inputs": own,
         "outputs": [models, own],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -22,7 +22,7 @@ from dreambooth.generate import (
 )
 from dreambooth.prompts import suggestions
 from dreambooth.runs.directory import Run
-from dreambooth.ui import drawing, in_plain_words, models
+from dreambooth.ui import Update, drawing, in_plain_words, models
 from dreambooth.ui.doors import login
 from dreambooth.ui.doors.lines import address_of
 from dreambooth.ui.drawing import Progress
@@ -54,7 +54,7 @@ class Actions:
     studio: Studio
     pictures: gr.Gallery
 
-    def list_models(self, owner: str, newest: str | None, chosen: str, *added: str) -> tuple:
+    def list_models(self, owner: str, newest: str | None, chosen: str, *added: str) -> tuple[Any, ...]:
         """The visitor's finished runs and the base models; a run that finished since the last look is chosen."""
         runs = models.finished_runs(self.studio, owner)
         best = models.first_choice(self.studio, runs)
@@ -73,13 +73,19 @@ class Actions:
     def models(self, owner: str) -> list[dict[str, Any]]:
         """What this visitor can draw with, by the name that `generate` takes; `steps` are a run's best and last."""
         runs = models.finished_runs(self.studio, owner)
-        found = [{"model": run.id, "title": models.label(run), "steps": models.best_and_last(run)} for run in runs]
-        found += [{"model": name, "title": words, "steps": None} for words, name in base_choices(self.studio)]
-        for model in found:
-            model["adapters"] = [run.id for run in models.adapters_for(self.studio, runs, model["model"])]
-        return found
+        found = [(run.id, models.label(run), models.best_and_last(run)) for run in runs]
+        found += [(name, words, None) for words, name in base_choices(self.studio)]
+        return [
+            {
+                "model": name,
+                "title": words,
+                "steps": steps,
+                "adapters": [run.id for run in models.adapters_for(self.studio, runs, name)],
+            }
+            for name, words, steps in found
+        ]
 
-    def prefill(self, owner: str, model: str) -> tuple:
+    def prefill(self, owner: str, model: str) -> tuple[Any, ...]:
         """A first prompt, the model's own steps and guidance, and its best step; nothing while a name is typed."""
         if model in self.studio.base_models:
             sampling = models.base_sampling(self.studio.model(model))
@@ -90,7 +96,7 @@ class Actions:
                 return (gr.skip(),) * 4
         return self._ideas(owner, model)[0], *models.shown_sampling(sampling), "best"
 
-    def offer(self, owner: str, model: str, *added: str) -> tuple:
+    def offer(self, owner: str, model: str, *added: str) -> tuple[Any, ...]:
         """What there is to choose for a model and the adapters that are added to it: prompts, best and last step, how
         much of it takes part, and the adapters."""
         possible = models.adapters_for(self.studio, models.finished_runs(self.studio, owner), model)
@@ -109,9 +115,10 @@ class Actions:
         for name in names:
             with contextlib.suppress(DreamBoothError):
                 found.append(models.best_and_last(self.studio.own_run(owner, name)))
-        if not any(found):
+        kept = [steps for steps in found if steps]
+        if not kept:
             return gr.Radio(visible=False)
-        best, last = (f" ({found[0][which]})" if len(names) == 1 else "" for which in ("best", "last"))
+        best, last = (f" ({kept[0]['best']})", f" ({kept[0]['last']})") if len(names) == 1 else ("", "")
         return gr.Radio(which_choices(f"Best step{best}", f"Last step{last}"), visible=True)
 
     def _offer_scale(self, owner: str, model: str) -> gr.Slider:
@@ -122,14 +129,15 @@ class Actions:
             scalable = False
         return gr.Slider(visible=True) if scalable else gr.Slider(value=1, visible=False)
 
-    def list_ideas(self, owner: str, model: str, *added: str) -> dict:
+    def list_ideas(self, owner: str, model: str, *added: str) -> Update:
         """Prompts for what the model and the added adapters were taught, to choose from."""
         ideas = self._ideas(owner, model, *added)
         return gr.Dataset(samples=[[idea] for idea in ideas]) if ideas else gr.skip()
 
     def _ideas(self, owner: str, model: str, *added: str) -> list[str]:
         """Prompts for each subject, and for all of them together; none where the model is not known here."""
-        subjects, base_model = {}, self.studio.base_models.get(model)
+        subjects: dict[tuple[str, str], SubjectConfig] = {}
+        base_model = self.studio.base_models.get(model)
         for name in (model, *filter(None, added)):
             try:
                 config = self.studio.own_run(owner, name).config
@@ -167,19 +175,24 @@ class Actions:
         """Draw pictures as PNG files that carry prompt, seed and settings; yields all there are, and how it goes."""
         seed, count = int(seed or 0), int(count)
         check_request([prompt or ""], count, seed)
-        source, eyes = None, login.reading_token(token, public=self.studio.public)
+        eyes = login.reading_token(token, public=self.studio.public)
         named = ((adapter, weight), (adapter_2, weight_2), (adapter_3, weight_3))
-        added = {"scale": scale, "adapters": [(name, much) for name, much in named if name]}
+        added: dict[str, Any] = {"scale": scale, "adapters": [(name, much) for name, much in named if name]}
         client = address_of(request) if request else ""
-        for opened in drawing.as_it_happens(
-            lambda tell: tell(models.open_model(self.studio, owner, model, which, eyes, client=client, **added))
-        ):
-            source = opened or source
-            if source is None:
+
+        def open_model(tell: Callable[[Model], None]) -> None:
+            tell(models.open_model(self.studio, owner, model, which, eyes, client=client, **added))
+
+        for opened in drawing.as_it_happens(open_model):
+            if opened:
+                source = opened
+            else:
                 yield gr.skip(), drawing.bar_html("Getting the model", 0)
         sampling = models.checked_sampling(source.sampling, steps, guidance_scale)
         orders = drawing.orders(source.weights, prompt, seed, count)
-        progress, items, problems = Progress(len(orders)), [], []
+        progress = Progress(len(orders))
+        items: list[tuple[str, str]] = []
+        problems: list[tuple[str, str]] = []
         for news in drawing.paint(orders, sampling, negative_prompt or "", safety_checker or self.studio.public):
             models.keep_in_cache(source.weights)
             for picture in news if isinstance(news, list) else ():
@@ -225,12 +238,12 @@ class Actions:
         return path, gr.HTML(f"<dl class='made-with'>{rows}</dl>", visible=True), gr.Button(visible=True)
 
     @in_plain_words
-    def copy_picked(self, owner: str, path: str | None) -> tuple:
+    def copy_picked(self, owner: str, path: str | None) -> tuple[Any, ...]:
         """Put the settings of the picture that is picked into the form; `path` never leaves the server."""
         return self.copy_settings(owner, path)
 
     @in_plain_words
-    def copy_settings(self, owner: str, picture: str) -> tuple:
+    def copy_settings(self, owner: str, picture: str | None) -> tuple[Any, ...]:
         """What a picture was made with, in the order of `SETTINGS`: of the adapters first their names, then how much of
         each."""
         found = read_settings(picture)
@@ -267,7 +280,7 @@ def _offer_adapters(possible: Sequence[Run], added: Sequence[str]) -> list[gr.Dr
     for place, (name, run) in enumerate(zip(added, kept, strict=True)):
         taken = {word for other in (*kept[:place], *kept[place + 1 :]) if other for word in words[other.id]}
         choices = [NO_ADAPTER, *((models.label(one), one.id) for one in possible if not words[one.id] & taken)]
-        dropped = {} if run or not name else {"value": ""}
+        dropped: dict[str, Any] = {} if run or not name else {"value": ""}
         dropdowns.append(gr.Dropdown(choices, visible=more or bool(run), **dropped))
         has_strength = run is not None and models.has_strength(run)
         sliders.append(gr.Slider(visible=True) if has_strength else gr.Slider(value=1, visible=False))

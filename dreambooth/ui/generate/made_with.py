@@ -32,7 +32,8 @@ def read_settings(path: str | None) -> dict[str, str]:
     """What a PNG says that it was made with; raises `PhotoError` where it says nothing of the kind."""
     try:
         found = {}
-        if 0 < math.prod(shown_pixels(path or "")) <= Image.MAX_IMAGE_PIXELS:  # beyond, Pillow warns in the log
+        most = Image.MAX_IMAGE_PIXELS or math.inf  # beyond, Pillow warns in the log
+        if 0 < math.prod(shown_pixels(path or "")) <= most:
             with Image.open(path or "", formats=["PNG"]) as image:
                 found = {name: str(image.info[name]) for name in SETTINGS if name in image.info}
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):

@@ -87,17 +87,17 @@ def build(studio: Studio, owner: gr.Component) -> tuple[Form, dict[str, Any]]:
             copy = gr.Button("Use these settings", size="sm", visible=False)
     newest, picked = gr.State(None), gr.State(None)
     actions = Actions(studio, pictures)
-    inputs = list(vars(form).values())
     own_settings = [form.prompt, form.steps, form.guidance_scale, form.which]
     chosen = [form.model, *form.adapters]
     offered = [ideas, form.which, form.scale, stack, *form.adapters, *form.weights]
 
+    # Generate
     drawing.stoppable(
         button,
         stop,
         status,
         fn=actions.generate,
-        inputs=[owner, *inputs],
+        inputs=[owner, *vars(form).values()],
         outputs=[pictures, status],
         api_name="generate",
         api_description=(
@@ -109,11 +109,14 @@ def build(studio: Studio, owner: gr.Component) -> tuple[Form, dict[str, Any]]:
             "it."
         ),
     )
+
+    # What there is to choose, for the models that are chosen
     form.model.input(actions.prefill, [owner, form.model], own_settings, **QUIET)
     gr.on([part.change for part in chosen], actions.offer, [owner, *chosen], offered, **QUIET)
     ideas.click(lambda idea: idea[0], ideas, form.prompt, **QUIET)
     new_seed.click(None, None, form.seed, js="() => Math.floor(Math.random() * 2 ** 32)")
 
+    # The settings of a picture
     pictures.select(actions.pick, pictures, [picked, facts, copy], **QUIET)
     copied = [*(getattr(form, name) for name in SETTINGS[:-1]), *form.adapters, *form.weights]
     copy.click(actions.copy_picked, [owner, picked], copied, **QUIET)
@@ -135,135 +138,116 @@ def build(studio: Studio, owner: gr.Component) -> tuple[Form, dict[str, Any]]:
 
 
 def _form(studio: Studio) -> tuple[Form, gr.Dataset, gr.Button, gr.UploadButton, gr.Accordion]:
+    """The fields from top to bottom; also the ideas, the button for a new seed, the one that reads a picture, and what
+    holds the adapters."""
     wanted = studio.model(studio.default_model)
-    sampling = models.base_sampling(wanted)
-    ideas = suggestions(wanted, CLASS_NOUN)
-    form = Form(
-        # Values of one's own are a Hub id, or an API caller's run; `open_model` checks them.
-        models.free_choice(
-            gr.Dropdown(
-                base_choices(studio),
-                value=studio.default_model,
-                label="Model",
-                allow_custom_value=True,
-                info=MODEL_HELP,
-                elem_id="model",
-            )
-        ),
-        gr.Textbox(ideas[0], label="Prompt", lines=2, max_length=MAX_LETTERS, elem_id="prompt"),
-        gr.Textbox(
-            "", label="Negative prompt", max_length=MAX_LETTERS, info="What to keep out of the picture.", render=False
-        ),
-        gr.Slider(
-            1,
-            100,
-            sampling.steps,
-            step=1,
-            label="Steps",
-            info="More take longer and are finer, up to about 50.",
-            render=False,
-        ),
-        gr.Slider(
-            0,
-            20,
-            sampling.guidance_scale,
-            step=0.5,
-            label="Guidance",
-            info=GUIDANCE_HELP,
-            render=False,
-            elem_id="guidance",
-        ),
-        gr.Number(
-            0,
-            precision=0,
-            minimum=0,
-            maximum=2**32 - 1,
-            label="Seed",
-            render=False,
-            min_width=120,
-            info="The same seed and settings give the same picture.",
-            elem_id="seed",
-        ),
-        gr.Slider(1, MAX_BATCH, 4, step=1, label="Pictures", render=False, elem_id="count"),
-        gr.Checkbox(
-            True,
-            label="Safety checker",
-            visible=not studio.public,
-            render=False,
-            info="Holds back what it takes for unsafe, if the model comes with one. It errs now and then.",
-        ),
-        gr.Radio(
-            which_choices("Best step", "Last step"),
-            value="last",
-            label="Which of its models",
-            visible=False,
-            render=False,
-            info=WHICH_HELP,
-            elem_id="which",
-        ),
-        gr.Slider(
-            0,
-            models.MAX_SCALE,
-            1,
-            step=0.05,
-            label="Strength of the adapter",
-            info=SCALE_HELP,
-            visible=False,
-            render=False,
-            elem_id="scale",
-        ),
-        *(part for place in range(models.MAX_ADAPTERS) for part in _slot(place)),
+    sampling, suggested = models.base_sampling(wanted), suggestions(wanted, CLASS_NOUN)
+
+    # What is drawn
+    model = models.free_choice(  # a Hub id, or an API caller's run, is a value of one's own; `open_model` checks it
+        gr.Dropdown(
+            base_choices(studio),
+            value=studio.default_model,
+            label="Model",
+            allow_custom_value=True,
+            info=MODEL_HELP,
+            elem_id="model",
+        )
     )
-    shown = gr.Dataset(
+    prompt = gr.Textbox(suggested[0], label="Prompt", lines=2, max_length=MAX_LETTERS, elem_id="prompt")
+    ideas = gr.Dataset(
         components=[gr.Textbox(visible=False)],
-        samples=[[idea] for idea in ideas],
+        samples=[[idea] for idea in suggested],
         samples_per_page=6,
         label="Ideas",
         elem_id="ideas",
     )
-    form.which.render()
-    form.scale.render()
-    form.count.render()
+
+    # Which of a run's models, how much of it, and how often
+    which = gr.Radio(
+        which_choices("Best step", "Last step"),
+        value="last",
+        label="Which of its models",
+        visible=False,
+        info=WHICH_HELP,
+        elem_id="which",
+    )
+    scale = _strength("Strength of the adapter", info=SCALE_HELP, elem_id="scale")
+    count = gr.Slider(1, MAX_BATCH, 4, step=1, label="Pictures", elem_id="count")
+
+    # On top of it
     with gr.Accordion("Add adapters", open=False, visible=False, elem_id="add-adapters") as stack:
         gr.HTML(ADAPTER_HELP)
-        for adapter, weight in zip(form.adapters, form.weights, strict=True):
-            adapter.render()
-            weight.render()
+        (adapter, weight), (adapter_2, weight_2), (adapter_3, weight_3) = map(_slot, range(models.MAX_ADAPTERS))
+
+    # How it is drawn
     with gr.Accordion("More settings", open=False):
-        form.negative_prompt.render()
-        form.steps.render()
-        form.guidance_scale.render()
+        negative_prompt = gr.Textbox(
+            "", label="Negative prompt", max_length=MAX_LETTERS, info="What to keep out of the picture."
+        )
+        steps = gr.Slider(
+            1, 100, sampling.steps, step=1, label="Steps", info="More take longer and are finer, up to about 50."
+        )
+        guidance_scale = gr.Slider(
+            0, 20, sampling.guidance_scale, step=0.5, label="Guidance", info=GUIDANCE_HELP, elem_id="guidance"
+        )
         with gr.Group():
-            form.seed.render()
+            seed = gr.Number(
+                0,
+                precision=0,
+                minimum=0,
+                maximum=2**32 - 1,
+                label="Seed",
+                min_width=120,
+                info="The same seed and settings give the same picture.",
+                elem_id="seed",
+            )
             new_seed = gr.Button("New seed", size="sm")
-        form.safety_checker.render()
+        safety_checker = gr.Checkbox(
+            True,
+            label="Safety checker",
+            visible=not studio.public,
+            info="Holds back what it takes for unsafe, if the model comes with one. It errs now and then.",
+        )
         upload = gr.UploadButton("Take the settings from a saved picture", file_types=[".png"], size="sm")
-    return form, shown, new_seed, upload, stack
+
+    form = Form(
+        model=model,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        count=count,
+        safety_checker=safety_checker,
+        which=which,
+        scale=scale,
+        adapter=adapter,
+        weight=weight,
+        adapter_2=adapter_2,
+        weight_2=weight_2,
+        adapter_3=adapter_3,
+        weight_3=weight_3,
+    )
+    return form, ideas, new_seed, upload, stack
 
 
 def _slot(place: int) -> tuple[gr.Dropdown, gr.Slider]:
     """One further adapter and how much of it takes part; the first alone is shown until one is chosen."""
     names = f"{place + 1}" if place else ""
-    return (
-        models.free_choice(
-            gr.Dropdown(
-                [NO_ADAPTER],
-                value="",
-                label=f"Adapter {place + 1}",
-                visible=not place,
-                allow_custom_value=True,
-                render=False,
-                elem_id=f"adapter{names}",
-            )
-        ),
-        gr.Slider(
-            0,
-            models.MAX_SCALE,
-            1,
-            step=0.05,
-            label="Its strength",
-            visible=False,
-            render=False,
-            elem_id=f"weight{names}",
-        ),
+    adapter = models.free_choice(
+        gr.Dropdown(
+            [NO_ADAPTER],
+            value="",
+            label=f"Adapter {place + 1}",
+            visible=not place,
+            allow_custom_value=True,
+            elem_id=f"adapter{names}",
+        )
     )
+    return adapter, _strength("Its strength", elem_id=f"weight{names}")
+
+
+def _strength(label: str, **arguments: Any) -> gr.Slider:
+    """How much of an adapter takes part; not seen until there is one."""
+    return gr.Slider(0, models.MAX_SCALE, 1, step=0.05, label=label, visible=False, **arguments)

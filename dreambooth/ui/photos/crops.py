@@ -12,7 +12,7 @@ import gradio as gr
 
 from dreambooth.errors import PhotoError
 from dreambooth.photos.prepare import MIN_SIDE, Crop, Prepared, prepare_photo, show_crop
-from dreambooth.ui import QUIET, in_plain_words
+from dreambooth.ui import QUIET, Update, in_plain_words
 from dreambooth.ui.inputs import numbers
 from dreambooth.ui.studio import Studio
 
@@ -74,7 +74,7 @@ def wire(
     cropping, chosen = Cropping(studio), edited.chosen
     sliders = [edited.share, edited.across, edited.down]
     seen = [edited.picture, edited.caption]
-    latest = {  # queued: they decode photos, and Gradio 6.31 shows no errors of other events
+    latest: dict[str, Any] = {  # queued: they decode photos, and Gradio 6.31 shows no errors of other events
         "trigger_mode": "always_last",
         "show_progress": "hidden",
         "api_visibility": "private",
@@ -102,7 +102,7 @@ class Cropping:
     def choose(self, photos: Photos | None, crops: Boxes, event: gr.SelectData) -> list[Any]:
         """Open the photo that was picked in the gallery."""
         [index] = numbers(event, "index", 1)
-        if index not in range(len(photos or [])):  # taken out meanwhile
+        if not photos or index not in range(len(photos)):  # taken out meanwhile
             return [gr.skip()] * 7
         path = photos[index][0]
         return [path, gr.Column(visible=True), *self._view(path, crops)]
@@ -145,14 +145,14 @@ class Cropping:
         return [show_crop(replace(photo, crop=crop)), caption, *place_of(crop, photo.size)]
 
 
-def forget(photos: Photos | None, crops: Boxes, chosen: str | None) -> tuple[Boxes, str | None, dict]:
+def forget(photos: Photos | None, crops: Boxes, chosen: str | None) -> tuple[Boxes, str | None, Update]:
     """The boxes without those of photos that are gone, and the editor closed where its photo is."""
     paths = {path for path, _ in photos or []}
     kept = {path: crop for path, crop in crops.items() if path in paths}
     return (kept, chosen, gr.skip()) if chosen in paths else (kept, None, gr.Column(visible=False))
 
 
-def aligned(photos: Photos | None, crops: Boxes, given: list | None = None) -> list[Crop | None]:
+def aligned(photos: Photos | None, crops: Boxes, given: list[Any] | None = None) -> list[Crop | None]:
     """The box of each photo, None for the automatic one: `given` by an API caller, else what the page keeps."""
     paths = [path for path, _ in photos or []]
     if given is None:

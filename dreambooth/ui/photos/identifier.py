@@ -6,6 +6,7 @@ import functools
 import html
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -57,7 +58,7 @@ class Lookup:
     studio: Studio
 
     @in_plain_words
-    def identifier_advice(self, identifier: str, class_noun: str = "", base_model: str = "") -> dict:
+    def identifier_advice(self, identifier: str, class_noun: str = "", base_model: str = "") -> dict[str, Any]:
         """Verdict, pieces, reasons and suggestions for the word, and prompts that show what it means so far."""
         advice, suggestions = self._look_up(identifier, base_model)
         return {
@@ -70,10 +71,11 @@ class Lookup:
         }
 
     @in_plain_words
-    def show(self, identifier: str | None, base_model: str, new_word: bool = False) -> list:
+    def show(self, identifier: str | None, base_model: str, new_word: bool = False) -> list[Any]:
         """The advice as HTML, and the suggestions on their buttons; a `new_word` is not looked up."""
         if new_word:
-            said = NEW.format(word=html.escape(as_word(identifier))) if (identifier or "").strip() else ""
+            word = (identifier or "").strip()
+            said = NEW.format(word=html.escape(as_word(word))) if word else ""
             return [said, *[gr.skip()] * SUGGESTIONS]
         try:
             advice, suggestions = self._look_up(identifier or "", base_model)
@@ -98,7 +100,8 @@ class Lookup:
 
 @functools.lru_cache(2)
 def _text_side(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
-    return load_text_side(folder)
+    tokenizer, text_encoder = load_text_side(folder)
+    return tokenizer, text_encoder
 
 
 @functools.cache

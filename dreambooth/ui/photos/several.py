@@ -11,7 +11,7 @@ import gradio as gr
 
 from dreambooth.config.settings import MOST_SUBJECTS
 from dreambooth.errors import ConfigError, PhotoError
-from dreambooth.ui import in_plain_words
+from dreambooth.ui import in_plain_words, served
 from dreambooth.ui.doors.limits import MAX_SUBJECTS
 from dreambooth.ui.inputs import numbers, said
 from dreambooth.ui.photos import identifier as lookup
@@ -58,7 +58,7 @@ class Several:
             return [*[gr.skip()] * 4, others]
         if photos:
             others.insert(number, self._checked(photos, crops, identifier, class_noun, others))
-        moved = {path: self.gallery.move_resource_to_block_cache(path) for path in chosen.photos}
+        moved = {path: served(self.gallery, path) for path in chosen.photos}
         boxes = {moved[path]: crop for path, crop in chosen.crops.items()}
         return [list(moved.values()), boxes, chosen.identifier, chosen.class_noun, others]
 

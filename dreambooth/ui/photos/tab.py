@@ -14,7 +14,7 @@ from dreambooth import toybox
 from dreambooth.errors import ConfigError
 from dreambooth.photos.prepare import IMAGE_SUFFIXES
 from dreambooth.toybox.identities import CLASSES
-from dreambooth.ui import QUIET, in_plain_words
+from dreambooth.ui import QUIET, in_plain_words, served
 from dreambooth.ui.photos import crops as boxes
 from dreambooth.ui.photos import identifier as lookup
 from dreambooth.ui.photos.advice import WAITING, look_at
@@ -127,9 +127,9 @@ def build(studio: Studio) -> Subject:
 
 def show_in(prompts: gr.HTML, subject: Subject) -> None:
     """Keep the prompts of all subjects in `prompts`."""
-    given = [subject.identifier, subject.class_noun, subject.new_word, subject.photos, subject.kept]
-    changes = [*(part.change for part in given[:-1]), subject.changed.change]
-    gr.on(changes, show_prompts, given, prompts, trigger_mode="always_last", **QUIET)
+    given = (subject.identifier, subject.class_noun, subject.new_word, subject.photos)
+    changes = [*(part.change for part in given), subject.changed.change]
+    gr.on(changes, show_prompts, [*given, subject.kept], prompts, trigger_mode="always_last", **QUIET)
 
 
 def _sample_buttons() -> list[gr.Button]:
@@ -150,19 +150,19 @@ def _wire_photos(
     photos, crops = subject.photos, subject.crops
 
     @in_plain_words
-    def check_photos(photos: Photos | None, kept: Boxes, crops: list | None = None) -> tuple[gr.Gallery, str]:
+    def check_photos(photos: Photos | None, kept: Boxes, crops: list[Any] | None = None) -> tuple[gr.Gallery, str]:
         return look_at(studio.resolution, [path for path, _ in photos or []], aligned(photos, kept, crops))
 
     def taking(name: str) -> Callable[[], tuple[list[str], str]]:
         @in_plain_words
         def take() -> tuple[list[str], str]:
             paths, class_noun = load_sample(name)
-            return [photos.move_resource_to_block_cache(path) for path in paths], class_noun
+            return [served(photos, path) for path in paths], class_noun
 
         take.__name__ = f"sample_{name.replace('-', '_')}"  # what an MCP server calls it
         return take
 
-    check = {
+    check: dict[str, Any] = {
         "fn": check_photos,
         "inputs": [photos, crops, subject.given_crops],
         "outputs": [marked, findings],
@@ -193,7 +193,8 @@ def _wire_several(
 ) -> None:
     """Let subjects be set aside, taken up again and removed."""
     actions = Several(studio, subject.photos)
-    loud = {"show_progress": "hidden", "api_visibility": "private"}  # queued: Gradio 6.31 shows no errors of others
+    # Queued: Gradio 6.31 shows no errors of others.
+    loud: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     filled = [subject.photos, subject.crops, subject.identifier, subject.class_noun, subject.kept]
     shown = [subject.changed.change, subject.new_word.change]
     gr.on(shown, actions.show, [subject.kept, subject.new_word], listed, **QUIET)
@@ -204,9 +205,6 @@ def _wire_several(
         event = event.success(lambda count: (count or 0) + 1, subject.changed, subject.changed, **QUIET)
         for following in checked:
             event = event.success(**following)
-
-
-# -------------------------------------------------------------------------------------------------- several subjects
 
 
 # ----------------------------------------------------------------------------------------------------------- photos

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dreambooth.config.names import TOYBOX
 from dreambooth.config.settings import Config, together_prompt
@@ -34,7 +35,7 @@ def taught(
     class_noun: str | None,
     kept: Sequence[Kept],
     new_word: bool = False,
-    given_crops: list | None = None,
+    given_crops: list[Any] | None = None,
 ) -> tuple[list[Upload], list[dict[str, str]]]:
     """The photos and the words of every subject: of those set aside, and of the one in the form unless it is empty.
 
@@ -85,8 +86,8 @@ def show_prompts(
 def words(identifier: str | None, class_noun: str | None, new_word: bool = False) -> dict[str, str]:
     """Identifier, in angle brackets where it becomes a new word, and class noun as settings; raises `ConfigError`
     where one is not given."""
-    if not (class_noun or "").strip():
+    if not class_noun or not class_noun.strip():
         raise ConfigError("The class noun is empty.", "Say what kind of thing your subject is: dog, backpack, person.")
-    if not (identifier or "").strip():
+    if not identifier or not identifier.strip():
         raise ConfigError("The identifier is empty.", "Give a rare word that will mean your subject, such as sks.")
     return {"identifier": lookup.as_word(identifier) if new_word else identifier, "class_noun": class_noun}

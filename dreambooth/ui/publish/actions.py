@@ -23,7 +23,7 @@ from dreambooth.models.adapters import is_adapter
 from dreambooth.runs.directory import Run
 from dreambooth.sharing.publish import Publication, PublishState, read_state
 from dreambooth.training.train import TOGETHER
-from dreambooth.ui import in_plain_words, models
+from dreambooth.ui import in_plain_words, models, served
 from dreambooth.ui.doors import login
 from dreambooth.ui.drawing import bar_html
 from dreambooth.ui.report import Digests
@@ -94,7 +94,7 @@ class Actions:
 
     # -- the page
 
-    def list_runs(self, owner: str, chosen: str | None, account: str) -> tuple:
+    def list_runs(self, owner: str, chosen: str | None, account: str) -> tuple[Any, ...]:
         """The visitor's finished runs; keeps the chosen one, else takes the newest."""
         runs = models.finished_runs(self.studio, owner)
         choices = [(models.label(run) + (" · published" if run.published else ""), run.id) for run in runs]
@@ -106,7 +106,7 @@ class Actions:
         prefilled = self.prefill(owner, value, account) if value else [gr.skip()] * 6
         return gr.Dropdown(choices, value=value), gr.Column(visible=bool(runs)), status, *prefilled
 
-    def prefill(self, owner: str, run: str | None, account: str) -> tuple:
+    def prefill(self, owner: str, run: str | None, account: str) -> tuple[Any, ...]:
         """What was asked for last time, else a name made of the subject's words; private, and the best model."""
         try:
             chosen = self.studio.own_run(owner, run)
@@ -152,7 +152,7 @@ class Actions:
             model = Path(models.finished_model(chosen, which))
         except DreamBoothError:
             return ""
-        pictures = [self.shown.move_resource_to_block_cache(path) for path in self._pictures(chosen, which)]
+        pictures = [served(self.shown, path) for path in self._pictures(chosen, which)]
         partner = self.studio.finished_partner(chosen)
         beside = partner.config.condition if partner else ""
         return contents_html(chosen, model, pictures, photos=photos, half=half, beside=beside)
@@ -166,7 +166,7 @@ class Actions:
         paths = [run.path / picture.path for picture in of_subject if picture.step == step]
         return [path for path in paths if path.is_file()][:PICTURES]
 
-    def watch(self, owner: str, run: str | None, seen: Standing | None) -> tuple:
+    def watch(self, owner: str, run: str | None, seen: Standing | None) -> tuple[Any, ...]:
         """How publishing the chosen run stands, where that changed since the page was told last."""
         if not run:
             return (gr.skip(),) * 3

@@ -64,7 +64,7 @@ def build(studio: Studio, owner: gr.Component, account: gr.Component) -> Events:
     actions = Actions(studio, contents)
     repo_id = gr.Textbox(visible=False, label="repo id")
     watch = {"fn": actions.watch, "inputs": [owner, form.run, shown.seen], "outputs": list(vars(shown).values())}
-    told = [form.run, form.photos, form.half, form.which]
+    told: list[gr.Dropdown | gr.Checkbox | gr.Radio] = [form.run, form.photos, form.half, form.which]
 
     started = button.click(
         actions.publish,

@@ -35,10 +35,11 @@ def _further(given: Any, photos: Photos | None, new_word: bool) -> Iterator[tupl
         count = one.get("photos") if isinstance(one, dict) else None
         if type(count) is not int or not 0 < count <= len(paths):
             raise ConfigError(f"Subject {number} has no photos, or more than are left of `more_photos`.", SEVERAL_HINT)
-        said = [one.get(name) if isinstance(one.get(name), str) else "" for name in ("identifier", "class_noun")]
+        told = [one.get(name) for name in ("identifier", "class_noun")]
+        identifier, noun = (word if isinstance(word, str) else "" for word in told)
         own, paths = paths[:count], paths[count:]
         boxes = aligned([(path, None) for path in own], {}, one.get("crops"))
-        yield Upload(own, boxes), words(*said, new_word)
+        yield Upload(own, boxes), words(identifier, noun, new_word)
     if paths:
         raise ConfigError(f"{len(paths)} of `more_photos` belong to no subject.", SEVERAL_HINT)
 
@@ -72,10 +73,10 @@ class Actions:
         method: str | None = None,
         drift: float | None = None,
         learned: str | None = None,
-        crops: list | None = None,
+        crops: list[Any] | None = None,
         consent: bool = False,
-        more: dict | None = None,
-        more_subjects: list | None = None,
+        more: dict[str, Any] | None = None,
+        more_subjects: list[Any] | None = None,
         more_photos: Photos | None = None,
     ) -> list[str]:
         """Queue one training, or several that differ in what keeps the class alone, and return the ids."""
@@ -120,7 +121,7 @@ class Actions:
     def _start(
         self,
         owner: str,
-        settings: dict,
+        settings: dict[str, Any],
         choices: Choices,
         uploads: list[Upload],
         said: list[dict[str, str]],
@@ -176,7 +177,7 @@ class Actions:
         ways: Ways = "one",
         method: str | None = None,
         drift: float | None = None,
-        more: dict | None = None,
+        more: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """What a training needs; what is not given is as the recipe says."""
         choices = Choices(

@@ -20,8 +20,8 @@ from dreambooth.errors import DreamBoothError, ModelError
 from dreambooth.files import shown_size
 from dreambooth.machine import available_memory, probe, resolve_device, resolve_precision
 from dreambooth.models.fetch import fetch_model
-from dreambooth.rehearsal import Rehearsal
-from dreambooth.training.preflight import Estimate, check, gib, roughly
+from dreambooth.rehearsal import Rehearsal, gib
+from dreambooth.training.preflight import Estimate, check, roughly
 from dreambooth.ui.doors.limits import StudioSettings, refuse_too_much
 from dreambooth.ui.studio import Ways, ways_of
 

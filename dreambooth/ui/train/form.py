@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 import gradio as gr
-from gradio.components import Component
 
 from dreambooth.config.settings import LEARNS_WORD, Config
 from dreambooth.methods import methods
@@ -18,6 +17,7 @@ from dreambooth.ui.studio import Studio, Ways
 from dreambooth.ui.train.recipes import config_of, first_recipe, model_for, recipe_choices, recipe_method, suited_recipe
 from dreambooth.ui.train.settings import (
     ON_TOP,
+    Field,
     Setting,
     all_settings,
     checked_more,
@@ -79,10 +79,10 @@ class Choices(NamedTuple):
             **_given(seed=self.seed, method=self.method),
             **({"drift": {"weight": drift}} if drift is not None else {}),
         }
-        more = checked_more(more)
-        return more | {
-            name: more.get(name, {}) | value if isinstance(value, dict) else value for name, value in on_top.items()
-        }
+        settings = dict(checked_more(more))
+        for name, value in on_top.items():
+            settings[name] = settings.get(name, {}) | value if isinstance(value, dict) else value
+        return settings
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Form:
     """The components: those on top, and the accordion's by their setting."""
 
     top: Choices
-    more: dict[Setting, Component]
+    more: dict[Setting, Field]
     recipes: gr.Dropdown
     """The list that the recipe is chosen from."""
     keeping: gr.Column
@@ -103,7 +103,7 @@ class Form:
     """The accordion's sections that are for some methods alone."""
 
     @property
-    def components(self) -> list[Component]:
+    def components(self) -> list[Field | gr.Radio]:
         """All of them: those on top first."""
         return [*self.top, *self.more.values()]
 
@@ -115,8 +115,8 @@ class Form:
 def for_callers(studio: Studio) -> Choices:
     """The same fields for API callers, never shown and empty: what a caller leaves out is as the recipe says."""
     # Others than the choices are let in, and refused in our own words.
-    choice = {"value": None, "allow_custom_value": True, "visible": False}
-    switch = {"choices": [True, False], "value": None}
+    choice: dict[str, Any] = {"value": None, "allow_custom_value": True, "visible": False}
+    switch: dict[str, Any] = {"choices": [True, False], "value": None}
     return Choices(
         recipe=gr.Dropdown(list(studio.recipes), label="recipe", **choice),
         base_model=gr.Dropdown(list(studio.base_models), label="base_model", **choice),
@@ -139,7 +139,7 @@ def build(studio: Studio) -> Form:
     config = config_of(recipe)
     by_key = {setting.key: setting for setting in all_settings()}
 
-    def on_top(key: str, info: str, **arguments: Any) -> Component:
+    def on_top(key: str, info: str, **arguments: Any) -> Field:
         return by_key[key].component(value_of(config, key), info=info, **arguments)
 
     models = gr.Dropdown(list(studio.base_models), value=base_model, label="Base model", elem_id="base-model")
@@ -214,13 +214,15 @@ def build(studio: Studio) -> Form:
     return form
 
 
-def _accordion(config: Config, hidden: Sequence[str]) -> tuple[dict[Setting, Component], dict[str, gr.Column]]:
+def _accordion(config: Config, hidden: Sequence[str]) -> tuple[dict[Setting, Field], dict[str, gr.Column]]:
     """A field for every further setting, under what its section is about, and the sections that are for some methods
     alone; fields that are `hidden` are not seen."""
-    components, columns = {}, {}
+    components: dict[Setting, Field] = {}
+    columns: dict[str, gr.Column] = {}
     with gr.Accordion("All other settings", open=False, elem_id="more-settings"):
         for section in dict.fromkeys(setting.key.rpartition(".")[0] for setting in further_settings()):
-            about = section_of(Config.model_fields[section]).__doc__ if section else "The run as a whole."
+            model = section_of(Config.model_fields[section]) if section else None
+            about = (model and model.__doc__) or "The run as a whole."
             with gr.Column(visible=config.method in OF_METHOD.get(section, (config.method,))) as column:
                 gr.Markdown(f"#### {about.splitlines()[0]}")
                 with gr.Row(elem_classes="fields"):

@@ -18,7 +18,7 @@ suits small models and would ruin large ones."""
 
 def method_of(settings: dict[str, Any]) -> str:
     """The method of settings that name a recipe."""
-    return settings.get("method") or recipe_method(settings["preset"])
+    return str(settings.get("method") or recipe_method(settings["preset"]))
 
 
 def usual_settings(studio: Studio, base_model: str, method: str) -> dict[str, Any]:
@@ -32,12 +32,12 @@ def config_of(recipe: str) -> Config:
 
 
 def _made_for(recipe: str) -> str:
-    return load_preset(recipe)["base_model"]
+    return str(load_preset(recipe)["base_model"])
 
 
 def recipe_method(recipe: str) -> str:
     """The method that a recipe is for."""
-    return load_preset(recipe).get("method", "full")
+    return str(load_preset(recipe).get("method", "full"))
 
 
 def recipe_choices(studio: Studio, method: str) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ import gradio as gr
 
 from dreambooth.errors import DreamBoothError
 from dreambooth.runs.directory import Run, Status
-from dreambooth.ui import charts, in_plain_words
+from dreambooth.ui import charts, in_plain_words, served
 from dreambooth.ui.report import Digests, Report
 from dreambooth.ui.studio import DAMAGED, Studio
 from dreambooth.ui.train import live as view
@@ -116,7 +116,7 @@ class Runs:
     # -- the page
 
     @in_plain_words
-    def refresh(self, owner: str, run: str | None, visited: int | None) -> tuple[str | None, str, int, dict]:
+    def refresh(self, owner: str, run: str | None, visited: int | None) -> tuple[str | None, str, int, gr.Button]:
         """List the visitor's runs, keep the chosen one or take the newest; who is known by now may start one."""
         runs = self._own(owner)
         ids = [*(own.id for own, _ in runs), *(own.id for own in self._damaged(owner))]
@@ -147,10 +147,12 @@ class Runs:
 
     def _blank(self, headline: str, seen: Seen | None) -> dict[gr.blocks.Block, Any]:
         live = self.live
-        buttons = (live.stop, live.resume, live.delete, live.to_pictures)
-        hidden = {button: gr.Button(visible=False) for button in buttons}
-        blank = dict.fromkeys((live.progress, live.curves, live.samples), "")
-        return {live.headline: headline, **hidden, **blank, live.seen: seen}
+        new: dict[gr.blocks.Block, Any] = {live.headline: headline, live.seen: seen}
+        for button in (live.stop, live.resume, live.delete, live.to_pictures):
+            new[button] = gr.Button(visible=False)
+        for shown in (live.progress, live.curves, live.samples):
+            new[shown] = ""
+        return new
 
     def _look(self, owner: str, run: Run, seen: Seen | None) -> Any:
         live, worker = self.live, self.studio.worker
@@ -206,4 +208,4 @@ class Runs:
 
     def _url(self, picture: Path) -> str:
         """Where the browser gets a picture: a copy in Gradio's folder, so that it never serves the runs' folder."""
-        return f"gradio_api/file={quote(self.live.samples.move_resource_to_block_cache(picture))}"
+        return f"gradio_api/file={quote(served(self.live.samples, picture))}"

@@ -6,10 +6,9 @@ import math
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin
 
 import gradio as gr
-from gradio.components import Component
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -61,6 +60,9 @@ ELSEWHERE = {
 
 _WORDS = {"num": "number of", "lr": "learning rate", "snr": "SNR", "ema": "EMA", "grad": "gradient", "max": "largest"}
 _LEFT_OUT = object()
+
+Field: TypeAlias = gr.Checkbox | gr.Dropdown | gr.Number | gr.Textbox
+"""What a setting is filled in with."""
 
 
 # ------------------------------------------------------------------------------------------------ one setting's field
@@ -115,25 +117,26 @@ class Setting:
     @property
     def help(self) -> str:
         """Its description, with the range that it may have."""
-        return f"{self.info.description} ({allowed})" if (allowed := _range(self.info)) else self.info.description
+        description, allowed = self.info.description or "", _range(self.info)
+        return f"{description} ({allowed})" if allowed else description
 
-    def component(self, value: Any, **arguments: Any) -> Component:
+    def component(self, value: Any, **arguments: Any) -> Field:
         """The field for a config's `value`. What is out of range `Config` refuses, in a sentence that names the
         setting, which Gradio's own limits do not."""
         kind, shown = _kind(self.info.annotation), self.shown(value)
-        arguments = {"label": self.label, "info": self.help, "min_width": 200} | arguments
+        told: dict[str, Any] = {"label": self.label, "info": self.help, "min_width": 200} | arguments
         if kind.several:
             lines = 1 if kind.several is tuple else 3
-            return gr.Textbox(shown, lines=lines, max_length=MAX_FOREIGN_YAML, **arguments)
+            return gr.Textbox(shown, lines=lines, max_length=MAX_FOREIGN_YAML, **told)
         if kind.types == {bool} and not kind.choices:
-            return gr.Checkbox(shown, **arguments)
+            return gr.Checkbox(shown, **told)
         if kind.choices and kind.types <= {bool}:
-            return gr.Dropdown([*kind.choices, *(("on", "off") if kind.types else ())], value=shown, **arguments)
+            return gr.Dropdown([*kind.choices, *(("on", "off") if kind.types else ())], value=shown, **told)
         if kind.types and kind.types <= {int, float} and not kind.choices and not kind.optional:
-            whole = {"precision": 0} if kind.types == {int} else {"step": _step(value)}
-            return gr.Number(shown, placeholder="from the recipe", **whole, **arguments)
+            whole: dict[str, Any] = {"precision": 0} if kind.types == {int} else {"step": _step(value)}
+            return gr.Number(shown, placeholder="from the recipe", **whole, **told)
         if kind.types:  # a word, a number or a word such as auto, or one that may be none (Gradio's would show 0)
-            return gr.Textbox(shown, placeholder="none" if kind.optional else None, max_length=MAX_LETTERS, **arguments)
+            return gr.Textbox(shown, placeholder="none" if kind.optional else None, max_length=MAX_LETTERS, **told)
         raise TypeError(f"no field for {self.key}: {self.info.annotation}")
 
     def shown(self, value: Any) -> Any:
@@ -176,13 +179,14 @@ def _step(value: float) -> float:
 
 def all_settings() -> Iterator[Setting]:
     """Every setting of a run, sections first."""
-    sections = {name: info for name, info in Config.model_fields.items() if section_of(info)}
-    for name, info in sections.items():
-        for key, inner in info.annotation.model_fields.items():
-            yield Setting(f"{name}.{key}", inner)
+    alone = []
     for name, info in Config.model_fields.items():
-        if name not in sections:
-            yield Setting(name, info)
+        if section := section_of(info):
+            for key, inner in section.model_fields.items():
+                yield Setting(f"{name}.{key}", inner)
+        else:
+            alone.append(Setting(name, info))
+    yield from alone
 
 
 def further_settings() -> list[Setting]:

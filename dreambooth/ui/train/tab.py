@@ -31,8 +31,8 @@ METHOD_HELP = """`learned`: for the method lora, the id of a finished run of you
 Methods that learn a word put the identifier into angle brackets."""
 OWNER_HELP = "`owner`: 20 to 64 letters and digits that you make up and keep; who knows them can open your runs."
 MORE_HELP = """`more`: any further settings, nested as in a config file, such as {"train": {"batch_size": 2}}."""
-SMALL = {"scale": 0, "min_width": 130}
-ONE_AT_A_TIME = {"concurrency_id": "estimate", "concurrency_limit": 1}
+SMALL: dict[str, Any] = {"scale": 0, "min_width": 130}
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "estimate", "concurrency_limit": 1}
 """Arguments of the events that estimate: a rehearsal takes a processor for seconds."""
 SHOW = """document.getElementById("headline").scrollIntoView({block: "nearest", behavior: "smooth"})"""
 """Brings the run that is looked at into view (Gradio 6.31 scrolls to no output of its own)."""
@@ -73,18 +73,6 @@ def build(studio: Studio, owner: gr.components.Component, subject: Subject) -> t
             live, sure = _live()
     # Changes with every visit of the tab; Gradio 6.31 tells no changes of a State after events without a queue.
     visited = gr.Number(0, precision=0, visible="hidden")
-    top = form.top
-    top.base_model.change(lambda name: name, top.base_model, subject.base_model, **QUIET)
-    if studio.public:
-        gr.on(
-            [subject.class_noun.change, subject.changed.change, top.recipe.change],
-            _ask_for_consent,
-            [subject.class_noun, top.recipe, subject.kept],
-            consent,
-            **QUIET,
-        )
-        subject.photos.change(lambda: False, None, consent, **QUIET)  # other photos, other people
-
     actions, runs = Actions(studio, form, Estimates(studio.settings)), Runs(studio, live)
     refresh = {
         "fn": runs.refresh,
@@ -92,33 +80,21 @@ def build(studio: Studio, owner: gr.components.Component, subject: Subject) -> t
         "outputs": [live.run, live.history, visited, start],
         **QUIET,
     }
+    form.top.base_model.change(lambda name: name, form.top.base_model, subject.base_model, **QUIET)
+    if studio.public:
+        _wire_consent(form, subject, consent)
     _wire_method(actions, owner, subject, visited)
-    given = [subject.photos.change, subject.changed.change, subject.to_training.click, visited.change]
-    changes = [part.change for part in form.components if part is not top.method]  # the recipe changes with it
-    gr.on(
-        [*given, *changes],
-        actions.show_estimate,
-        [*subject.all, *form.components],
-        needs,
-        api_visibility="private",
-        show_progress="hidden",
-        trigger_mode="always_last",
-        **ONE_AT_A_TIME,
-    )
-    gr.on(
-        [*given, top.base_model.change],
-        actions.show_costs,
-        [*subject.all, top.base_model],
-        top.method,
-        api_visibility="private",
-        show_progress="hidden",
-        trigger_mode="always_last",
-        concurrency_id="costs",
-        concurrency_limit=1,
-    )
+    _wire_estimates(actions, subject, visited, needs)
     _wire_start(actions, live, owner, subject, consent, start, refresh)
     _wire_runs(runs, owner, sure, refresh)
     return live, refresh
+
+
+def _wire_consent(form: forms.Form, subject: Subject, consent: gr.Checkbox) -> None:
+    """Ask for it where people may be on the photos."""
+    changes = [subject.class_noun.change, subject.changed.change, form.top.recipe.change]
+    gr.on(changes, _ask_for_consent, [subject.class_noun, form.top.recipe, subject.kept], consent, **QUIET)
+    subject.photos.change(lambda: False, None, consent, **QUIET)  # other photos, other people
 
 
 def _wire_method(actions: Actions, owner: gr.components.Component, subject: Subject, visited: gr.Number) -> None:
@@ -129,6 +105,25 @@ def _wire_method(actions: Actions, owner: gr.components.Component, subject: Subj
     )
     gr.on([top.method.change, top.learned.change], makes_a_word, [top.method, top.learned], subject.new_word, **QUIET)
     top.learned.input(actions.take_word, [owner, top.learned], [subject.identifier, subject.class_noun], **QUIET)
+
+
+def _wire_estimates(actions: Actions, subject: Subject, visited: gr.Number, needs: gr.HTML) -> None:
+    """What the training needs, in `needs`, and what each method costs, beside its name."""
+    form, top = actions.form, actions.form.top
+    latest: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "always_last"}
+    given = [subject.photos.change, subject.changed.change, subject.to_training.click, visited.change]
+    changes = [part.change for part in form.components if part is not top.method]  # the recipe changes with it
+    shown = [*subject.all, *form.components]
+    gr.on([*given, *changes], actions.show_estimate, shown, needs, **latest, **ONE_AT_A_TIME)
+    gr.on(
+        [*given, top.base_model.change],
+        actions.show_costs,
+        [*subject.all, top.base_model],
+        top.method,
+        **latest,
+        concurrency_id="costs",
+        concurrency_limit=1,
+    )
 
 
 def _wire_start(
@@ -228,7 +223,7 @@ def _wire_runs(runs: Runs, owner: gr.components.Component, sure: Sure, refresh: 
     gr.api(runs.run_status, api_name="run_status", api_description="Where one of your runs stands.")
 
 
-def _ask_for_consent(class_noun: str | None, recipe: str, kept: Sequence[Kept] = ()) -> dict:
+def _ask_for_consent(class_noun: str | None, recipe: str, kept: Sequence[Kept] = ()) -> gr.Checkbox:
     nouns = [class_noun or "", *(one.class_noun for one in kept)]
     return gr.Checkbox(visible=any(map(is_person, nouns)) or recipe == "sd15-person")
 
