@@ -68,7 +68,7 @@ def build(studio: Studio) -> Subject:
     kept, changed = gr.State([]), gr.Number(0, precision=0, visible="hidden")
     given_crops = gr.JSON(label="crops", visible=False)
     with gr.Row(elem_classes="columns"):
-        with gr.Column(scale=3, min_width=320):
+        with gr.Column(scale=3, min_width=320):  # the photos
             photos = gr.Gallery(
                 label="Photos of your subject",
                 interactive=True,
@@ -95,7 +95,7 @@ def build(studio: Studio) -> Subject:
             )
             editor = boxes.editor()
             findings = gr.HTML(WAITING, label="Advice", elem_id="findings")
-        with gr.Column(scale=2, min_width=300):
+        with gr.Column(scale=2, min_width=300):  # the words
             class_noun = gr.Dropdown(
                 [*CLASSES, *PEOPLE_AND_MORE],
                 value="dog",

@@ -142,6 +142,7 @@ def build(studio: Studio) -> Form:
     def on_top(key: str, info: str, **arguments: Any) -> Field:
         return by_key[key].component(value_of(config, key), info=info, **arguments)
 
+    # What is trained, and by which recipe
     models = gr.Dropdown(list(studio.base_models), value=base_model, label="Base model", elem_id="base-model")
     method = gr.Radio(
         method_choices({}),
@@ -169,10 +170,14 @@ def build(studio: Studio) -> Form:
         info="For the kind of subject and the base model; fills in every setting below.",
         elem_id="recipe",
     )
+
+    # How much is learned
     with gr.Row():
         steps = on_top("train.steps", "Too many copy the photos.", elem_id="steps", min_width=140)
         rate = on_top("train.learning_rate", "Lower it if pictures decay.", elem_id="learning-rate", min_width=140)
         seed = on_top("seed", "Another one is another try.", elem_id="seed", min_width=140)
+
+    # What keeps the class
     with gr.Column(elem_id="keeping") as keeping, gr.Group():
         prior = on_top(
             "prior.enabled",
@@ -201,6 +206,8 @@ def build(studio: Studio) -> Form:
             elem_id="ways",
             info="Several runs have the same seed and settings else, to see what keeps the class.",
         )
+
+    # How faithful, and every other setting
     text = on_top(
         "train.text_encoder",
         "More faithful to the subject; more memory.",
@@ -208,6 +215,7 @@ def build(studio: Studio) -> Form:
         elem_id="text-encoder",
     )
     more, of_method = _accordion(config, hidden=() if login.for_oneself(public=studio.public) else FOR_ONESELF)
+
     choices = Choices(chosen, models, steps, rate, prior, images, text, seed, ways, method, drift, learned)
     form = Form(choices, more, recipes, keeping, of_method)
     _wire(studio, form)
