@@ -1,5 +1,9 @@
-"""The studio's page: a folder for each tab, what they share beside them, and the doors in front. Here is what all of
-them say of events: which are quiet, what a handler gives back, and errors as sentences."""
+"""The studio's page: a folder for each tab, what they share beside them, and the doors in front.
+
+In each folder `tab.py` lays the tab out and says which handler every event calls; where these are many they have a file
+of their own, mostly `actions.py`. Here is what all of them say of events: which are quiet, what a handler gives back,
+and errors as sentences.
+"""
 
 from __future__ import annotations
 
