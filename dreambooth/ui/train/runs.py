@@ -16,6 +16,7 @@ from dreambooth.ui import charts, in_plain_words, served
 from dreambooth.ui.report import Digests, Report
 from dreambooth.ui.studio import DAMAGED, Studio
 from dreambooth.ui.train import live as view
+from dreambooth.ui.train.curves import curves
 
 GONE, UNREADABLE = -2, -3
 """In place of the size of a run's events, where there is no such run, and where it is damaged."""
@@ -194,7 +195,7 @@ class Runs:
             new[live.delete] = gr.Button(visible=not report.moving)
             new[live.to_pictures] = gr.Button(visible=report.status == "finished")
         if before.steps != now.steps:
-            new[live.curves] = view.curves(report)
+            new[live.curves] = curves(report)
         return new | {live.headline: view.headline(report, waiting, now.twin), live.seen: now}
 
     def _own(self, owner: str) -> list[tuple[Run, Report]]:
