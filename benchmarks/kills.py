@@ -121,10 +121,12 @@ def _torment_all(work: Path, token: str, kills: int, dice: random.Random) -> Non
     from dreambooth.hub import sign_in
     from dreambooth.quiet import quiet_third_parties
     from dreambooth.runs.directory import Run
+    from dreambooth.runs.owners import new_owner
     from dreambooth.runs.worker import Worker
     from dreambooth.sharing.publish import Publication, publish, read_state
     from dreambooth.ui.doors.limits import StudioSettings
-    from dreambooth.ui.studio import Studio, new_owner
+    from dreambooth.ui.studio import Studio
+    from dreambooth.ui.train.start import start
     from tests import tiny
     from tests.test_durability import WEIGHTS
 
@@ -178,7 +180,7 @@ def _torment_all(work: Path, token: str, kills: int, dice: random.Random) -> Non
         return Studio(folder, {"tiny": str(model)}, Worker(folder, parallel=0), StudioSettings())
 
     def upload(folder: Path) -> None:
-        studio(folder).start(owner, {"base_model": str(model), "subject": {"class_noun": "dog"}}, paths, ways="two")
+        start(studio(folder), owner, {"base_model": str(model), "subject": {"class_noun": "dog"}}, paths, ways="two")
 
     def uploaded(folder: Path) -> None:
         opened = studio(folder)

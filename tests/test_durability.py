@@ -16,6 +16,7 @@ from dreambooth.runs.worker import Worker
 from dreambooth.sharing.publish import Publication, publish, read_state
 from dreambooth.ui.doors.limits import StudioSettings
 from dreambooth.ui.studio import Studio
+from dreambooth.ui.train.start import start
 from tests.powercut import Disk, Moment
 from tests.ui.studios import ANNA
 
@@ -98,7 +99,7 @@ def test_an_upload_is_a_whole_run_or_none(tiny_model, photo_folder, tmp_path):
         return Studio(folder, {"tiny-sd": str(tiny_model)}, Worker(folder, parallel=0), StudioSettings())
 
     with Disk(root, MOMENTS, SEED) as disk:
-        runs = studio(root).start(ANNA, settings, photos, ways="two")
+        runs = start(studio(root), ANNA, settings, photos, ways="two")
     found = []
     for _, folder in outcomes(disk.moments, tmp_path):
         opened = studio(folder)

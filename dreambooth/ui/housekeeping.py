@@ -36,7 +36,7 @@ def keep_house(studio: Studio, page: gr.Blocks, folder: Path) -> None:
                 for place in (studio.root, cache_home()):
                     clear_leftovers(place)
                 clear_unnamed(page)
-                studio.trim_class_images()
+                studio.admission.trim_class_images()
             except Exception:  # the next hour is another chance
                 logging.getLogger(__name__).exception("Something could not be cleared away.")
             time.sleep(HOUR)

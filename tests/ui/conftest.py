@@ -15,6 +15,8 @@ import gradio as gr
 import pytest
 from playwright.sync_api import Browser, BrowserType, expect, sync_playwright
 
+from dreambooth.runs.worker import Worker
+from dreambooth.ui.doors.limits import StudioSettings
 from dreambooth.ui.studio import Studio
 from tests.ui import studios
 
@@ -110,3 +112,24 @@ def browser() -> Iterator[Browser]:
         opened = start_chromium(playwright.chromium)
         yield opened
         opened.close()
+
+
+# ---- Studios that train nothing
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def make_studio(root: Path):
+    """A function that makes a studio with these settings whose worker trains nothing."""
+    return lambda **settings: Studio(
+        root, {"tiny": "models/tiny"}, Worker(root, parallel=0), StudioSettings(**settings)
+    )
+
+
+@pytest.fixture
+def photos(photo_folder: Path) -> list[str]:
+    return [str(path) for path in sorted(photo_folder.iterdir())]

@@ -21,9 +21,15 @@ from dreambooth.runs.directory import Run
 from dreambooth.runs.owners import new_owner
 from dreambooth.runs.worker import Worker
 from dreambooth.ui.doors.limits import StudioSettings
-from dreambooth.ui.studio import Studio, Upload, Ways
+from dreambooth.ui.photos.uploads import Upload
+from dreambooth.ui.studio import Studio
+from dreambooth.ui.train.start import start
+from dreambooth.ui.train.ways import Ways
 
 ANNA, BERT = new_owner(), new_owner()
+CAT = {"identifier": "ohwx", "class_noun": "cat"}
+ROOMY = {"visitor_gb": 100, "disk_gb": 100}
+"""Room for a base model that is not here, so that no more is known of it."""
 
 
 def studio(root: Path, model: Path, **settings: object) -> Studio:
@@ -51,7 +57,7 @@ def finished_runs(
     }
     settings, paths = merge(settings, changes), sorted(map(str, photos.iterdir()))
     others = [Upload(paths)] * len(settings.get("more_subjects", ()))
-    runs = studio.start(owner, settings, paths, others=others, ways=ways)
+    runs = start(studio, owner, settings, paths, others=others, ways=ways)
     for number, (run, model) in enumerate(zip(runs, models or [Path(base)] * len(runs), strict=True)):
         if run.config.method == "full":
             shutil.copytree(model, run.path / "model")
@@ -90,3 +96,13 @@ def measured(run: Run, *pres: float, best: int, step: int = 50) -> None:
 def is_skip(value: object) -> bool:
     """Whether a handler leaves a component as it is."""
     return isinstance(value, dict) and "value" not in value
+
+
+def settings(subject: dict | None = None, **others: object) -> dict:
+    """Of a dog, or another `subject`, with a base model that is not here."""
+    return {"base_model": "models/tiny", "subject": {"class_noun": "dog", **(subject or {})}, **others}
+
+
+def ended(run: Run, event: events.Event | None = None) -> Run:
+    run.append(event or events.Finished("model", 1.0))
+    return run

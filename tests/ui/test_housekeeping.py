@@ -13,6 +13,7 @@ from dreambooth.files import hidden_name, scratch_folder
 from dreambooth.training import prior
 from dreambooth.ui import DAY, HOUR, housekeeping
 from dreambooth.ui.housekeeping import clear_old, clear_unnamed, own_temp_folder
+from dreambooth.ui.train.start import start
 from tests.ui import studios
 from tests.ui.conftest import SECONDS, Served, serve
 from tests.ui.test_crowd import until
@@ -124,11 +125,11 @@ def test_class_images_have_a_limit_that_spares_what_runs_use(tmp_path: Path, tin
         cached(seed, 1_000_000, hours) for seed, hours in ((7, 90), (1, 80), (2, 70), (3, 60), (4, 0.5))
     )
     asked = {"base_model": str(tiny_model), "subject": {"class_noun": "dog"}, "seed": 7}
-    [run] = studio.start(studios.ANNA, asked, sorted(map(str, photo_folder.iterdir())))
+    [run] = start(studio, studios.ANNA, asked, sorted(map(str, photo_folder.iterdir())))
     left = hidden_name(oldest, "partial")
     left.mkdir()
     with scratch_folder(prior.cache_root()) as at_work:
-        studio.trim_class_images()
+        studio.admission.trim_class_images()
         assert at_work.exists(), "who fetches class images has a folder there meanwhile"
     assert [path.exists() for path in (waits, oldest, older, newer, now)] == [True, False, False, False, True]
     assert not left.exists()
@@ -142,5 +143,5 @@ def test_class_images_have_a_limit_that_spares_what_runs_use(tmp_path: Path, tin
 
 def test_alone_class_images_have_no_limit(tmp_path: Path, tiny_model: Path):
     kept = cached(1, 1_000_000, 999)
-    studios.studio(tmp_path / "runs", tiny_model).trim_class_images()
+    studios.studio(tmp_path / "runs", tiny_model).admission.trim_class_images()
     assert kept.exists()

@@ -18,6 +18,7 @@ from dreambooth.ui import models
 from dreambooth.ui.drawing import Weights
 from dreambooth.ui.models import open_model
 from dreambooth.ui.studio import Studio
+from dreambooth.ui.train.start import start
 from tests import tiny
 from tests.families.test_architectures import safety_checker
 from tests.hub import LoopbackHub
@@ -37,7 +38,8 @@ def test_a_run_is_opened_for_its_owner_alone_and_once_it_is_finished(studio: Stu
     assert model.sampling.steps == 2
     with pytest.raises(RunError, match="You have no such run"):
         open_model(studio, BERT, run.id)
-    [waiting] = studio.start(
+    [waiting] = start(
+        studio,
         ANNA,
         {"base_model": studio.model("tiny-sd"), "subject": {"class_noun": "dog"}},
         sorted(map(str, photo_folder.iterdir())),

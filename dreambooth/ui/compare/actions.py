@@ -29,6 +29,7 @@ from dreambooth.ui.drawing import Progress
 from dreambooth.ui.generate.actions import ideas_for
 from dreambooth.ui.report import duration
 from dreambooth.ui.studio import Studio, gpu_is_lent
+from dreambooth.ui.train.start import train_other_way
 
 NO_RUN = """<div class="empty"><strong>Nothing to compare yet.</strong> Train a subject first. The Train tab can do so
 with and without prior preservation from the same seeds; then this page shows side by side what that changes: in the
@@ -140,7 +141,7 @@ class Actions:
     @in_plain_words
     def train_other_way(self, owner: str, run: str) -> str:
         """Queue the run that makes a pair with this one, and return its id."""
-        return self.studio.train_other_way(owner, run).id
+        return train_other_way(self.studio, owner, run).id
 
     @in_plain_words
     def compare(

@@ -15,7 +15,7 @@ from dreambooth.errors import PhotoError
 from dreambooth.photos.coach import Finding, coach
 from dreambooth.photos.prepare import SHOWN, Crop, Prepared, show_crop
 from dreambooth.ui.photos.crops import prepared
-from dreambooth.ui.studio import refuse_too_many
+from dreambooth.ui.photos.uploads import refuse_too_many
 
 OF_ALL = ("too_few", "too_many", "same_background", "same_pose")
 """Findings about the photos as a set."""

@@ -18,8 +18,9 @@ from dreambooth.ui.photos import identifier as lookup
 from dreambooth.ui.photos.advice import thumbnail
 from dreambooth.ui.photos.crops import Boxes, Photos, prepared
 from dreambooth.ui.photos.taught import Kept, words
+from dreambooth.ui.photos.uploads import refuse_too_many
 from dreambooth.ui.report import counted
-from dreambooth.ui.studio import Studio, refuse_too_many
+from dreambooth.ui.studio import Studio
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dreambooth.config.settings import Config, together_prompt
 from dreambooth.errors import ConfigError
 from dreambooth.ui.photos import identifier as lookup
 from dreambooth.ui.photos.crops import Boxes, Photos, aligned
-from dreambooth.ui.studio import Upload
+from dreambooth.ui.photos.uploads import Upload
 
 MORE_STEPS = "Several subjects take more steps: two about four times as many as one."
 """Said where there are several. Source: `python -m benchmarks.two_subjects`, 800 steps beside the toybox's 200."""

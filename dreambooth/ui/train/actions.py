@@ -14,11 +14,14 @@ from dreambooth.methods import methods
 from dreambooth.ui import in_plain_words
 from dreambooth.ui.photos.crops import Boxes, Photos, aligned
 from dreambooth.ui.photos.taught import Kept, taught, words
-from dreambooth.ui.studio import Studio, Upload, Ways, title
+from dreambooth.ui.photos.uploads import Upload
+from dreambooth.ui.studio import Studio, title
 from dreambooth.ui.train import estimate as estimates
 from dreambooth.ui.train.estimate import Estimates
 from dreambooth.ui.train.form import NO_WORD, Choices, Form, method_choices
 from dreambooth.ui.train.recipes import method_of, usual_settings
+from dreambooth.ui.train.start import start
+from dreambooth.ui.train.ways import Ways
 
 SEVERAL_HINT = "Let `photos` of each of `more_subjects` say how many of them are its own."
 
@@ -129,7 +132,8 @@ class Actions:
     ) -> list[str]:
         settings = settings | {"subject": said[0], "more_subjects": said[1:]}
         known = self.estimates.known(settings)
-        runs = self.studio.start(
+        runs = start(
+            self.studio,
             owner,
             settings,
             uploads[0].photos,

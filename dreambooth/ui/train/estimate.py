@@ -23,7 +23,7 @@ from dreambooth.models.fetch import fetch_model
 from dreambooth.rehearsal import Rehearsal, gib
 from dreambooth.training.preflight import Estimate, check, roughly
 from dreambooth.ui.doors.limits import StudioSettings, refuse_too_much
-from dreambooth.ui.studio import Ways, ways_of
+from dreambooth.ui.train.ways import Ways, ways_of
 
 KEPT = 256
 """Estimates that are remembered: visitors mostly ask for what a recipe says."""

@@ -13,7 +13,7 @@ from dreambooth.methods import methods
 from dreambooth.ui import QUIET
 from dreambooth.ui.doors import login
 from dreambooth.ui.doors.limits import FOR_ONESELF
-from dreambooth.ui.studio import Studio, Ways
+from dreambooth.ui.studio import Studio
 from dreambooth.ui.train.recipes import config_of, first_recipe, model_for, recipe_choices, recipe_method, suited_recipe
 from dreambooth.ui.train.settings import (
     ON_TOP,
@@ -26,6 +26,7 @@ from dreambooth.ui.train.settings import (
     section_of,
     value_of,
 )
+from dreambooth.ui.train.ways import Ways
 
 WAYS = [
     ("Once, as set here", "one"),

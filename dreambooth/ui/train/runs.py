@@ -13,8 +13,9 @@ import gradio as gr
 from dreambooth.errors import DreamBoothError
 from dreambooth.runs.directory import Run, Status
 from dreambooth.ui import charts, in_plain_words, served
+from dreambooth.ui.owned import DAMAGED
 from dreambooth.ui.report import Digests, Report
-from dreambooth.ui.studio import DAMAGED, Studio
+from dreambooth.ui.studio import Studio
 from dreambooth.ui.train import live as view
 from dreambooth.ui.train.curves import curves
 

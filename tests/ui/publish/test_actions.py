@@ -11,6 +11,7 @@ from dreambooth.runs.directory import Run
 from dreambooth.sharing.publish import PublishState, read_state
 from dreambooth.ui.publish.actions import NO_RUN, Actions, Standing, contents_html, standing_html
 from dreambooth.ui.studio import Studio
+from dreambooth.ui.train.start import start
 from tests.hub import LoopbackHub
 from tests.ui import studios
 from tests.ui.doors.test_login import on_a_space, token
@@ -135,7 +136,7 @@ def test_while_it_is_uploaded_it_is_told_and_the_run_is_kept(actions: Actions, r
         actions.publish(ANNA, run.id, "anna/dog", token=anna)
     with pytest.raises(Exception, match="This run is being published"):
         studio.delete(ANNA, run.id)
-    assert not studio._is_removable(run)
+    assert not studio.admission.is_removable(run)
     slow.released.set()
     assert ended(actions, run) == "published"
 
@@ -180,7 +181,8 @@ def test_the_account_is_asked_from_the_hub_once_and_puts_its_name_before_the_rep
 def test_what_can_not_be_published_is_a_sentence(actions: Actions, run: Run, hub: LoopbackHub, photo_folder: Path):
     anna = token(hub.add_user("anna"))
     hub.add_repo("anna/other", {"README.md": "somebody's"}, app="dreambooth-studio")
-    [waiting] = actions.studio.start(
+    [waiting] = start(
+        actions.studio,
         ANNA,
         {"base_model": actions.studio.model("tiny-sd"), "subject": {"class_noun": "dog"}},
         sorted(map(str, photo_folder.iterdir())),
@@ -208,7 +210,7 @@ def test_on_a_public_studio_a_model_of_a_person_asks_for_consent(
     actions = actions_of(studios.studio(tmp_path / "runs", tiny_model, public=True), tmp_path)
     anna = token(hub.add_user("anna"))
     settings = {"base_model": str(tiny_model), "subject": {"class_noun": "woman"}}
-    [run] = actions.studio.start(ANNA, settings, sorted(map(str, photo_folder.iterdir())), consent=True)
+    [run] = start(actions.studio, ANNA, settings, sorted(map(str, photo_folder.iterdir())), consent=True)
     run.append(events.Finished("model", 1.0))
     assert actions.prefill(ANNA, run.id, "anna")[-1].visible
     for consent in (False, "true", None):
@@ -293,7 +295,7 @@ def test_the_photos_and_pictures_of_every_subject_are_told(actions: Actions, stu
 def test_damage_keeps_nobody_from_publishing_again(actions: Actions, run: Run):
     (run.path / "publishing.json").write_text("{")
     assert actions.publishing(ANNA, run.id) == {"state": None}
-    assert actions.studio._is_removable(run)
+    assert actions.studio.admission.is_removable(run)
 
 
 def test_what_others_wrote_is_text_in_the_page(tmp_path: Path, run: Run):
