@@ -11,6 +11,7 @@ import functools
 import importlib
 import json
 import threading
+import time
 import weakref
 from bisect import bisect_right
 from collections import Counter
@@ -35,7 +36,7 @@ from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, ModelError, first_line
 from dreambooth.families import Family, check_architecture, family_of, store_matrices_in, what_helps
 from dreambooth.families.architectures import text_config
-from dreambooth.machine import PROGRAM, Speed, available_memory, one_model_at_a_time
+from dreambooth.machine import PROGRAM, Speed, available_memory, one_model_at_a_time, probe
 from dreambooth.methods import get_method
 from dreambooth.methods.method import Trainable, freeze, store_frozen_in
 
@@ -49,6 +50,8 @@ allocator loses there, and for workspaces, of which this is known alone: cuBLAS 
 for the time of a convolution what the algorithm that it chooses asks for."""
 UTILISATION = {"cpu": 0.45, "cuda": 0.45, "mps": 0.45}
 """Share of the probed layer's speed that whole steps reach, by device; measured on a CPU alone."""
+PROBED = 600
+"""Seconds for which a measured speed is taken: runs that follow each other find the machine as busy."""
 
 DrawnBy = Literal["base", "trained", "finished"]
 """Who draws: the base model as it is loaded, what is being trained, or a model that is loaded to draw alone, whose
@@ -383,15 +386,28 @@ def untimed(model: Path, device: torch.device) -> Rehearsal:
     return _untimed(model, device, _changed(model))
 
 
-def _changed(model: Path) -> int:
-    """When the pipeline's parts were last written down; 0 for a folder that is none."""
-    index = model / "model_index.json"
-    return index.stat().st_mtime_ns if index.exists() else 0
+def timed(model: Path, device: torch.device, precision: str) -> Rehearsal:
+    """A rehearsal at the speed that `device` has in `precision` (no, bf16 or fp16), remembered for `PROBED` seconds."""
+    return _timed(model, device, precision, _changed(model), time.monotonic() // PROBED)
+
+
+Changed = tuple[tuple[str, int, int], ...]
+
+
+def _changed(model: Path) -> Changed:
+    """The pipeline's files: each one's name, its size, and when it was last written."""
+    files = ((path, path.stat()) for pattern in ("*", "*/*") for path in sorted(model.glob(pattern)))
+    return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in files)
 
 
 @functools.lru_cache(maxsize=4)
-def _untimed(model: Path, device: torch.device, _changed: int) -> Rehearsal:
+def _untimed(model: Path, device: torch.device, _changed: Changed) -> Rehearsal:
     return Rehearsal(model, device, Speed(1.0, 1.0, 1.0))
+
+
+@functools.lru_cache(maxsize=4)
+def _timed(model: Path, device: torch.device, precision: str, _changed: Changed, _when: float) -> Rehearsal:
+    return Rehearsal(model, device, probe(device, precision))
 
 
 def gib(size: float) -> str:

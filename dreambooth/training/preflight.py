@@ -22,9 +22,9 @@ from dreambooth.config.presets import usual_preset
 from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError
 from dreambooth.generate import MAX_BATCH
-from dreambooth.machine import available_memory, check_optimizer, probe, resolve_precision
+from dreambooth.machine import available_memory, check_optimizer, resolve_precision
 from dreambooth.methods import get_method
-from dreambooth.rehearsal import LARGE_BLOCK, UTILISATION, Rehearsal, gib, untimed
+from dreambooth.rehearsal import LARGE_BLOCK, UTILISATION, Rehearsal, gib, timed, untimed
 from dreambooth.training.dataset import ENCODE_BATCH
 
 UPDATE_8BIT_ON_CPU = 2000
@@ -95,14 +95,15 @@ def check(
 ) -> Estimate:
     """Estimate the run on the base model in the folder `model`; `available` bytes default to what `device` has left.
 
-    A `rehearsal` of another run of this model, in the same precision on the same device, need not be made again.
+    A `rehearsal` of another run of this model, in the same precision on the same device, need not be made again; without
+    one, that of the process's last runs is taken where there is one.
     `gradient_checkpointing: auto` becomes off where the run fits without, else on. Raises `ConfigError`, with the
     settings that would make it fit, for a run that does not, and `ModelError` for a damaged folder.
     """
     check_optimizer(config.train.optimizer, device)
     precision = resolve_precision(config.train.mixed_precision, device)
     available = available_memory(device) if available is None else available
-    rehearsal = rehearsal or Rehearsal(model, device, probe(device, precision))
+    rehearsal = rehearsal or timed(model, device, precision)
     changes: dict[str, Any] = {"train.mixed_precision": precision}
     if config.train.resolution == "auto":
         changes["train.resolution"] = rehearsal.family.resolution(model)

@@ -78,7 +78,7 @@ def _known_speed_and_shared_rehearsals(monkeypatch):
             rehearsals[model, device] = Rehearsal(model, device, speed)
         return rehearsals[model, device]
 
-    monkeypatch.setattr(preflight, "probe", lambda device, precision: SPEED)
+    monkeypatch.setattr(preflight, "timed", lambda model, device, precision: shared(model, device, SPEED))
     monkeypatch.setattr(preflight, "Rehearsal", shared)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for models this small more only wait for each other
