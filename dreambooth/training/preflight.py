@@ -95,8 +95,8 @@ def check(
 ) -> Estimate:
     """Estimate the run on the base model in the folder `model`; `available` bytes default to what `device` has left.
 
-    A `rehearsal` of another run of this model, in the same precision on the same device, need not be made again; without
-    one, that of the process's last runs is taken where there is one.
+    A `rehearsal` of another run of this model, in the same precision on the same device, need not be made again; where
+    none is given, one that this process has made of late is taken.
     `gradient_checkpointing: auto` becomes off where the run fits without, else on. Raises `ConfigError`, with the
     settings that would make it fit, for a run that does not, and `ModelError` for a damaged folder.
     """
