@@ -1,6 +1,6 @@
 """The studio: `python app.py` serves it on http://127.0.0.1:7860, or on $GRADIO_SERVER_NAME:$GRADIO_SERVER_PORT."""
 
-from dreambooth.cli import end_in_a_line, prepare_for_the_studio
+from dreambooth.cli.program import end_in_a_line, prepare_for_the_studio
 from dreambooth.quiet import quiet_third_parties
 
 

@@ -25,6 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dreambooth import cli, events
+from dreambooth.cli import options
 from dreambooth.config.settings import Config
 from dreambooth.config.yaml_file import to_yaml
 from dreambooth.errors import ConfigError
@@ -1172,7 +1173,7 @@ def test_photos_check_says_what_is_not_taken(photo_folder, tmp_path):
 @pytest.mark.parametrize("encode", SAVED.values(), ids=SAVED)
 def test_a_file_of_prompts_is_read_as_every_editor_saves_it(tmp_path, encode):
     (tmp_path / "prompts.txt").write_bytes(encode("a sks dog\r\n\r\n  a café \u2028 of sks\r\n"))
-    assert cli._read_lines(tmp_path / "prompts.txt", "prompt") == ["a sks dog", "a café \u2028 of sks"]
+    assert options.read_lines(tmp_path / "prompts.txt", "prompt") == ["a sks dog", "a café \u2028 of sks"]
 
 
 def test_generate_says_what_of_a_prompt_is_not_read(tiny_model, tmp_path):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dreambooth.cli import prepare_for_the_studio
+from dreambooth.cli.program import prepare_for_the_studio
 from dreambooth.errors import ConfigError
 from dreambooth.ui import page as ui
 from dreambooth.ui.doors import login
