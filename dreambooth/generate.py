@@ -200,7 +200,7 @@ def find_model(
     folder = Path(os.path.expanduser(source))
     if _is_run(folder):
         model = finished_model(folder, which)
-        config = Config.from_dict(read_yaml(folder / "config.yaml"), source=str(folder / "config.yaml"))
+        config = Config.from_record(read_yaml(folder / "config.yaml"), source=str(folder / "config.yaml"))
         if is_adapter(model) and base is None:
             if os.path.isabs(config.base_model) and not os.path.exists(config.base_model):
                 raise ModelError(
@@ -232,7 +232,7 @@ def published_settings(model: Path) -> Config | None:
         return None
     source = f"{shown_name(model)}: config.yaml"
     try:
-        return Config.from_dict(read_foreign_yaml(model / "config.yaml", source), source)
+        return Config.from_record(read_foreign_yaml(model / "config.yaml", source), source)
     except ConfigError as error:
         hint = "It is damaged, or of another version of this program; try another revision of the model."
         raise ConfigError(error.message, hint) from None

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import click
 
+from dreambooth import __version__
 from dreambooth.cli import evaluate, generate, models, sharing, subject, train
 from dreambooth.cli.program import end_in_a_line
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="dreambooth")
 def cli() -> None:
     """Teach a text-to-image model one subject from three to five photos."""
 

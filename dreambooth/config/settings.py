@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from dreambooth.config.names import TOYBOX, make_folders_absolute
-from dreambooth.config.presets import load_preset, usual_preset
+from dreambooth.config.presets import load_preset, todays_name, usual_preset
 from dreambooth.config.yaml_file import merge, override, read_yaml, to_yaml
 from dreambooth.errors import ConfigError
 
@@ -710,6 +710,12 @@ class Config(_Settings):
         preset = preset or usual_preset(settings.get("base_model", TOYBOX), method)
         merged = merge(load_preset(preset), settings) if preset else settings
         return validated(cls, merged | {"preset": preset}, source)
+
+    @classmethod
+    def from_record(cls, settings: dict[str, Any], source: str) -> Config:
+        """`from_dict` of what this program wrote itself, perhaps an earlier version: a preset that has another name
+        now goes by that."""
+        return cls.from_dict(settings | {"preset": todays_name(settings.get("preset"))}, source)
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Config:

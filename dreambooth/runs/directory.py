@@ -371,7 +371,7 @@ def _flat(settings: dict, prefix: str = "") -> dict[str, object]:
 @functools.lru_cache(maxsize=1000)
 def _read_config(path: Path, _changed: int) -> Config:
     """A list of runs is shown again and again, and to read YAML takes milliseconds."""
-    return Config.from_dict(read_yaml(path), source=str(path))
+    return Config.from_record(read_yaml(path), source=str(path))
 
 
 def explain(error: Exception) -> RunError | None:

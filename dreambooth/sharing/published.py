@@ -176,7 +176,7 @@ def published_config(
     if _value(settings, "word.learned") == WORDS and _value(given, "word.learned") is None:
         settings["word"]["learned"] = str(_fetch_words(repo_id, info.sha, files, folder, token))
     make_folders_absolute(settings, Path())
-    return Config.from_dict(settings, source)
+    return Config.from_record(settings, source)
 
 
 def _read_settings(repo_id: str, revision: str | None, token: Token) -> tuple[Any, dict[str, int], dict[str, Any]]:

@@ -8,10 +8,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreambooth.config.presets import load_preset, preset_names
+from dreambooth.config.presets import RENAMED, load_preset, preset_names
 from dreambooth.config.settings import Config
-from dreambooth.config.yaml_file import MAX_FOREIGN_YAML, read_card_data, read_foreign_yaml, read_yaml
+from dreambooth.config.yaml_file import MAX_FOREIGN_YAML, read_card_data, read_foreign_yaml, read_yaml, to_yaml
 from dreambooth.errors import ConfigError
+from dreambooth.runs.directory import Run
 from tests import tiny
 from tests.test_files import SAVED
 
@@ -63,10 +64,13 @@ def test_every_preset_names_the_source_of_its_numbers(name):
 @pytest.mark.parametrize(
     ("name", "facts"),
     [
-        ("seed-000", {"subject.identifier": "ohwx", "train.steps": 1000, "train.learning_rate": 5e-6, "seed": 1234}),
-        ("seed-002", {"prior.num_images": 100, "train.steps": 400, "train.optimizer": "adamw8bit"}),
-        ("seed-003", {"subject.identifier": "pkblz", "train.steps": 800, "train.learning_rate": 2e-6}),
-        ("seed-004", {"prior.num_images": 200, "train.learning_rate": 5e-6, "train.gradient_checkpointing": True}),
+        ("sd15-watch", {"subject.identifier": "ohwx", "train.steps": 1000, "train.learning_rate": 5e-6, "seed": 1234}),
+        ("sd15-ppl-study", {"prior.num_images": 100, "train.steps": 400, "train.optimizer": "adamw8bit"}),
+        ("sd15-low-rate", {"subject.identifier": "pkblz", "train.steps": 800, "train.learning_rate": 2e-6}),
+        (
+            "sd15-small-gpu",
+            {"prior.num_images": 200, "train.learning_rate": 5e-6, "train.gradient_checkpointing": True},
+        ),
     ],
 )
 def test_the_seeds_recipes_are_the_published_ones(name, facts):
@@ -76,6 +80,25 @@ def test_the_seeds_recipes_are_the_published_ones(name, facts):
         for part in path.split("."):
             found = getattr(found, part)
         assert found == value, path
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_preset_that_was_renamed_is_answered_with_its_name_of_today(old, new, tmp_path):
+    assert old not in preset_names()
+    assert new in preset_names()
+    (tmp_path / "dog.yaml").write_text(f"preset: {old}\nsubject: {{photos: p, class_noun: dog}}\n")
+    for ask in (lambda: config(preset=old), lambda: Config.load(tmp_path / "dog.yaml")):
+        with pytest.raises(ConfigError, match=rf"{old}.* is called {new} now.* Write {new}\."):
+            ask()
+
+
+def test_a_record_with_a_presets_earlier_name_is_read_and_says_todays(tmp_path):
+    made = config(preset="sd15-low-rate")
+    record = made.model_dump(mode="json") | {"preset": "seed-003"}
+    assert Config.from_record(record, "record") == made
+    run = Run.create(made, tmp_path / "run")
+    (run.path / "config.yaml").write_text(to_yaml(record))
+    assert Run.open(run.path).config == run.config
 
 
 def test_toybox_brings_its_own_preset_and_another_base_model_does_not():
@@ -92,7 +115,7 @@ def test_toybox_brings_its_own_preset_and_another_base_model_does_not():
 def test_set_is_above_the_file_above_the_preset_above_the_default(tmp_path):
     path = written(
         tmp_path,
-        "preset: seed-003\nsubject: {photos: p, class_noun: cat}\ntrain: {steps: 123, batch_size: 2}\n",
+        "preset: sd15-low-rate\nsubject: {photos: p, class_noun: cat}\ntrain: {steps: 123, batch_size: 2}\n",
     )
     loaded = Config.load(path, ["train.steps=7", "sampling.guidance_scale=11"])
     assert loaded.train.steps == 7, "--set"

@@ -262,7 +262,7 @@ def test_conditions_may_differ_in_how_long_they_train(make_study, tmp_path):
 
 def test_all_conditions_are_drawn_alike_whatever_their_presets_and_trainings_are(make_study, tmp_path):
     """The base model, both conditions and all seeds: by the common sampling, in the common training's precision."""
-    other = {"preset": "seed-003", "train": {"mixed_precision": "bf16"}}
+    other = {"preset": "sd15-low-rate", "train": {"mixed_precision": "bf16"}}
     study = make_study(conditions={"a": {}, "b": other}, seeds=[7, 8], config={"sampling": {"guidance_scale": 5.0}})
     cells = cells_of(study, tmp_path / "out")
     assert len(cells) == 10
@@ -339,7 +339,7 @@ def test_the_examples_are_studies(subjects, tmp_path):
     cells = cells_of(StudyConfig.load(CONFIGS / "paper-study.yaml", (f"subjects={subjects}",)), tmp_path)
     assert [cell.condition for cell in cells[:3]] == ["base model", "no-ppl", "ppl"]
     config = cells[2].config
-    assert (config.preset, config.train.steps, config.prior.num_images) == ("seed-002", 400, 100)
+    assert (config.preset, config.train.steps, config.prior.num_images) == ("sd15-ppl-study", 400, 100)
     without = config.prior.model_copy(update={"enabled": False})
     assert cells[1].config == config.model_copy(update={"prior": without}), "PPL alone sets them apart"
 
