@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dreambooth.config.settings import Config, EvaluationConfig
+from dreambooth.config.sections import EvaluationConfig
+from dreambooth.config.settings import Config
 from dreambooth.generate import draw_jobs, open_source
 from dreambooth.metrics import metrics
 from dreambooth.metrics.encoders import Dino, load_encoders

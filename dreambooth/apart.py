@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from dreambooth import errors
-from dreambooth.config.settings import SamplingConfig
+from dreambooth.config.sections import SamplingConfig
 from dreambooth.errors import DreamBoothError, RunError, first_line
 from dreambooth.files import scratch_folder
 from dreambooth.generate import Picture, Source, generate, open_source

@@ -20,7 +20,8 @@ from torch import nn
 
 from dreambooth.config.names import TOYBOX
 from dreambooth.config.presets import load_preset
-from dreambooth.config.settings import Config, SamplingConfig
+from dreambooth.config.sections import SamplingConfig
+from dreambooth.config.settings import Config
 from dreambooth.config.yaml_file import read_card_data, read_foreign_yaml, read_yaml
 from dreambooth.cores import share_cores
 from dreambooth.errors import ConfigError, ModelError, RunError

@@ -97,8 +97,8 @@ MUTATIONS = (
     Mutation(
         "the schedule is ignored",
         TRAIN,
-        "settings.lr_schedule, settings.lr_schedule), optimizer",
-        '"constant", "constant_with_warmup"), optimizer',
+        "settings.lr_schedule, settings.lr_schedule)",
+        '"constant", "constant_with_warmup")',
         f"{SETTING}[cosine]",
     ),
     Mutation(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dreambooth import apart
 from dreambooth.apart import Child, Order, Step, Weights, draw
-from dreambooth.config.settings import SamplingConfig
+from dreambooth.config.sections import SamplingConfig
 from dreambooth.errors import ConfigError, ModelError, RunError
 from tests.families.test_architectures import safety_checker
 

@@ -41,7 +41,7 @@ def imported(module: str) -> set[str]:
             assert not node.level, f"{module} imports from {'.' * node.level}: write the whole name"
             names = [full if (full := f"{node.module}.{name}") in PATHS else node.module for name in names]
         found |= set(names) & set(PATHS)
-    return found - {module}
+    return found - {module, "dreambooth"}  # which holds the version alone
 
 
 def standing(module: str) -> tuple[int, str]:

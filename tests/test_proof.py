@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth.config.settings import EvaluationConfig
+from dreambooth.config.sections import EvaluationConfig
 from dreambooth.evaluation.evaluate import BASE
 from dreambooth.evaluation.reports import differences
 from dreambooth.evaluation.study import StudyConfig, plan, run_study

@@ -83,7 +83,7 @@ def generate(
     quiet_third_parties()
     from pydantic import ValidationError
 
-    from dreambooth.config.settings import identifier_in
+    from dreambooth.config.subject import identifier_in
     from dreambooth.families.tokens import Reader
     from dreambooth.generate import fewer_at_once, open_source, save_picture, shown_adapters
     from dreambooth.generate import generate as draw

@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from dreambooth import events
 from dreambooth.config.names import name_of
-from dreambooth.config.settings import Config, identifier_in
+from dreambooth.config.settings import Config
+from dreambooth.config.subject import identifier_in
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.events import Event
 from dreambooth.families.tokens import Reader

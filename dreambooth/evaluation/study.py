@@ -24,7 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dreambooth import events
 from dreambooth.config.names import absolute, make_folders_absolute
-from dreambooth.config.settings import Config, SamplingConfig, validated
+from dreambooth.config.sections import SamplingConfig
+from dreambooth.config.settings import Config
+from dreambooth.config.validation import validated
 from dreambooth.config.yaml_file import merge, override, read_yaml, to_yaml
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError, RunError, first_line
 from dreambooth.evaluation.evaluate import (

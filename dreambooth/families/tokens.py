@@ -24,7 +24,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dreambooth.config.settings import LARGE_WORDS, SMALL_WORDS, Config, identifier_in, together_prompt
+from dreambooth.config.sections import LARGE_WORDS, SMALL_WORDS
+from dreambooth.config.settings import Config
+from dreambooth.config.subject import identifier_in, together_prompt
 from dreambooth.errors import ConfigError, ModelError, PhotoError, first_line
 from dreambooth.families import what_helps
 from dreambooth.families.words import add_tokens, new_words

@@ -12,7 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dreambooth.config.settings import LEARNS_WORD, MOST_SUBJECTS, MOST_VECTORS, Config, is_new_word
+from dreambooth.config.sections import LEARNS_WORD, MOST_SUBJECTS, MOST_VECTORS
+from dreambooth.config.settings import Config
+from dreambooth.config.subject import is_new_word
 from dreambooth.errors import ConfigError, ModelError, first_line
 from dreambooth.families import Family, what_helps
 from dreambooth.families.weights import why_unusable

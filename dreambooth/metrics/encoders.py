@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from dreambooth.config.names import TOYBOX
-from dreambooth.config.settings import EvaluationConfig
+from dreambooth.config.sections import EvaluationConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError, first_line
 from dreambooth.families import shown_name, what_helps
 from dreambooth.files import atomic_file, disk_trouble

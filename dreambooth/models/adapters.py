@@ -12,7 +12,8 @@ from diffusers import DiffusionPipeline
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from dreambooth.config.names import TOYBOX, name_of
-from dreambooth.config.settings import LEARNS_WORD, Config, MethodName
+from dreambooth.config.sections import LEARNS_WORD, MethodName
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, ModelError, RunError
 from dreambooth.families import Family, load_pipeline, shown_name, what_helps
 from dreambooth.families.words import read_words

@@ -32,7 +32,7 @@ from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from dreambooth.config.names import TOYBOX
-from dreambooth.config.settings import MOST_SUBJECTS, MOST_VECTORS
+from dreambooth.config.sections import MOST_SUBJECTS, MOST_VECTORS
 from dreambooth.config.yaml_file import MAX_FOREIGN_YAML
 from dreambooth.errors import DreamBoothError, HubError, ModelError, first_line
 from dreambooth.families import MAX_VOCABULARY, family_of, loaded_files, shown_name, what_helps

@@ -17,7 +17,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from dreambooth.config.names import TOYBOX
-from dreambooth.config.settings import MOST_SUBJECTS, Config
+from dreambooth.config.sections import MOST_SUBJECTS
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError
 from dreambooth.families import Family, shown_name
 from dreambooth.families.words import read_words, write_words

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dreambooth.config.settings import SubjectConfig, fields_of
+from dreambooth.config.subject import SubjectConfig, fields_of
 from dreambooth.errors import PhotoError, first_line
 from dreambooth.files import read_text
 from dreambooth.photos.prepare import TEXTS, find_photos, join_names

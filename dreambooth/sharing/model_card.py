@@ -11,7 +11,8 @@ from urllib.parse import quote
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from dreambooth.config.names import TOYBOX
-from dreambooth.config.settings import LEARNS_WORD, Config
+from dreambooth.config.sections import LEARNS_WORD
+from dreambooth.config.settings import Config
 from dreambooth.evaluation.evaluate import BASE, ENCODER_OF, FILE, Evaluation
 from dreambooth.evaluation.reports.published import caution
 from dreambooth.evaluation.reports.tables import (

@@ -21,7 +21,9 @@ from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
 from dreambooth.config.names import TOYBOX, make_folders_absolute
-from dreambooth.config.settings import MOST_SUBJECTS, Config, SamplingConfig, validated
+from dreambooth.config.sections import MOST_SUBJECTS, SamplingConfig
+from dreambooth.config.settings import Config
+from dreambooth.config.validation import validated
 from dreambooth.config.yaml_file import MAX_FOREIGN_YAML, override, read_foreign_yaml
 from dreambooth.errors import ConfigError, ModelError, PhotoError
 from dreambooth.families.words import PATTERN

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from dreambooth.config.settings import LARGE_WORDS, SMALL_WORDS, Config
+from dreambooth.config.sections import LARGE_WORDS, SMALL_WORDS
+from dreambooth.config.settings import Config
 from dreambooth.cores import share_cores
 from dreambooth.families import Family
 

@@ -24,7 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dreambooth.config.settings import Config, SamplingConfig
+from dreambooth.config.sections import SamplingConfig
+from dreambooth.config.settings import Config
 from dreambooth.errors import ModelError, first_line
 from dreambooth.files import atomic_file, cache_home, clear_leftovers, hidden_name
 from dreambooth.generate import draw, save_picture

@@ -28,7 +28,9 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth import events
-from dreambooth.config.settings import MAX_EXAMPLES, Config, together_prompt
+from dreambooth.config.sections import MAX_EXAMPLES
+from dreambooth.config.settings import Config
+from dreambooth.config.subject import together_prompt
 from dreambooth.cores import share_cores
 from dreambooth.errors import ConfigError, HubError, ModelError, RunError
 from dreambooth.events import Event

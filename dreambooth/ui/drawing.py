@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from dreambooth.apart import Child, News, Order, Step, Weights, draw
-from dreambooth.config.settings import SamplingConfig
+from dreambooth.config.sections import SamplingConfig
 from dreambooth.ui import QUIET, in_plain_words
 from dreambooth.ui.doors.lines import DRAWING
 from dreambooth.ui.report import duration

@@ -21,7 +21,8 @@ from pydantic import ValidationError
 from dreambooth import generate
 from dreambooth.config.names import TOYBOX
 from dreambooth.config.presets import load_preset
-from dreambooth.config.settings import LEARNS_WORD, Config, SamplingConfig
+from dreambooth.config.sections import LEARNS_WORD, SamplingConfig
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, DreamBoothError, ModelError, RunError
 from dreambooth.families import check_architecture, family_of
 from dreambooth.families.architectures import facts

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from dreambooth import events
-from dreambooth.config.settings import LEARNS_WORD, Config
+from dreambooth.config.sections import LEARNS_WORD
+from dreambooth.config.settings import Config
 from dreambooth.errors import RunError
 from dreambooth.methods import get_method
 from dreambooth.metrics.measures import Measures, read_measures

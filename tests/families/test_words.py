@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dreambooth.config.settings import NEUTRAL_TEMPLATES
+from dreambooth.config.sections import NEUTRAL_TEMPLATES
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.families.words import Words, add_tokens, file_name, read_words

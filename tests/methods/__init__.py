@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from dreambooth.config.settings import LEARNS_WORD, Config, SamplingConfig
+from dreambooth.config.sections import LEARNS_WORD, SamplingConfig
+from dreambooth.config.settings import Config
 from dreambooth.families import Family, load_pipeline
 from dreambooth.generate import draw
 from dreambooth.methods import get_method

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from dreambooth import events
 from dreambooth.config.presets import preset_names, usual_preset
-from dreambooth.config.settings import LEARNS_WORD, Config
+from dreambooth.config.sections import LEARNS_WORD
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, RunError
 from dreambooth.families import FAMILIES, load_pipeline
 from dreambooth.generate import draw, generate, open_source

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer, ViTModel
 
-from dreambooth.config.settings import EvaluationConfig
+from dreambooth.config.sections import EvaluationConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError
 from dreambooth.metrics import encoders
 from dreambooth.metrics.encoders import Encoders, PatchDistance, embed_files, fetch_encoder, load_encoders

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth.config.settings import EvaluationConfig
+from dreambooth.config.sections import EvaluationConfig
 from dreambooth.metrics import metrics
 from dreambooth.metrics.encoders import load_encoders
 from dreambooth.metrics.metrics import METRICS, Estimate, estimate_mean, paired_difference, student_quantile

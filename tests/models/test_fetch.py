@@ -20,7 +20,8 @@ import torch
 from huggingface_hub import constants, hf_api, snapshot_download
 from safetensors.torch import load, save, save_file
 
-from dreambooth.config.settings import MOST_SUBJECTS, MOST_VECTORS, Config
+from dreambooth.config.sections import MOST_SUBJECTS, MOST_VECTORS
+from dreambooth.config.settings import Config
 from dreambooth.config.yaml_file import MAX_FOREIGN_YAML
 from dreambooth.errors import DreamBoothError, HubError, ModelError
 from dreambooth.families import load_pipeline

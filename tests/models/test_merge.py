@@ -10,7 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
-from dreambooth.config.settings import MOST_SUBJECTS, Config
+from dreambooth.config.sections import MOST_SUBJECTS
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.families import load_pipeline
 from dreambooth.families.words import read_words, write_words

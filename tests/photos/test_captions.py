@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dreambooth.config.settings import SubjectConfig
+from dreambooth.config.subject import SubjectConfig
 from dreambooth.errors import PhotoError
 from dreambooth.photos.captions import caption_photos, find_captions
 from dreambooth.photos.prepare import find_photos

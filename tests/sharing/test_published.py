@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import save
 
-from dreambooth.config.settings import MOST_SUBJECTS, MOST_VECTORS, Config
+from dreambooth.config.sections import MOST_SUBJECTS, MOST_VECTORS
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError
 from dreambooth.hub import TAG, sign_in
 from dreambooth.models.fetch import MAX_HEADER

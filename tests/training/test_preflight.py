@@ -19,7 +19,8 @@ from benchmarks.full_size import describe
 from dreambooth import machine
 from dreambooth import rehearsal as rehearsal_module
 from dreambooth.config.names import TOYBOX
-from dreambooth.config.settings import Config, EvaluationConfig
+from dreambooth.config.sections import EvaluationConfig
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.evaluation import study
 from dreambooth.families import STABLE_DIFFUSION, load_pipeline

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from dreambooth.config.settings import EvaluationConfig
+from dreambooth.config.sections import EvaluationConfig
 from dreambooth.metrics.measures import Measure, Measures, best_of
 from dreambooth.ui import charts, theme
 from dreambooth.ui.charts import Level, Line

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from dreambooth import apart
-from dreambooth.config.settings import SamplingConfig
+from dreambooth.config.sections import SamplingConfig
 from dreambooth.ui import drawing, models
 from dreambooth.ui.drawing import Order, Progress, Step, Weights, as_it_happens, paint
 from dreambooth.ui.generate.actions import Actions as Generate

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth import events
-from dreambooth.config.settings import SamplingConfig
+from dreambooth.config.sections import SamplingConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, RunError
 from dreambooth.models import fetch
 from dreambooth.models.fetch import TOYBOX_FOLDER, fetch_from_hub

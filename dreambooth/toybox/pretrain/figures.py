@@ -20,7 +20,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from dreambooth.config.names import TOYBOX
-from dreambooth.config.settings import Config, EvaluationConfig, SamplingConfig
+from dreambooth.config.sections import EvaluationConfig, SamplingConfig
+from dreambooth.config.settings import Config
 from dreambooth.errors import DreamBoothError, ModelError
 from dreambooth.files import atomic_file
 from dreambooth.generate import Source, generate, open_source

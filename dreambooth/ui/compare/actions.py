@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from dreambooth.apart import Order, Weights
-from dreambooth.config.settings import Config, SamplingConfig
+from dreambooth.config.sections import SamplingConfig
+from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, DreamBoothError, RunError
 from dreambooth.evaluation.reports import Cell, Line, draw_sheet
 from dreambooth.evaluation.reports.tables import capital

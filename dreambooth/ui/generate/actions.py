@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 import gradio as gr
 
-from dreambooth.config.settings import SamplingConfig, SubjectConfig
+from dreambooth.config.sections import SamplingConfig
+from dreambooth.config.subject import SubjectConfig
 from dreambooth.errors import ConfigError, DreamBoothError, PhotoError
 from dreambooth.generate import (
     Picture,

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from dreambooth.config.settings import MOST_SUBJECTS
+from dreambooth.config.sections import MOST_SUBJECTS
 from dreambooth.errors import ConfigError, PhotoError
 from dreambooth.ui import in_plain_words, served
 from dreambooth.ui.doors.limits import MAX_SUBJECTS

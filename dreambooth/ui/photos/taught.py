@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.config.names import TOYBOX
-from dreambooth.config.settings import Config, together_prompt
+from dreambooth.config.settings import Config
+from dreambooth.config.subject import together_prompt
 from dreambooth.errors import ConfigError
 from dreambooth.ui.photos import identifier as lookup
 from dreambooth.ui.photos.crops import Boxes, Photos, aligned

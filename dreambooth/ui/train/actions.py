@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from dreambooth.config.settings import LEARNS_WORD
+from dreambooth.config.sections import LEARNS_WORD
 from dreambooth.errors import ConfigError, DreamBoothError, ModelError, RunError
 from dreambooth.methods import methods
 from dreambooth.ui import in_plain_words

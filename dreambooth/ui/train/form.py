@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, get_args
 
 import gradio as gr
 
-from dreambooth.config.settings import LEARNS_WORD, Config
+from dreambooth.config.sections import LEARNS_WORD
+from dreambooth.config.settings import Config
 from dreambooth.methods import methods
 from dreambooth.ui import QUIET
 from dreambooth.ui.doors import login

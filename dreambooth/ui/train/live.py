@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from dreambooth import events
-from dreambooth.config.settings import together_prompt
+from dreambooth.config.subject import together_prompt
 from dreambooth.runs.directory import Run, Status
 from dreambooth.ui.report import ENDINGS, STAGES, Report, duration
 

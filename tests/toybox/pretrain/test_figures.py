@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from dreambooth.config.settings import SamplingConfig
+from dreambooth.config.sections import SamplingConfig
 from dreambooth.errors import ModelError
 from dreambooth.generate import open_source
 from dreambooth.toybox.pretrain import figures

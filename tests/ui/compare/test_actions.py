@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dreambooth import events
-from dreambooth.config.settings import EvaluationConfig
+from dreambooth.config.sections import EvaluationConfig
 from dreambooth.errors import ConfigError
 from dreambooth.evaluation.reports.gallery import CELL
 from dreambooth.ui.compare.actions import NO_RUN, Actions, checked_prompts
@@ -86,7 +86,7 @@ def test_a_pair_is_drawn_row_by_row_from_equal_seeds(actions: Actions, pair: lis
 
 
 def expected_picture(folder: Path) -> np.ndarray:
-    from dreambooth.config.settings import SamplingConfig
+    from dreambooth.config.sections import SamplingConfig
     from dreambooth.generate import generate, open_source
 
     sampling = SamplingConfig(steps=2, guidance_scale=3.0)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth.config.settings import Config, EvaluationConfig
+from dreambooth.config.sections import EvaluationConfig
+from dreambooth.config.settings import Config
 from dreambooth.evaluation.reports import Cell, Line
 from dreambooth.metrics.encoders import Encoders, load_encoders
 from dreambooth.ui.compare import figures
