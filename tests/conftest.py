@@ -1,5 +1,6 @@
 """Shared fixtures: tiny models are built once, and nothing touches the user's own caches or runs."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for a network
@@ -14,6 +15,12 @@ quiet_third_parties()
 from dreambooth.config.settings import Config  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.hub import hub  # noqa: E402, F401 (the fixture of the loopback Hub)
+
+
+def pytest_collection_finish():
+    """Whoever collects garbage, as every training does, need not go through what the libraries hold for good."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
