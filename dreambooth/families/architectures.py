@@ -7,6 +7,7 @@ the class itself has it.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import math
@@ -229,7 +230,10 @@ def _trouble(value: object, bound: Bound) -> str:
 
 def text_config(folder: Path, part: str = "text_encoder") -> CLIPTextConfig:
     """A text encoder's configuration, of what is known alone; raises as `facts` does."""
-    found = facts(folder, part)
+    return _text_config(facts(folder, part))
+
+
+def _text_config(found: Mapping[str, Any]) -> CLIPTextConfig:
     return CLIPTextConfig(**{name: found[name] for name in _TEXT})
 
 
@@ -239,9 +243,7 @@ def check_weights(folder: Path, part: str, files: Iterable[Path]) -> None:
 
     A tensor that is missing is left to who loads it. Raises as `facts` does.
     """
-    with torch.device("meta"):
-        module = _described(folder, part)
-    described = sum(weight.numel() for weight in module.parameters())
+    described = _count(part, json.dumps(facts(folder, part)))
     least = most = 0
     for file in files:
         if file.suffix == ".safetensors":
@@ -255,11 +257,14 @@ def check_weights(folder: Path, part: str, files: Iterable[Path]) -> None:
         )
 
 
-def _described(folder: Path, part: str) -> nn.Module:
-    if part == "text_encoder":
-        return CLIPTextModel(text_config(folder, part))
-    kind = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
-    return kind(**facts(folder, part))
+@functools.lru_cache(maxsize=64)
+def _count(part: str, found: str) -> int:
+    """How many numbers a part has that is built as the JSON of its `facts` says."""
+    said = json.loads(found)
+    kind: Any = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}.get(part)
+    with torch.device("meta"):
+        module: nn.Module = kind(**said) if kind else CLIPTextModel(_text_config(said))
+    return sum(weight.numel() for weight in module.parameters())
 
 
 def count_numbers(file: Path) -> int:
