@@ -15,8 +15,11 @@ import httpx
 import pytest
 from starlette.requests import Request
 
-from dreambooth.ui.doors import guard, lines
-from dreambooth.ui.doors.guard import Clients, Guard, Hosts
+from dreambooth.ui.doors import RefusalError, bodies, exchange, guard, lines
+from dreambooth.ui.doors import clients as bounds
+from dreambooth.ui.doors.clients import Clients
+from dreambooth.ui.doors.guard import Guard
+from dreambooth.ui.doors.hosts import Hosts
 from dreambooth.ui.doors.limits import StudioSettings
 from dreambooth.ui.doors.lines import address_of
 from dreambooth.ui.doors.login import COOKIE, cookie_of
@@ -314,13 +317,13 @@ def test_a_request_has_a_bound_whether_it_tells_its_length_or_not():
 def test_a_request_of_many_small_things_is_not_looked_into(path: str, monkeypatch):
     loads, seen = json.loads, []
     monkeypatch.setattr(
-        guard.json, "loads", lambda body, **how: (seen.append(threading.get_ident()), loads(body, **how))[1]
+        bodies.json, "loads", lambda body, **how: (seen.append(threading.get_ident()), loads(body, **how))[1]
     )
     for item in ("[]", "{}", "0", '{"a":[]}'):
-        bomb = f"[{','.join([item] * (guard.MAX_ITEMS + 1))}]".encode()
+        bomb = f"[{','.join([item] * (bodies.MAX_ITEMS + 1))}]".encode()
         got = asked(path=path, body=[bomb[:9000], bomb[9000:]], around={"GRADIO_MCP_SERVER": "true"})
         assert (got.status, got.seen, seen) == (400, [], [])
-    most = f"[{','.join(['0'] * guard.MAX_ITEMS)}]".encode()
+    most = f"[{','.join(['0'] * bodies.MAX_ITEMS)}]".encode()
     assert asked(path=path, body=most).status == 200
     assert seen.pop() == threading.get_ident()
     large = json.dumps({"data": ["data:image/png;base64," + "A" * 2 * guard.MAX_PROMPT]}).encode()
@@ -340,8 +343,8 @@ def test_json_is_whole_and_no_deeper_than_the_page_needs():
     def nested(depth: int) -> bytes:
         return b'{"a":' * (depth // 2) + b"[" * (depth - depth // 2) + b"]" * (depth - depth // 2) + b"}" * (depth // 2)
 
-    assert asked(body=nested(guard.MAX_DEPTH)).status == 200
-    for bad in (nested(guard.MAX_DEPTH + 1), b"[" * 500_000, b'{"a":' * 100_000, b"{", b"\xff\xfe", b"1" * 5000):
+    assert asked(body=nested(bodies.MAX_DEPTH)).status == 200
+    for bad in (nested(bodies.MAX_DEPTH + 1), b"[" * 500_000, b'{"a":' * 100_000, b"{", b"\xff\xfe", b"1" * 5000):
         got = asked(body=bad)
         assert (got.status, got.seen) == (400, [])
 
@@ -413,11 +416,11 @@ def uploaded(body: bytes | list[bytes], headers: dict | None = None, **more: obj
 
 
 def test_an_upload_is_of_so_many_files_and_of_files_alone():
-    most = multipart(*[b"x" * 50] * guard.MAX_PARTS)
+    most = multipart(*[b"x" * 50] * bodies.MAX_PARTS)
     assert uploaded(most).got == most
     chunks = [most[start : start + 7] for start in range(0, len(most), 7)]
     assert uploaded(chunks).got == most
-    got = uploaded(multipart(*[b"x" * 50] * (guard.MAX_PARTS + 1)))
+    got = uploaded(multipart(*[b"x" * 50] * (bodies.MAX_PARTS + 1)))
     assert (got.status, got.got) == (413, b"")
     assert got.body.decode() == "An upload has at most 100 files. Send fewer at a time."
     assert uploaded(multipart(b"x", disposition='name="files"')).status == 400
@@ -477,16 +480,16 @@ def test_a_body_comes_as_fast_as_a_slow_line_brings_it(seconds: int, size: int, 
     files = multipart(b"x" * 10 * size)
     parts = [files[start : start + size] for start in range(0, len(files), size)]
     assert uploaded(parts, clients=clients, arrives=tick).status == status
-    if size < guard.MAX_BODY // 10:
+    if size < exchange.MAX_BODY // 10:
         parts = [b'"' + b"x" * (size - 1), *[b"x" * size] * 8, b"x" * (size - 1) + b'"']
         assert asked(body=parts, clients=clients, arrives=tick).status == status
 
 
 def test_what_arrives_counts_even_where_the_rest_never_does(clients, now, monkeypatch):
     def tick():
-        now[0] += guard.PATIENCE + 1
+        now[0] += exchange.PATIENCE + 1
 
-    monkeypatch.setitem(guard.A_MINUTE, "bytes", 1000)
+    monkeypatch.setitem(bounds.A_MINUTE, "bytes", 1000)
     assert asked(body=[b" " * 900, b"{}"], clients=clients, arrives=tick).status == 408
     assert asked(body=b" " * 50, clients=clients).status == 400
     assert asked(body=b" " * 100 + b"{}", clients=clients).status == 429
@@ -504,11 +507,11 @@ def test_what_is_refused_is_not_kept():
 
 def test_room_is_kept_for_so_much_of_one_client(clients, now, tmp_path, monkeypatch):
     body = multipart(b"x" * 300)
-    monkeypatch.setattr(guard, "MAX_COMING", 2 * len(body))
+    monkeypatch.setattr(bounds, "MAX_COMING", 2 * len(body))
 
     async def with_two_on_their_way() -> None:
         async with clients.room_for("192.0.2.1", len(body)), clients.room_for("192.0.2.1", len(body)):
-            with pytest.raises(guard.RefusalError, match="much is being uploaded"):
+            with pytest.raises(RefusalError, match="much is being uploaded"):
                 async with clients.room_for("192.0.2.1", 1):
                     pass
             async with clients.room_for("192.0.2.2", len(body)):
@@ -517,7 +520,7 @@ def test_room_is_kept_for_so_much_of_one_client(clients, now, tmp_path, monkeypa
     asyncio.run(with_two_on_their_way())
     assert not clients._coming
     assert uploaded(body, clients=clients).status == 200
-    monkeypatch.setattr(guard, "KEPT_A_DAY", 4 * len(body))
+    monkeypatch.setattr(bounds, "KEPT_A_DAY", 4 * len(body))
     now[0] += 24 * 3600
     assert [uploaded(body, clients=clients).status for _ in range(5)] == [200] * 4 + [429]
     assert uploaded(body, clients=clients, client="192.0.2.2").status == 200
@@ -526,7 +529,7 @@ def test_room_is_kept_for_so_much_of_one_client(clients, now, tmp_path, monkeypa
 
 
 def test_one_client_uploads_so_much_an_hour_and_another_may_still(clients, now, monkeypatch):
-    monkeypatch.setattr(guard, "UPLOADS_AN_HOUR", 1000)
+    monkeypatch.setattr(bounds, "UPLOADS_AN_HOUR", 1000)
     body = multipart(b"x" * 300)
     statuses = [uploaded(body, clients=clients).status for _ in range(3)]
     assert statuses == [200, 200, 429]
@@ -537,7 +540,7 @@ def test_one_client_uploads_so_much_an_hour_and_another_may_still(clients, now, 
 
 def test_uploads_in_sum_stay_below_a_bound_and_leave_the_disk_its_room(clients, now, tmp_path, monkeypatch):
     body = multipart(b"x" * 300)
-    monkeypatch.setattr(guard, "MAX_KEPT", 1000)
+    monkeypatch.setattr(bounds, "MAX_KEPT", 1000)
     assert [uploaded(body, clients=clients, client=str(n)).status for n in range(3)] == [200, 200, 507]
     (tmp_path / "abc").mkdir()
     (tmp_path / "abc" / "kept.png").write_bytes(b"x" * 900)
@@ -547,11 +550,11 @@ def test_uploads_in_sum_stay_below_a_bound_and_leave_the_disk_its_room(clients, 
     now[0] += 60
     assert uploaded(body, clients=clients).status == 200
     disk = namedtuple("disk", "total used free")
-    monkeypatch.setattr(guard.shutil, "disk_usage", lambda _: disk(0, 0, guard.MIN_FREE + 100))
+    monkeypatch.setattr(bounds.shutil, "disk_usage", lambda _: disk(0, 0, bounds.MIN_FREE + 100))
     got = uploaded(body, clients=clients)
     assert got.status == 507
     assert got.body.decode() == "The studio's disk is nearly full. Whoever runs it has to make room."
-    monkeypatch.setattr(guard.shutil, "disk_usage", lambda _: disk(0, 0, guard.MIN_FREE + 1000))
+    monkeypatch.setattr(bounds.shutil, "disk_usage", lambda _: disk(0, 0, bounds.MIN_FREE + 1000))
     assert uploaded(body, clients=clients).status == 200
 
 
@@ -568,8 +571,8 @@ def test_uploads_in_sum_stay_below_a_bound_and_leave_the_disk_its_room(clients, 
 )
 def test_requests_a_minute_have_a_bound_for_each_client(method, path, kind, clients, now, monkeypatch):
     at_least = {"read": 20 * 3 * 133, "act": 20 * 3 * 60, "login": 20 * 3, "page": 20 * 3 * 3}[kind]
-    assert guard.A_MINUTE[kind] >= at_least, "behind one NAT"
-    monkeypatch.setitem(guard.A_MINUTE, kind, 60)
+    assert bounds.A_MINUTE[kind] >= at_least, "behind one NAT"
+    monkeypatch.setitem(bounds.A_MINUTE, kind, 60)
     statuses = [asked(method, path, clients=clients).status for _ in range(62)]
     assert statuses == [200] * 60 + [429] * 2
     assert asked(method, path, clients=clients, client="192.0.2.2").status == 200
@@ -591,10 +594,10 @@ def in_a_session(name: object, where: str, clients: Clients | None = None, **mor
 
 @pytest.mark.parametrize("where", ["body", "query", "path"])
 def test_new_sessions_a_minute_have_a_bound_and_so_have_their_names(where: str, clients, now, monkeypatch):
-    assert in_a_session("a" * guard.MAX_SESSION, where) == 200
-    assert in_a_session("a" * (guard.MAX_SESSION + 1), where) == 400
-    assert guard.A_MINUTE["session"] >= 20 * 3 * 3, "behind one NAT, each tab loaded some times"
-    monkeypatch.setitem(guard.A_MINUTE, "session", 3)
+    assert in_a_session("a" * bounds.MAX_SESSION, where) == 200
+    assert in_a_session("a" * (bounds.MAX_SESSION + 1), where) == 400
+    assert bounds.A_MINUTE["session"] >= 20 * 3 * 3, "behind one NAT, each tab loaded some times"
+    monkeypatch.setitem(bounds.A_MINUTE, "session", 3)
     assert [in_a_session(name, where, clients) for name in "abca"] == [200] * 4
     assert [in_a_session(name, where, clients) for name in "abcd"] == [200] * 3 + [429]
     assert in_a_session("d", where, clients, client="192.0.2.2") == 200
@@ -606,7 +609,7 @@ def test_a_session_is_a_text_and_the_table_of_them_has_a_bound(clients, monkeypa
     assert in_a_session(None, "body") == 200
     for odd in (1, ["a"], {"a": 1}, True):
         assert in_a_session(odd, "body") == 400
-    monkeypatch.setattr(guard, "MAX_SESSIONS", 50)
+    monkeypatch.setattr(bounds, "MAX_SESSIONS", 50)
     for number in range(100):
         clients.see_session(str(number), "a")
     assert len(clients._sessions) == 50
@@ -614,7 +617,7 @@ def test_a_session_is_a_text_and_the_table_of_them_has_a_bound(clients, monkeypa
 
 def test_a_clients_pages_are_made_some_at_a_time(clients, monkeypatch):
     """And none has to wait for a browser that reads its answer slowly, or for another client's."""
-    monkeypatch.setattr(guard, "PAGES_AT_ONCE", 2)
+    monkeypatch.setattr(bounds, "PAGES_AT_ONCE", 2)
     made: list[str] = []
 
     async def several() -> None:
@@ -662,13 +665,13 @@ def test_a_clients_pages_are_made_some_at_a_time(clients, monkeypatch):
 
 
 def test_bytes_a_minute_have_a_bound_as_well(clients, monkeypatch):
-    monkeypatch.setitem(guard.A_MINUTE, "bytes", 1000)
+    monkeypatch.setitem(bounds.A_MINUTE, "bytes", 1000)
     body = json.dumps({"data": ["x" * 400]}).encode()
     assert [asked(body=body, clients=clients).status for _ in range(3)] == [200, 200, 429]
 
 
 def test_open_requests_of_a_client_have_a_bound(clients, monkeypatch):
-    monkeypatch.setattr(guard, "AT_ONCE", 2)
+    monkeypatch.setattr(bounds, "AT_ONCE", 2)
     with clients.one_more("192.0.2.1"), clients.one_more("192.0.2.1"):
         assert asked("GET", "/gradio_api/queue/data", clients=clients).status == 429
         assert asked("GET", "/gradio_api/queue/data", clients=clients, client="192.0.2.2").status == 200
@@ -677,7 +680,7 @@ def test_open_requests_of_a_client_have_a_bound(clients, monkeypatch):
 
 
 def test_the_table_of_clients_has_a_bound(clients, monkeypatch):
-    monkeypatch.setattr(guard, "MAX_CLIENTS", 50)
+    monkeypatch.setattr(bounds, "MAX_CLIENTS", 50)
     for number in range(500):
         clients.take(str(number), "read")
     assert len(clients._clients) == 50
@@ -701,10 +704,10 @@ def test_a_client_is_the_address_that_its_own_proxy_saw():
 
 
 def test_a_network_of_ipv6_is_counted_as_some_clients(clients, monkeypatch):
-    monkeypatch.setitem(guard.A_MINUTE, "act", 2)
+    monkeypatch.setitem(bounds.A_MINUTE, "act", 2)
     homes = [f"2001:4860:1:{number}::5" for number in range(9)]
     taken = [asked(clients=clients, client=home).status for home in homes]
-    assert taken == [200] * 2 * guard.OF_A_NETWORK + [429]
+    assert taken == [200] * 2 * bounds.OF_A_NETWORK + [429]
     assert asked(clients=clients, client="2001:4860:2::5").status == 200
     assert [asked(clients=clients, client="2001:4860:3::5").status for _ in range(3)] == [200, 200, 429]
 
