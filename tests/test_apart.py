@@ -42,6 +42,7 @@ def acting(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.slow
 def test_pictures_drawn_apart_are_those_that_are_drawn_here(tiny_model: Path):
     (here_steps, here), (there_steps, there) = (
         drawn(work, Weights(str(tiny_model), stranger=True)) for work in (draw, Child().draw)
@@ -54,6 +55,7 @@ def test_pictures_drawn_apart_are_those_that_are_drawn_here(tiny_model: Path):
     assert [picture.seed for picture in there] == [2**32 - 1, 0]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_model_is_told_as_it_is_here(tiny_model: Path, tmp_path: Path):
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(ModelError, match=r"model_index\.json can't be read") as told:
@@ -149,6 +151,7 @@ def test_a_child_that_takes_too_much_is_ended(monkeypatch: pytest.MonkeyPatch, t
         drawn(Child().draw, Weights(str(tmp_path)))
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_the_child_limits_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Where the system does: files, memory and processor time, before anything of the model is read."""

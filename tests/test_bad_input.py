@@ -420,6 +420,7 @@ def test_there_are_more_than_thirty_kinds():
     assert {code for _, code, _ in CASES.values()} == {1, 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unknown key", "text named .jpg", "text side cut short"])
 def test_a_command_of_its_own_says_the_same(name, place):
     setup, code, words = CASES[name]

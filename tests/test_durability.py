@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from PIL import Image
@@ -19,6 +20,8 @@ from dreambooth.ui.studio import Studio
 from dreambooth.ui.train.start import start
 from tests.powercut import Disk, Moment
 from tests.ui.studios import ANNA
+
+pytestmark = pytest.mark.slow
 
 MOMENTS, SEED = 20, 14
 WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"

@@ -16,6 +16,8 @@ from dreambooth.evaluation.study import StudyConfig, plan, run_study
 from dreambooth.metrics.encoders import load_encoders
 from dreambooth.metrics.metrics import Estimate, pairs
 
+pytestmark = pytest.mark.slow
+
 SUBJECTS = Path(__file__).parent.parent / "dreambooth" / "toybox" / "subjects"
 
 

@@ -298,6 +298,7 @@ def test_a_run_without_a_name_goes_under_the_runs_folder(config_file, tmp_path):
 # ---- train --resume
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_was_learned_and_resume_finishes(config_file, tmp_path, number):
     arguments = ["train", config_file, "--run-dir", "run", "--set", "train.steps=100"]
@@ -321,6 +322,7 @@ def test_a_signal_keeps_what_was_learned_and_resume_finishes(config_file, tmp_pa
     assert [e.step for e in run.events() if isinstance(e, events.Step)] == list(range(1, 101)), "each step once"
 
 
+@pytest.mark.slow
 def test_resume_without_a_run_dir_takes_the_newest_alike(config_file, make_config, tmp_path):
     config = Run.create(make_config(prior={"enabled": False}, train={"steps": 2}), tmp_path / "runs" / "old").config
     wanted = Run.create(config, tmp_path / "runs" / "wanted")
@@ -549,6 +551,7 @@ def test_generate_takes_a_base_model_too(tiny_model, tmp_path):
         assert image.text["model"] == "tiny-sd"
 
 
+@pytest.mark.slow
 def test_generate_as_a_command_of_its_own(tiny_model, tmp_path):
     code, out, err = result(
         process("generate", tiny_model, "--prompt", "a dog", "--num-images", 1, "--steps", 1, cwd=tmp_path)
@@ -927,6 +930,7 @@ def stops_at_ctrl_c(running, begun: str) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_evaluate_stops_at_ctrl_c_and_goes_on(finished, prompts_file, tmp_path):
     run, _, _ = finished
     arguments = ["evaluate", run, "--prompts", prompts_file, "--images-per-prompt", 79, "--out", "out"]
@@ -957,6 +961,7 @@ def batch_file(tiny_model, photo_folder, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_compare_trains_both_ways_and_tells_where_the_report_is(make_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = {"images_per_prompt": 2, "class_images": 2, "prompts": ["a {identifier} {class_noun}"]}
@@ -983,6 +988,7 @@ def test_compare_trains_both_ways_and_tells_where_the_report_is(make_config, tmp
     assert err.splitlines() == ["check …"]
 
 
+@pytest.mark.slow
 def test_batch_goes_on_past_a_failure_and_tells_it_again_at_the_end(batch_file, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "ida").write_text("a file where a folder must be")
@@ -1003,6 +1009,7 @@ def test_batch_goes_on_past_a_failure_and_tells_it_again_at_the_end(batch_file, 
     assert "rex" not in err
 
 
+@pytest.mark.slow
 def test_batch_stops_at_ctrl_c_and_the_same_command_goes_on(batch_file, tmp_path):
     arguments = ["batch", batch_file, "--out", "out", "--set", "config.train.steps=100"]
     running = process(*arguments, cwd=tmp_path)
@@ -1050,6 +1057,7 @@ def test_tokens_judges_words(tiny_model):
     assert "It is 3 tokens: z, z, z" in other
 
 
+@pytest.mark.slow
 def test_tokens_suggests_words_as_a_command_of_its_own(tiny_model, tmp_path):
     code, out, err = result(process("tokens", "--base-model", tiny_model, cwd=tmp_path))
     assert (code, err) == (0, "")
@@ -1112,6 +1120,7 @@ def test_a_failed_push_is_one_line_and_the_same_command_goes_on(pushed, hub, mon
     assert here("push", pushed, "--repo-id", "dog").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hub", ["xet"], indirect=True)
 def test_ctrl_c_ends_a_push_and_the_same_command_goes_on(pushed, hub):
     weights = {"w": torch.rand(3_000_000, generator=torch.Generator().manual_seed(0))}  # a large file, sent by itself

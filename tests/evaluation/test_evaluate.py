@@ -293,6 +293,7 @@ def test_fewer_are_drawn_at_once_where_the_memory_holds_no_more_and_that_is_told
 # ---- Another request
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["weights", "prompts", "sampling", "precision", "seed", "class prompt"])
 def test_another_request_clears_the_folders_own_files_and_nothing_else(make_config, photos, done, tmp_path, change):
     (done / "images" / "mine.png").write_bytes(b"mine")

@@ -21,6 +21,8 @@ from dreambooth.toybox.identities import CLASSES
 from dreambooth.training import prior
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 EVALUATION = {
     "dino": "toybox",

@@ -113,6 +113,7 @@ def test_dora_is_the_paper_s_formula(make_config):
     np.testing.assert_allclose(layer(x).detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_is_for_training_alone_and_repeats(make_config, tmp_path):
     """Resumed or not, a run ends with the same weights; samples are drawn without it, as `generate` draws."""
     settings = method_settings("lora", lora={"dropout": 0.5}, train={"sample_every": 4}, prior={"enabled": False})

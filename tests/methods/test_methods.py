@@ -18,6 +18,8 @@ from dreambooth.models.adapters import fuse, is_adapter, load_model, read_adapte
 from dreambooth.runs.directory import Run
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 NAMES = [method.name for method in methods()]
 MODELS = {"Stable Diffusion 1.x/2.x": tiny.stable_diffusion}
 """How a tiny model of each family is made; a new family needs one."""

@@ -36,6 +36,7 @@ assert not any(module.startswith("dreambooth") for module in sys.modules)
 """A program of stock diffusers alone: it draws with each artefact."""
 
 
+@pytest.mark.slow
 def test_every_artefact_draws_the_same_in_stock_diffusers_without_us(make_config, tiny_model, tmp_path):
     """Each pixel is the same as in the pipeline that was trained; where fusing or diffusers' own layers for Custom
     Diffusion add up in another order, it may be off by one of 256 levels."""

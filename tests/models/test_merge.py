@@ -197,6 +197,7 @@ def features(pipe, prompt: str) -> torch.Tensor:
         return pipe.text_encoder(ids)[0][0, 1:-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("which", "name", "tokens"), [(0, "<a> dog", 2), (1, "<b> cat", 3)])
 def test_each_subjects_words_are_read_as_by_its_own_adapter(trained, merged, which, name, tokens):
     base = trained[2]

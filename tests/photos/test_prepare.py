@@ -380,6 +380,7 @@ def texts(megabytes: int) -> dict[str, tuple[bytes, bytes]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("megabytes", [2, 20, 200])
 @pytest.mark.parametrize("kind", texts(0))
 def test_a_png_is_read_whatever_text_is_in_it(tmp_path, kind, megabytes):

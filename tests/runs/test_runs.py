@@ -195,6 +195,7 @@ LOST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", LOST.values(), ids=LOST)
 def test_a_damaged_line_is_lost_and_not_the_run(quick, tmp_path, line):
     run = Run.create(quick(), tmp_path / "run")
@@ -370,6 +371,7 @@ def no_space_for_copies(*_arguments, **_options):
     raise shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("writer", "fail", "said"),
     [
@@ -467,6 +469,7 @@ def test_what_a_killed_process_had_half_written_is_removed(quick, tmp_path):
     assert not list(run.path.glob(".*.old"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["prepare", "class images", "encode", "train", "save"])
 def test_a_run_cut_off_in_any_stage_can_be_resumed(make_config, tmp_path, stage):
     run = Run.create(make_config(prior={"batch_size": 1}, train={"steps": 3}), tmp_path / "run")
@@ -674,6 +677,7 @@ def test_a_run_is_not_queued_twice_nor_while_it_trains(made, root):
     assert (count(run, events.Finished), count(waiting, events.Finished)) == (1, 1)
 
 
+@pytest.mark.slow
 def test_runs_trained_side_by_side_come_out_as_alone(made, root):
     alone, *both = (
         made(name, kind, train={"steps": 3, "mixed_precision": precision})
@@ -705,6 +709,7 @@ def test_a_run_trains_no_longer_than_the_limit_at_a_time(made, root):
 # ---- The worker after a crash
 
 
+@pytest.mark.slow
 def test_a_new_worker_goes_on_with_what_waits_in_the_order_of_asking(made, root):
     asked = {name: made(name) for name in ("b", "a", "c")}
     for number, run in enumerate(asked.values()):
@@ -725,6 +730,7 @@ def test_a_new_worker_goes_on_with_what_waits_in_the_order_of_asking(made, root)
     assert [path.name for path in root.glob(".*")] == [".of somebody.deleted"], "not of ours"
 
 
+@pytest.mark.slow
 def test_two_workers_do_not_train_a_run_twice(made, root):
     runs = [made(str(number)) for number in range(3)]
     for run in runs:
@@ -773,6 +779,7 @@ threading.Event().wait()
 """
 
 
+@pytest.mark.slow
 def test_kill_9_while_one_trains_and_three_wait_loses_none(made, root):
     first, *waiting = made("first", train={"steps": 4}), made("b"), made("c"), made("a")
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(root)], stdout=subprocess.PIPE, text=True)

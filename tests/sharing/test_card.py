@@ -38,6 +38,8 @@ from dreambooth.sharing.model_card import method_of
 from tests import tiny
 from tests.ui.studios import save_adapter
 
+pytestmark = pytest.mark.slow
+
 REPO = "anna/sks-dog"
 APACHE = Licence("apache-2.0", "Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 TOYBOX = {"dino": "toybox", "clip": "toybox", "perceptual": "toybox"}

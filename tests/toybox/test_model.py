@@ -1,6 +1,7 @@
 """The toybox as it ships: its files, and DreamBooth on it from photos to pictures."""
 
 import numpy as np
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
@@ -9,6 +10,8 @@ from dreambooth.generate import generate, open_source
 from dreambooth.models.fetch import TOYBOX_FOLDER
 from dreambooth.photos.prepare import find_photos, prepare_photos
 from dreambooth.runs.directory import Run
+
+pytestmark = pytest.mark.slow
 
 SUBJECTS = TOYBOX_FOLDER.parent / "subjects"
 

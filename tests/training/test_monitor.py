@@ -25,6 +25,8 @@ from tests import tiny
 from tests.metrics.test_encoders import NoFloat64
 from tests.training.test_train import assert_equal, weights
 
+pytestmark = pytest.mark.slow
+
 BASE = Measure(0, dino=0.4, clip_i=0.5, clip_t=0.6, pres=0.4, div=0.5)
 
 

@@ -22,6 +22,8 @@ from dreambooth.training.dataset import DreamBoothDataset
 from tests import tiny
 from tests.methods import method_settings
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 QUICK = {"steps": STEPS, "checkpoint_every": 100}
 WITHOUT = {"enabled": False}

@@ -32,6 +32,8 @@ from dreambooth.training import preflight
 from dreambooth.training.preflight import check
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 CONFIGS, PRESETS = (
     Path(__file__).parent.parent.parent / "configs",

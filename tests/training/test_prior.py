@@ -269,6 +269,7 @@ def test_blank_pictures_are_drawn_again_from_other_seeds(make_config, pipe, tmp_
 # ---- λ
 
 
+@pytest.mark.slow
 def test_the_weight_multiplies_the_class_images_loss_and_nothing_else(make_config, tmp_path):
     steps = {}
     for weight in (1.0, 0.25):

@@ -37,6 +37,8 @@ from dreambooth.training.packs import publish_pack
 from dreambooth.training.train import _noise_and_timesteps, train
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 
 def execute(config, path, **options) -> list:
     return list(Run.create(config, path).execute(**options))

@@ -27,6 +27,13 @@ ROOT = Path(__file__).parent.parent.parent
 SECONDS = 45
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What asks a served studio, or looks at it with a browser, is slow."""
+    for item in items:
+        if {"served", "space", "toybox_studio", "browser"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @dataclass(frozen=True)
 class Served:
     url: str

@@ -18,6 +18,8 @@ from dreambooth.runs.owners import new_owner
 from dreambooth.training.checkpoints import list_checkpoints
 from tests.ui.conftest import Served, serve
 
+pytestmark = pytest.mark.slow
+
 VISITORS = 20
 PATIENCE = 300
 

@@ -72,6 +72,7 @@ def test_each_studio_has_a_temporary_folder_of_its_own(tmp_path: Path, monkeypat
     assert {one.parent, other.parent} == {tmp_path}
 
 
+@pytest.mark.slow
 def test_a_killed_studios_files_are_cleared_by_the_next_and_no_others(
     tiny_model: Path, photo_folder: Path, tmp_path: Path
 ):

@@ -142,6 +142,7 @@ def test_what_the_page_sends_is_taken_everywhere(page: Page):
         check_inputs(fn, sent(fn))
 
 
+@pytest.mark.slow
 def test_what_is_sent_by_hand_is_refused_in_a_sentence_and_not_logged(page: Page, capfd: pytest.CaptureFixture[str]):
     async def send(fn: Any, place: int, what: str) -> None:
         given = sent(fn)

@@ -20,7 +20,7 @@ from tests.ui.conftest import SECONDS, Served, serve, start_chromium
 from tests.ui.test_page import open_tab, start_training
 from tests.ui.test_sharing import log_in
 
-pytestmark = pytest.mark.attack
+pytestmark = [pytest.mark.attack, pytest.mark.slow]
 ATTEMPTS = """
 async ({studio, event}) => {
     const outcomes = {};

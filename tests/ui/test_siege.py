@@ -7,6 +7,8 @@ import pytest
 from benchmarks.siege import VISITORS, besiege
 from tests.ui.conftest import serve
 
+pytestmark = pytest.mark.slow
+
 DISK = 3e9
 """Bytes that runs may take here, and that the guard lets uploads take."""
 MEMORY = 4 * 2**30

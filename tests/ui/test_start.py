@@ -18,6 +18,7 @@ from dreambooth.ui.studio import Studio
 from tests.ui.conftest import ROOT, serve
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
@@ -74,6 +75,7 @@ class Refuses(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@pytest.mark.slow
 def test_a_proxy_for_others_does_not_keep_it_from_starting(tiny_model: Path, photo_folder: Path, tmp_path: Path):
     proxy = ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
     Thread(target=proxy.serve_forever, daemon=True).start()

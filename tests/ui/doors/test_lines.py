@@ -129,6 +129,7 @@ def ask_to_draw(url: str, address: str) -> str:
     return answer.json()["event_id"]
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_who_fills_the_line_keeps_nobody_from_the_page(public: Served, tmp_path: Path):
     sent = [ask_to_draw(public.url, "203.0.113.7") for _ in range(70)]
