@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import diffusers
 import torch
@@ -288,7 +288,7 @@ def _draw(
 ) -> BaseOutput:
     """What the pipeline says of the pictures that `draw` describes."""
 
-    def after_step(_pipe: DiffusionPipeline, step: int, _timestep: object, _tensors: dict) -> dict:
+    def after_step(_pipe: DiffusionPipeline, step: int, _timestep: object, _tensors: dict[str, Any]) -> dict[str, Any]:
         share_cores()
         if on_step:
             on_step(step + 1, pipe.num_timesteps)

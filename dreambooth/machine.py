@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -39,7 +40,7 @@ OWN_GROUPS = Path("/proc/self/cgroup")
 _LOADING = threading.RLock()
 
 
-def one_model_at_a_time(build: Callable) -> Callable:
+def one_model_at_a_time(build: Callable[..., Any]) -> Callable[..., Any]:
     """The function, waiting while another thread loads or builds a model.
 
     diffusers, accelerate and transformers change PyTorch's own classes meanwhile; two at once get empty weights, and

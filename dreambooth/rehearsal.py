@@ -144,7 +144,7 @@ class Tracker(TorchDispatchMode):
         return cast and self._kinds.get(args[0].untyped_storage()._cdata) == "weights"
 
 
-def _flop_formulas() -> dict:
+def _flop_formulas() -> dict[str, Any]:
     """PyTorch's, and the same for attention on a CPU, which it leaves out."""
     name, there, aten = "_scaled_dot_product_flash_attention", dict(flop_registry), torch.ops.aten
     for way in ("", "_backward"):
@@ -183,8 +183,8 @@ class Rehearsal:
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.pipe = blank_pipeline(model, self.family, self.fake)
         self._finished: dict[bool, DiffusionPipeline] = {}
-        self._seen: dict[tuple, Trace] = {}
-        self._sizes: dict[tuple, tuple[int, ...]] = {}
+        self._seen: dict[tuple[Any, ...], Trace] = {}
+        self._sizes: dict[tuple[Any, ...], tuple[int, ...]] = {}
         self._lock = threading.RLock()
 
     @property
@@ -291,7 +291,7 @@ class Rehearsal:
             store_matrices_in(torch.bfloat16 if mixed else None, modules)
         return self._finished[mixed]
 
-    def _once(self, key: tuple, config: Config, rehearse: Callable[[], Trace]) -> Trace:
+    def _once(self, key: tuple[Any, ...], config: Config, rehearse: Callable[[], Trace]) -> Trace:
         key += (config.train.resolution, config.train.mixed_precision)
         with self._lock:  # a page and a training may ask at once
             if key not in self._seen:
@@ -427,7 +427,7 @@ def _decode_each(pipe: DiffusionPipeline, latents: Tensor, tracker: Tracker) -> 
         del before, last, together
 
 
-def _trained(config: Config) -> tuple:
+def _trained(config: Config) -> tuple[Any, ...]:
     """What decides which weights a step trains, and what it holds of them."""
     settings = (config.lora.model_dump_json(), config.word.model_dump_json(), config.drift.weight > 0)
     return config.method, config.train.text_encoder, len(config.subjects), *settings

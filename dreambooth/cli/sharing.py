@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -59,7 +60,7 @@ _PACK_OPTIONS = (
 )
 
 
-def _of_a_pack(command: Callable) -> Callable:
+def _of_a_pack(command: Callable[..., Any]) -> Callable[..., Any]:
     """The command with what both of the group take."""
     for option in reversed(_PACK_OPTIONS):
         command = option(command)

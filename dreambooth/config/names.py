@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from dreambooth.errors import ConfigError
 from dreambooth.files import named_path
@@ -14,7 +15,7 @@ HUB = "hub:"
 """What stands before OWNER/NAME that might also be a folder's name."""
 
 
-def make_folders_absolute(settings: dict, folder: Path) -> None:
+def make_folders_absolute(settings: dict[str, Any], folder: Path) -> None:
     """Let settings name photos, learned words and models by absolute paths instead of ones relative to `folder`.
 
     Raises `ConfigError` where one is none, and where it may be a folder or a repo of the Hub.

@@ -44,7 +44,7 @@ def _describe(error: dict[str, Any], model: type[BaseModel]) -> str:
     return f"{key} = {given!r}: {message}" if not isinstance(given, dict) else f"{key}: {message}"
 
 
-def _known_keys(path: tuple, model: type[BaseModel]) -> list[str]:
+def _known_keys(path: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
     for part in path:
         model = model.model_fields[part].annotation
     return list(model.model_fields)

@@ -98,7 +98,7 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1, but 5e-6 is a number (it wants 5.0e-6), yes, no, on and off are words (`mixed_precision: no`; a switch
     takes them too), and a key given twice is an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):

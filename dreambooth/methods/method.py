@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -22,7 +23,7 @@ class Trainable:
 
     modules: dict[str, nn.Module]
     """The modules that gradients pass through, by the pipeline's attribute that holds them."""
-    parameter_groups: list[dict]
+    parameter_groups: list[dict[str, Any]]
     """For the optimiser, and for checkpoints; every `params` list holds float32 parameters."""
     save: Callable[[Path, Path], None]
     """(new folder, base model's folder) -> None: write what generation loads."""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
@@ -358,7 +358,7 @@ class Run:
         return self.path / ".lock"
 
 
-def _flat(settings: dict, prefix: str = "") -> dict[str, object]:
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, object]:
     """Nested settings by their dotted keys."""
     flat: dict[str, object] = {}
     for name, value in settings.items():

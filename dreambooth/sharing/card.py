@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from huggingface_hub import HfApi, ModelCardData
@@ -343,7 +343,7 @@ def _load(folder: Path) -> Evaluation | None:
 def _alike(one: Evaluation, other: Evaluation) -> bool:
     """Whether figures may stand beside each other: same subject, base model, prompts, seeds, sampler and encoders."""
 
-    def protocol(e: Evaluation) -> tuple:
+    def protocol(e: Evaluation) -> tuple[Any, ...]:
         return (
             e.subject,
             e.base_model,

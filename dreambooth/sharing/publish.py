@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
@@ -104,7 +104,7 @@ def read_state(run_path: Path) -> PublishState | None:
         raise RunError(f"{_TRYING} can't be read ({error}).", "Remove it and publish again.") from None
 
 
-def _asked(facts: dict) -> dict:
+def _asked(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in ("photos", "half", "which") if name in facts}
 
 
@@ -231,14 +231,14 @@ class _Attempt:
         (self._run.path / _TRYING).unlink()
         sync(self._run.path)
 
-    def _write(self, name: str, facts: dict) -> None:
+    def _write(self, name: str, facts: dict[str, Any]) -> None:
         if not self._run.path.is_dir():
             raise RunError(f"{self._run.id} was deleted meanwhile.", "What arrived on the Hub can be deleted there.")
         with atomic_file(self._run.path / name) as partial:
             partial.write_text(json.dumps(facts | {"time": time.time()}, indent=1), encoding="utf-8")
 
 
-def _read(path: Path) -> dict | None:
+def _read(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,10 +80,10 @@ class Checkpoint:
             _check_shapes(self.weights, state["weights"])
             return state["step"], state["weights"]
 
-    def _model(self) -> dict:
+    def _model(self) -> dict[str, Any]:
         return {"step": self.step, "base": self.base, "weights": [weight.detach() for weight in self.weights]}
 
-    def _state(self) -> dict:
+    def _state(self) -> dict[str, Any]:
         return self._model() | {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -125,7 +126,7 @@ class Writer:
             yield event
 
 
-def _later(state: dict, save: Callable[[dict], Path]) -> Callable[[], Path]:
+def _later(state: dict[str, Any], save: Callable[[dict[str, Any]], Path]) -> Callable[[], Path]:
     """`save` with a copy of the state; where main memory has no room for one, it is saved at once."""
     room = available_memory(torch.device("cpu"))
     if 2 * sum(tensor.nbytes for tensor in _tensors(state)) > room:
@@ -155,7 +156,7 @@ def _copied(state: object, known: dict[int, Tensor]) -> object:
     return state
 
 
-def _save(state: dict, folder: Path, keep: int) -> Path:
+def _save(state: dict[str, Any], folder: Path, keep: int) -> Path:
     final = folder / f"step-{state['step']:06d}"
     with atomic_folder(final) as partial:
         _write(state, partial / "state.pt")
@@ -164,7 +165,7 @@ def _save(state: dict, folder: Path, keep: int) -> Path:
     return final
 
 
-def _save_best(state: dict, folder: Path) -> Path:
+def _save_best(state: dict[str, Any], folder: Path) -> Path:
     with atomic_file(folder / _BEST) as partial:
         _write(state, partial)
     return folder / _BEST
@@ -184,7 +185,7 @@ def _told(name: str) -> Iterator[None]:
         ) from None
 
 
-def _read(path: Path, base: str) -> dict:
+def _read(path: Path, base: str) -> dict[str, Any]:
     # Windows can't remove a file that is mapped, and the optimiser keeps what is read here.
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=os.name != "nt")
     if state["base"] != base:
@@ -203,7 +204,7 @@ def _restore(weights: list[Tensor], saved: list[Tensor]) -> None:
         weight.data.copy_(value)
 
 
-def _write(state: dict, path: Path) -> None:
+def _write(state: dict[str, Any], path: Path) -> None:
     """`torch.save` that says when the disk is full; given a path, it only tells of unexpected positions."""
     try:
         with path.open("wb") as file:

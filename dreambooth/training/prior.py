@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ def touch(folder: Path) -> None:
         os.utime(folder)
 
 
-def trim(most: float, in_use: Callable[[dict], bool]) -> None:
+def trim(most: float, in_use: Callable[[dict[str, Any]], bool]) -> None:
     """Remove class images until all take at most `most` bytes, those first that were used longest ago; none of a key
     that is `in_use`, and none that were used within the hour, maybe by another program's run."""
     clear_leftovers(cache_root())
@@ -86,7 +87,7 @@ def trim(most: float, in_use: Callable[[dict], bool]) -> None:
             excess -= sizes[path]
 
 
-def _read_key(folder: Path) -> dict:
+def _read_key(folder: Path) -> dict[str, Any]:
     try:
         key = json.loads((folder / "key.json").read_bytes())
     except (OSError, ValueError):

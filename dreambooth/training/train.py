@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -523,7 +523,7 @@ def _point_to(link: Path, target: Path) -> None:
         link.write_text(str(target), encoding="utf-8")
 
 
-def _optimizer(config: Config, groups: list[dict]) -> torch.optim.Optimizer:
+def _optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     settings = config.train
     arguments = {"lr": settings.learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw8bit":

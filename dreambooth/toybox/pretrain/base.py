@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from dreambooth.toybox.pretrain.vae import LATENT_CHANNELS, load_latents
 from dreambooth.toybox.tokenizer import MAX_LENGTH, build_tokenizer
 
 
-def scheduler_config() -> dict:
+def scheduler_config() -> dict[str, Any]:
     """SD's schedule made noisier and rescaled to zero terminal SNR (Lin et al., arXiv 2305.08891), v-prediction.
 
     SD's own leaves a signal of 0.068 at the last timestep. Averaged over 16 × 16 latents that tells training the
@@ -99,14 +100,14 @@ def anneal_base(work: Path, samples: int, device: torch.device, batch: int = 64)
     return _fit_base("anneal", model, loss, work, **settings)
 
 
-def _fit_base(name: str, model: nn.Module, loss: Callable, work: Path, **settings) -> nn.Module:
+def _fit_base(name: str, model: nn.Module, loss: Callable[..., Any], work: Path, **settings) -> nn.Module:
     trained = fit(name, model, loss, work, lr=2e-3, final_lr=2e-5, **settings)
     for part, module in trained.items():
         module.save_pretrained(work / part)
     return trained
 
 
-def _model_and_loss(work: Path, device: torch.device, batch: int) -> tuple[nn.Module, Callable]:
+def _model_and_loss(work: Path, device: torch.device, batch: int) -> tuple[nn.Module, Callable[..., Any]]:
     """UNet and text encoder, fresh, and the loss of one batch as `fit` calls it."""
     tokenizer = build_tokenizer(work / "tokenizer")
     latents = load_latents(work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ PLAIN = 0.11  # RMS, standardised: of plain walls 0.03 to 0.1, of any other plac
 KOLEO = 0.1  # its weight. Source: DINOv2 (Oquab et al., 2023)
 
 
-def standardise(images: np.ndarray, mean: tuple, std: tuple, device: torch.device) -> Tensor:
+def standardise(images: np.ndarray, mean: tuple[Any, ...], std: tuple[Any, ...], device: torch.device) -> Tensor:
     """(B, H, W, 3) uint8 to (B, 3, H, W) float: in 0..1, less `mean`, over `std`, as the published processors do."""
     pixels = torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float() / 255
     return (pixels - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -271,7 +272,7 @@ def dreambooth(
     subjects: Sequence[str] = tuple(SUBJECTS),
     each: int = 4,
     class_pictures: int = 24,
-    settings: dict[str, dict] | None = None,
+    settings: dict[str, dict[str, Any]] | None = None,
 ) -> str:
     """DreamBooth on the sample subjects, with and without PPL; `settings` change the toybox preset's.
 
@@ -316,7 +317,7 @@ def measure(shown: Shown, photos: np.ndarray, look: Look, judge: Judge) -> tuple
     )
 
 
-def _ways_to_show(noun: str, each: int, class_pictures: int, settings: dict[str, dict]) -> dict[str, Shown]:
+def _ways_to_show(noun: str, each: int, class_pictures: int, settings: dict[str, dict[str, Any]]) -> dict[str, Shown]:
     """Real renders, the base model, and DreamBooth on it without and with PPL."""
     shown = {"real": _real(noun, each, class_pictures)}
     with tempfile.TemporaryDirectory() as folder:
@@ -341,7 +342,7 @@ def _real(noun: str, each: int, class_pictures: int) -> Shown:
     return Shown(draw_scenes(contexts), draw_scenes(styles), _other_things(noun, class_pictures))
 
 
-def _config(noun: str, ppl: bool, settings: dict[str, dict]) -> Config:
+def _config(noun: str, ppl: bool, settings: dict[str, dict[str, Any]]) -> Config:
     """The toybox preset on a sample subject."""
     own = {
         "subject": {"photos": str(HERE / "subjects" / noun), "class_noun": noun},
