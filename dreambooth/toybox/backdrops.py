@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dreambooth.toybox.drawing import darker, mixed, smooth
+from dreambooth.toybox.drawing import Points, darker, mixed, smooth
 from dreambooth.toybox.identities import Colour
 
 
@@ -27,7 +27,7 @@ class Backdrop:
         self.picture.paste(Image.fromarray(column).resize((self.size, rows)), (0, round(y0 * self.size)))
         self.draw = ImageDraw.Draw(self.picture)
 
-    def shape(self, points, fill: Colour) -> None:
+    def shape(self, points: Points, fill: Colour) -> None:
         """A filled polygon."""
         self.draw.polygon([tuple(p) for p in (np.asarray(points, float) * self.size).tolist()], fill=fill)
 
@@ -36,7 +36,7 @@ class Backdrop:
         ry = ry or r
         self.draw.ellipse([v * self.size for v in (x - r, y - ry, x + r, y + ry)], fill=fill)
 
-    def line(self, points, width: float, fill: Colour) -> None:
+    def line(self, points: Points, width: float, fill: Colour) -> None:
         """A polyline."""
         placed = [(x * self.size, y * self.size) for x, y in points]
         self.draw.line(placed, fill=fill, width=max(1, round(width * self.size)), joint="curve")

@@ -7,7 +7,7 @@ wide, facing right. A `Pen` puts them into the picture.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
@@ -17,7 +17,8 @@ from dreambooth.toybox.identities import Colour
 if TYPE_CHECKING:
     from dreambooth.toybox.identities import Identity
 
-Points = Sequence[tuple[float, float]]
+Points: TypeAlias = np.ndarray | Sequence[tuple[float, float]]
+"""(n, 2) places, in a subject's units."""
 
 INK: Colour = (38, 34, 42)
 WHITE: Colour = (250, 249, 246)
@@ -26,12 +27,14 @@ GLASS: Colour = (190, 222, 240)
 
 def darker(colour: Colour, by: float = 0.5) -> Colour:
     """`colour` times `by`."""
-    return tuple(int(c * by) for c in colour)
+    r, g, b = (int(c * by) for c in colour)
+    return r, g, b
 
 
 def mixed(colour: Colour, other: Colour, part: float) -> Colour:
     """`colour` with `part` (0..1) of `other` in it."""
-    return tuple(int(c + (o - c) * part) for c, o in zip(colour, other))
+    r, g, b = (int(c + (o - c) * part) for c, o in zip(colour, other))
+    return r, g, b
 
 
 def oval(x: float, y: float, rx: float, ry: float, tilt: float = 0.0, n: int = 30) -> np.ndarray:
@@ -61,11 +64,11 @@ def smooth(points: Points, steps: int = 6) -> np.ndarray:
     p0, p2, p3 = np.roll(p1, 1, 0), np.roll(p1, -1, 0), np.roll(p1, -2, 0)
     t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
     p0, p1, p2, p3 = (p[:, None] for p in (p0, p1, p2, p3))
-    curve = p1 + 0.5 * t * (p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0)))
+    curve: np.ndarray = p1 + 0.5 * t * (p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0)))
     return curve.reshape(-1, 2)
 
 
-def mirrored(right: Points) -> list[tuple[float, float]]:
+def mirrored(right: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """A closed symmetric outline from its right half, listed from bottom to top."""
     return [*right, *((-x, y) for x, y in reversed(right))]
 
@@ -93,7 +96,8 @@ def _light_masks() -> tuple[tuple[Image.Image, Image.Image], ...]:
         distance = np.hypot(x - side, (y - 0.22) * 1.1)
         highlight = 105 * np.clip(1 - distance / 0.42, 0, 1) ** 1.3
         shade = 105 * np.clip((distance - 0.42) / 0.62, 0, 1)
-        pairs.append(tuple(Image.fromarray(m.astype(np.uint8)) for m in (highlight, shade)))
+        lit, dark = (Image.fromarray(m.astype(np.uint8)) for m in (highlight, shade))
+        pairs.append((lit, dark))
     return tuple(pairs)
 
 
@@ -107,7 +111,17 @@ class Pen:
     `light_right` says from which side the light comes.
     """
 
-    def __init__(self, image: Image.Image, identity: Identity, x, y, scale, angle=0.0, flip=False, light_right=False):
+    def __init__(
+        self,
+        image: Image.Image,
+        identity: Identity,
+        x: float,
+        y: float,
+        scale: float,
+        angle: float = 0.0,
+        flip: bool = False,
+        light_right: bool = False,
+    ):
         self.image, self.identity = image, identity
         self.draw = ImageDraw.Draw(image)
         c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
@@ -119,9 +133,11 @@ class Pen:
 
     def place(self, points: Points) -> list[tuple[float, float]]:
         """Pixel coordinates of `points`."""
-        return [tuple(p) for p in (np.asarray(points, float) @ self.matrix.T + self.origin).tolist()]
+        return [(x, y) for x, y in (np.asarray(points, float) @ self.matrix.T + self.origin).tolist()]
 
-    def shape(self, points: Points, fill: Colour, *, patterned=False, shade=True, outline=True) -> None:
+    def shape(
+        self, points: Points, fill: Colour, *, patterned: bool = False, shade: bool = True, outline: bool = True
+    ) -> None:
         """A filled outline; `patterned` puts the identity's marks on it."""
         placed = self.place(points)
         self.draw.polygon(placed, fill=fill)
@@ -130,7 +146,7 @@ class Pen:
         if outline:
             self.draw.line([*placed, *placed[:2]], fill=darker(fill, 0.42), width=self.line_width, joint="curve")
 
-    def _surface(self, points: Points, placed: Points, fill: Colour, patterned: bool) -> None:
+    def _surface(self, points: Points, placed: list[tuple[float, float]], fill: Colour, patterned: bool) -> None:
         xs, ys = [p[0] for p in placed], [p[1] for p in placed]
         x0, y0, x1, y1 = int(min(xs)), int(min(ys)), int(max(xs)) + 1, int(max(ys)) + 1
         frame, size = (x0, y0, x1, y1), (x1 - x0, y1 - y0)
@@ -146,7 +162,7 @@ class Pen:
         self.image.paste(darker(fill, 0.3), frame, ImageChops.multiply(shade, inside))
         self.image.paste(WHITE, frame, ImageChops.multiply(highlight, inside))
 
-    def spot(self, x: float, y: float, rx: float, fill: Colour, ry: float | None = None, **options) -> None:
+    def spot(self, x: float, y: float, rx: float, fill: Colour, ry: float | None = None, **options: bool) -> None:
         """A small flat ellipse: an eye, a button, a wheel."""
         self.shape(oval(x, y, rx, ry or rx, n=20), fill, **{"shade": False, "outline": False, **options})
 
@@ -161,7 +177,7 @@ class Pen:
         self._round_line(placed, width * self.scale + self.line_width, darker(fill, 0.42))
         self._round_line(placed, width * self.scale - self.line_width, fill)
 
-    def _round_line(self, placed: Points, width: float, fill: Colour) -> None:
+    def _round_line(self, placed: list[tuple[float, float]], width: float, fill: Colour) -> None:
         self.draw.line(placed, fill=fill, width=max(1, round(width)), joint="curve")
         for x, y in (placed[0], placed[-1]):
             self.draw.circle((x, y), width / 2, fill=fill)
@@ -199,9 +215,9 @@ def pattern_marks(identity: Identity, points: np.ndarray) -> list[np.ndarray]:
 def emblem(pen: Pen, kind: str, x: float, y: float, r: float) -> None:
     """A star, heart or circle in the accent colour; nothing for any other `kind`."""
     colour = pen.identity.accent
-    if kind in ("star", "heart", "circle"):
-        points = {"star": star, "heart": heart, "circle": lambda x, y, r: oval(x, y, 0.85 * r, 0.85 * r)}[kind]
-        pen.shape(points(x, y, r), colour, shade=False)
+    outlines = {"star": star(x, y, r), "heart": heart(x, y, r), "circle": oval(x, y, 0.85 * r, 0.85 * r)}
+    if kind in outlines:
+        pen.shape(outlines[kind], colour, shade=False)
 
 
 def wear(pen: Pen, kind: str, neck: tuple[float, float], top: tuple[float, float], width: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,7 +78,7 @@ def seeded(*seeds: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seeds))
 
 
-def check_known(what: str, value: str, choices) -> None:
+def check_known(what: str, value: str, choices: Collection[str]) -> None:
     """Raise `ConfigError` where `value` is none of the choices."""
     if value not in choices:
         raise ConfigError(f"Unknown {what} {value!r}.", f"Choose one of: {', '.join(choices)}.")
@@ -116,14 +117,14 @@ def identity(class_noun: str, seed: int) -> Identity:
     main = usual[rng.integers(len(usual))]
     second = _apart(rng, usual, (main,))
     accent = _apart(rng, names, (main, second))
-    colours = (
-        tuple(int(c) for c in np.clip(PALETTE[n] + rng.integers(-12, 13, 3), 0, 255)) for n in (main, second, accent)
-    )
     pattern = "plain" if rng.random() < 0.34 else patterns[rng.integers(len(patterns))]
+    colours = [_tinted(PALETTE[name], rng) for name in (main, second, accent)]
     return Identity(
         class_noun,
         seed,
-        *colours,
+        colours[0],
+        colours[1],
+        colours[2],
         main,
         second,
         accent,
@@ -132,6 +133,11 @@ def identity(class_noun: str, seed: int) -> Identity:
         features[rng.integers(len(features))],
         tuple(rng.random(6).tolist()),
     )
+
+
+def _tinted(colour: Colour, rng: np.random.Generator) -> Colour:
+    r, g, b = np.clip(colour + rng.integers(-12, 13, 3), 0, 255).tolist()
+    return r, g, b
 
 
 def _apart(rng: np.random.Generator, names: tuple[str, ...], taken: tuple[str, ...]) -> str:

@@ -15,6 +15,7 @@ from dreambooth.toybox.drawing import (
     INK,
     WHITE,
     Pen,
+    Points,
     box,
     darker,
     emblem,
@@ -80,7 +81,7 @@ def car(pen: Pen, i: Identity, pose: Sequence[float]) -> None:
     roof_height, hood, wheel, _ = i.shape[:4]
     top, r, front = 0.48 + 0.08 * roof_height, 0.105 + 0.025 * wheel, 0.2 + 0.06 * hood
     if i.feature == "van":
-        cabin = [(-0.44, 0.25), (-0.44, top + 0.02), (front + 0.05, top + 0.02), (front + 0.17, 0.26)]
+        cabin: Points = [(-0.44, 0.25), (-0.44, top + 0.02), (front + 0.05, top + 0.02), (front + 0.17, 0.26)]
     elif i.feature == "round":
         cabin = smooth(
             [(-0.44, 0.24), (-0.3, top - 0.06), (-0.05, top + 0.02), (0.15, top - 0.06), (front + 0.1, 0.24)]
@@ -205,8 +206,8 @@ def backpack(pen: Pen, i: Identity, pose: Sequence[float]) -> None:
     else:
         pen.shape(box(-w * 0.72, 0.05, w * 0.72, ph + 0.04, 0.06), i.accent)
         if i.worn in ("star", "heart", "circle"):
-            points = {"star": star, "heart": heart}.get(i.worn, lambda x, y, r: oval(x, y, r, r))
-            pen.shape(points(0, ph * 0.58, 0.1), i.second, shade=False)
+            outlines = {"star": star(0, ph * 0.58, 0.1), "heart": heart(0, ph * 0.58, 0.1)}
+            pen.shape(outlines.get(i.worn, oval(0, ph * 0.58, 0.1, 0.1)), i.second, shade=False)
 
 
 def clock(pen: Pen, i: Identity, pose: Sequence[float]) -> None:
@@ -277,8 +278,8 @@ def vase(pen: Pen, i: Identity, pose: Sequence[float]) -> None:
             tip = (x + 0.03 * pose[k], h + (0.27 if x == 0 else 0.17))
             pen.stroke([(x * 0.2, h - 0.05), tip], 0.03, (70, 140, 66))
             if i.feature == "tulips":
-                bloom = [(0, -0.08), (0.06, -0.06), (0.08, 0.0), (0.085, 0.09), (0.04, 0.035), (0, 0.09)]
-                bloom = np.array([*bloom, *((-u, v) for u, v in bloom[4:0:-1])]) + tip
+                half = [(0, -0.08), (0.06, -0.06), (0.08, 0.0), (0.085, 0.09), (0.04, 0.035), (0, 0.09)]
+                bloom = np.array([*half, *((-u, v) for u, v in half[4:0:-1])]) + tip
                 pen.shape(bloom, i.accent, shade=False)
             else:
                 pen.shape(oval(*tip, 0.085, 0.085), i.accent, shade=False)

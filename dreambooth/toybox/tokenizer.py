@@ -34,7 +34,8 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     how rare they are, as in CLIP's own.
     """
     if (folder / "vocab.json").is_file():
-        return CLIPTokenizer.from_pretrained(folder)
+        kept: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+        return kept
     counts = {word: 40 for word in OTHER_WORDS} | {word: 400 for word in world.vocabulary()}
     counts |= {word: 3 for word in RARE_WORDS}
     stock = CLIPTokenizer().backend_tokenizer  # CLIP's own normaliser and splitter
@@ -57,7 +58,7 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
         vocab.setdefault(letter, len(vocab))
         vocab.setdefault(letter + "</w>", len(vocab))
     merges = [tuple(merge) for merge in learned["merges"]]
-    tokenizer = CLIPTokenizer(vocab, merges, model_max_length=MAX_LENGTH)
+    tokenizer = CLIPTokenizer(vocab, merges, model_max_length=MAX_LENGTH)  # type: ignore[arg-type]  # it takes pairs, too
     tokenizer.save_pretrained(folder)
     # transformers 5 saves tokenizer.json alone; the two classic files serve every older version.
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")

@@ -85,7 +85,7 @@ class Scene:
     style: str
     seed: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_known("context", self.context, CONTEXTS)
         check_known("style", self.style, STYLES)
         if len(self.subjects) not in (1, 2):

@@ -11,7 +11,7 @@ import torch
 from dreambooth.toybox.pretrain import base, data, encoders, export, vae
 
 # Part -> what it does, examples it sees by default, and the function (work, samples, device).
-TRAININGS: dict[str, tuple[str, int, Callable[[Path, int, torch.device], None]]] = {
+TRAININGS: dict[str, tuple[str, int, Callable[[Path, int, torch.device], object]]] = {
     "vae": ("Train the autoencoder.", 60_000, vae.train_vae),
     "decoder": ("Train its decoder further.", 30_000, vae.train_decoder),
     "anneal": ("Let base's rate fall, in a branch: what ships.", 250_000, base.anneal_base),
@@ -47,7 +47,7 @@ def pictures(obj: tuple[Path, torch.device], count: int) -> None:
     data.render_pictures(obj[0], count)
 
 
-def _training(name: str, text: str, default: int, train: Callable[[Path, int, torch.device], None]) -> None:
+def _training(name: str, text: str, default: int, train: Callable[[Path, int, torch.device], object]) -> None:
     @main.command(name, help=text)
     @click.option("--samples", default=default, show_default=True, help="Examples to see.")
     @click.pass_obj

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
 from dreambooth.errors import ModelError
 from dreambooth.toybox.pretrain.data import CAPTIONS_PER_PICTURE, SIZE, load_captions
@@ -41,7 +42,7 @@ def scheduler_config() -> dict[str, Any]:
     )
 
 
-def new_base(vocabulary_size: int) -> tuple[nn.Module, nn.Module]:
+def new_base(vocabulary_size: int) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """A stock UNet (4.5 M parameters) and CLIP text encoder (0.7 M), freshly initialised."""
     unet = UNet2DConditionModel(
         sample_size=SIZE // 8,
@@ -81,7 +82,8 @@ def train_base(
     model, loss = _model_and_loss(work, device, batch)
     if weights:
         for part, module in model.items():
-            module.load_state_dict(type(module).from_pretrained(weights / part).state_dict())
+            kind = cast(type[PreTrainedModel], type(module))  # or diffusers' like of it
+            module.load_state_dict(kind.from_pretrained(weights / part).state_dict())
     return _fit_base("base", model, loss, work, samples=samples, batch=batch, decay_from=1.0)
 
 
@@ -96,18 +98,20 @@ def anneal_base(work: Path, samples: int, device: torch.device, batch: int = 64)
         raise ModelError(f"{work / 'base.pt'} is not there, and it is what would be annealed.", hint)
     model, loss = _model_and_loss(work, device, batch)
     # Another seed than the base's: not its first batches once more.
-    settings = dict(samples=samples, batch=batch, decay_from=0.0, seed=1, start=work / "base.pt")
+    settings: dict[str, Any] = dict(samples=samples, batch=batch, decay_from=0.0, seed=1, start=work / "base.pt")
     return _fit_base("anneal", model, loss, work, **settings)
 
 
-def _fit_base(name: str, model: nn.Module, loss: Callable[..., Any], work: Path, **settings) -> nn.Module:
+def _fit_base(
+    name: str, model: nn.ModuleDict, loss: Callable[..., Tensor], work: Path, **settings: Any
+) -> nn.ModuleDict:
     trained = fit(name, model, loss, work, lr=2e-3, final_lr=2e-5, **settings)
     for part, module in trained.items():
-        module.save_pretrained(work / part)
+        cast(PreTrainedModel, module).save_pretrained(work / part)
     return trained
 
 
-def _model_and_loss(work: Path, device: torch.device, batch: int) -> tuple[nn.Module, Callable[..., Any]]:
+def _model_and_loss(work: Path, device: torch.device, batch: int) -> tuple[nn.ModuleDict, Callable[..., Tensor]]:
     """UNet and text encoder, fresh, and the loss of one batch as `fit` calls it."""
     tokenizer = build_tokenizer(work / "tokenizer")
     latents = load_latents(work)
@@ -121,7 +125,7 @@ def _model_and_loss(work: Path, device: torch.device, batch: int) -> tuple[nn.Mo
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).to(device)
     alphas = DDIMScheduler(**scheduler_config()).alphas_cumprod.to(device)
 
-    def loss(numpy_rng, torch_rng, progress):
+    def loss(numpy_rng: np.random.Generator, torch_rng: torch.Generator, progress: float) -> Tensor:
         rows = torch.from_numpy(numpy_rng.integers(len(latents), size=batch))
         x0 = latents[rows].to(device).float()
         chosen = captions[rows, torch.from_numpy(numpy_rng.integers(CAPTIONS_PER_PICTURE, size=batch))]

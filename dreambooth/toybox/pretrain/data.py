@@ -74,7 +74,7 @@ def to_pixels(images: np.ndarray, device: torch.device) -> Tensor:
 def to_small(pictures: np.ndarray) -> np.ndarray:
     """(N, S, S, 3) uint8 to (N, 64, 64, 3), S a multiple of 64: means of equal squares, 2 × 2 pixels at 128."""
     k = pictures.shape[1] // SMALL
-    means = pictures.reshape(-1, SMALL, k, SMALL, k, 3).mean((2, 4), dtype=np.float32)
+    means: np.ndarray = pictures.reshape(-1, SMALL, k, SMALL, k, 3).mean((2, 4), dtype=np.float32)
     return means.round().astype(np.uint8)
 
 
@@ -84,4 +84,5 @@ def load_small_pictures(work: Path) -> np.ndarray:
     if not path.exists() or len(np.load(path, mmap_mode="r")) != len(pictures) * CHUNK:
         np.save(work / "small.tmp.npy", np.concatenate([to_small(chunk) for chunk in pictures]))
         os.replace(work / "small.tmp.npy", path)
-    return np.load(path, mmap_mode="r")
+    small: np.ndarray = np.load(path, mmap_mode="r")
+    return small

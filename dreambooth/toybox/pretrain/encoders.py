@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ PLAIN = 0.11  # RMS, standardised: of plain walls 0.03 to 0.1, of any other plac
 KOLEO = 0.1  # its weight. Source: DINOv2 (Oquab et al., 2023)
 
 
-def standardise(images: np.ndarray, mean: tuple[Any, ...], std: tuple[Any, ...], device: torch.device) -> Tensor:
+def standardise(images: np.ndarray, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Tensor:
     """(B, H, W, 3) uint8 to (B, 3, H, W) float: in 0..1, less `mean`, over `std`, as the published processors do."""
     pixels = torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float() / 255
     return (pixels - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)
@@ -70,9 +71,10 @@ def train_clip(work: Path, samples: int, device: torch.device, batch: int = 128)
     ids = tokenizer(load_captions(work), padding="max_length", truncation=True, return_tensors="pt").input_ids
     captions = ids.view(-1, CAPTIONS_PER_PICTURE, ids.shape[1])
     torch.manual_seed(0)
-    clip = new_clip(len(tokenizer)).to(device)
+    clip = new_clip(len(tokenizer))
+    clip.to(device)  # type: ignore[arg-type]  # its decorator hides the signature
 
-    def loss(numpy_rng, torch_rng, progress):
+    def loss(numpy_rng: np.random.Generator, torch_rng: torch.Generator, progress: float) -> Tensor:
         rows = np.sort(numpy_rng.choice(len(pictures), size=batch, replace=False))
         pixels = standardise(pictures[rows], OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, device)
         pixels = random_crops(pixels, SMALL, (0.7, 1.0), torch_rng)
@@ -83,7 +85,7 @@ def train_clip(work: Path, samples: int, device: torch.device, batch: int = 128)
         own = torch.arange(batch, device=device)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
-    settings = dict(samples=samples, batch=batch, lr=2e-3, final_lr=2e-5, decay_from=0.4)
+    settings: dict[str, Any] = dict(samples=samples, batch=batch, lr=2e-3, final_lr=2e-5, decay_from=0.4)
     fit("clip", clip, loss, work, **settings).save_pretrained(work / "clip")
 
 
@@ -180,7 +182,8 @@ def koleo(features: Tensor) -> Tensor:
     unit = F.normalize(features, dim=1)
     with torch.no_grad():
         nearest = (unit @ unit.T).fill_diagonal_(-1).argmax(1)
-    return -((unit - unit[nearest]).norm(dim=1) + 1e-6).log().mean()
+    distances: Tensor = (unit - unit[nearest]).norm(dim=1)
+    return -(distances + 1e-6).log().mean()
 
 
 def train_vit(work: Path, samples: int, device: torch.device, batch: int = 64) -> None:
@@ -195,13 +198,15 @@ def train_vit(work: Path, samples: int, device: torch.device, batch: int = 64) -
     teacher = nn.ModuleDict({"vit": new_vit(), "head": DinoHead()}).requires_grad_(False)
     teacher.load_state_dict(student.state_dict())
     model = nn.ModuleDict({"student": student, "teacher": teacher}).to(device)
-    model.register_buffer("centre", torch.zeros(PROTOTYPES, device=device))
+    centre = torch.zeros(PROTOTYPES, device=device)
+    model.register_buffer("centre", centre)
 
     def tokens(net: nn.ModuleDict, pixels: Tensor) -> Tensor:
         out = net["vit"](pixel_values=pixels, interpolate_pos_encoding=pixels.shape[-1] != SMALL)
-        return out.last_hidden_state[:, 0]
+        first: Tensor = out.last_hidden_state[:, 0]
+        return first
 
-    def loss(numpy_rng, torch_rng, progress):
+    def loss(numpy_rng: np.random.Generator, torch_rng: torch.Generator, progress: float) -> Tensor:
         rows = numpy_rng.integers(len(pictures), size=batch)
         rows[::2] = numpy_rng.choice(plain, size=len(rows[::2]))
         pixels = standardise(pictures[rows], IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, device)
@@ -211,8 +216,8 @@ def train_vit(work: Path, samples: int, device: torch.device, batch: int = 64) -
                 raw = teacher["head"](tokens(teacher, large))
             seen = tokens(student, large)
             said = torch.cat([student["head"](seen), student["head"](tokens(student, small))])
-        target = ((raw - model.centre) / 0.04).softmax(1).view(2, batch, -1)
-        model.centre.lerp_(raw.mean(0), 0.1)
+        target = ((raw - centre) / 0.04).softmax(1).view(2, batch, -1)
+        centre.lerp_(raw.mean(0), 0.1)
         log_said = (said / 0.1).log_softmax(1).view(6, batch, -1)
         pairs = [(t, s) for t in range(2) for s in range(6) if t != s]
         alike = -torch.stack([(target[t] * log_said[s]).sum(1).mean() for t, s in pairs]).mean()
@@ -223,6 +228,8 @@ def train_vit(work: Path, samples: int, device: torch.device, batch: int = 64) -
         momentum = 1 - 0.02 * (1 - progress)  # 0.98 to 1
         torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
 
-    settings = dict(samples=samples, batch=batch, lr=2e-3, final_lr=1e-5, decay_from=0.3, weight_decay=0.04)
-    trained = fit("vit", model, loss, work, after_step=follow, **settings)
-    trained["teacher"]["vit"].save_pretrained(work / "vit")
+    settings: dict[str, Any] = dict(
+        samples=samples, batch=batch, lr=2e-3, final_lr=1e-5, decay_from=0.3, weight_decay=0.04
+    )
+    trained = fit("vit", model, loss, work, after_step=follow, **settings).get_submodule("teacher.vit")
+    cast(ViTModel, trained).save_pretrained(work / "vit")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from torch import nn
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer, ViTImageProcessor, ViTModel
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer, ViTImageProcessor, ViTModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from dreambooth.methods.full import forget_paths, use_classic_names
@@ -22,7 +23,7 @@ BASES = ("anneal.pt", "base.pt")  # the first that is there ships
 
 
 @torch.no_grad()
-def _lift_unseen_words(text_encoder: nn.Module, tokenizer: CLIPTokenizer) -> None:
+def _lift_unseen_words(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
     """Scale the embeddings of words that no caption holds to the typical length of the others'.
 
     They keep their random direction, so they mean nothing yet; but at a fifth of the length (0.24 beside 1.2, measured)
@@ -30,7 +31,7 @@ def _lift_unseen_words(text_encoder: nn.Module, tokenizer: CLIPTokenizer) -> Non
     """
     words = set(tokenizer(" ".join(world.vocabulary()), truncation=False).input_ids)
     seen = torch.tensor([i in words for i in range(len(tokenizer))])
-    table = text_encoder.get_input_embeddings().weight
+    table = cast(nn.Embedding, text_encoder.get_input_embeddings()).weight
     lengths = table.norm(dim=1, keepdim=True)
     table[~seen] *= (lengths[seen].median() / lengths)[~seen]
 
@@ -78,7 +79,7 @@ def export_pipeline(work: Path, folder: Path) -> None:
 
 def export_encoder(name: str, work: Path, folder: Path) -> None:
     """Write an encoder in fp16 with its processor, in the file layout of the public ones."""
-    kinds = {"clip": (CLIPModel, CLIPImageProcessor), "vit": (ViTModel, ViTImageProcessor)}
+    kinds: dict[str, tuple[Any, Any]] = {"clip": (CLIPModel, CLIPImageProcessor), "vit": (ViTModel, ViTImageProcessor)}
     model, processor = kinds[name]
     options = {"add_pooling_layer": False} if name == "vit" else {}
     model.from_pretrained(work / name, **options).half().save_pretrained(folder)

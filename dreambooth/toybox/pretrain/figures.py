@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def reconstruct(pipe: DiffusionPipeline, pictures: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         pixels = to_pixels(pictures, torch.device("cpu"))
         decoded = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
-    return ((decoded.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    again: np.ndarray = ((decoded.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    return again
 
 
 def vae(folders: Folders, count: int = 200) -> str:
@@ -127,10 +129,10 @@ def grids(folders: Folders) -> str:
 def judged(folders: Folders, each: int = 4, held_out: int = 1000) -> str:
     """Whether each class in each context is drawn as asked, by the judge, beside its own accuracy."""
     judge, source = load_judge(folders.work), open_source(TOYBOX)
-    asked = [(noun, where) for noun in range(len(CLASSES)) for where in range(len(CONTEXTS))]
+    pairs = [(noun, where) for noun in range(len(CLASSES)) for where in range(len(CONTEXTS))]
     places = list(CONTEXTS.values())
-    pictures = _draw(source, [f"a photo of a {CLASSES[noun]} {places[where]}" for noun, where in asked], each)
-    asked = np.repeat(asked, each, axis=0)
+    pictures = _draw(source, [f"a photo of a {CLASSES[noun]} {places[where]}" for noun, where in pairs], each)
+    asked = np.repeat(pairs, each, axis=0)
     right = verdicts(judge, pictures) == asked
     rows = [(f"{held_out} held-out renders, {k}", *v) for k, v in held_out_accuracy(judge, held_out).items()]
     rows.append((f"{len(right)} pictures, guidance {source.sampling.guidance_scale:g}", *right.mean(0)))
@@ -138,8 +140,8 @@ def judged(folders: Folders, each: int = 4, held_out: int = 1000) -> str:
     for k, names in enumerate((CLASSES, tuple(CONTEXTS))):
         shares = [right[asked[:, k] == i, k].mean() for i in range(len(names))]
         lowest.append(f"{names[int(np.argmin(shares))]} {min(shares):.1%}")
-    rows = [(name, f"{nouns:.1%}", f"{where:.1%}") for name, nouns, where in rows]
-    return _table(("the judge sees", "class", "context"), [*rows, ("lowest class, lowest context", *lowest)])
+    shown = [(name, f"{nouns:.1%}", f"{where:.1%}") for name, nouns, where in rows]
+    return _table(("the judge sees", "class", "context"), [*shown, ("lowest class, lowest context", *lowest)])
 
 
 def surfaces(folders: Folders, each: int = 2) -> str:
@@ -174,11 +176,13 @@ def surfaces(folders: Folders, each: int = 2) -> str:
 def variety(folders: Folders, each: int = 24) -> str:
     """DIV: how far apart pictures of 'a photo of a <class>' are, in percent of held-out renders as photos."""
     source, kinds = open_source(TOYBOX), looks(folders)
-    measures = {f"1 - cosine, {name}": lambda x, look=look: spread(look(x)) for name, look in kinds.items()}
+    measures: dict[str, Callable[[np.ndarray], float]] = {}
+    for look_name, look in kinds.items():
+        measures[f"1 - cosine, {look_name}"] = partial(_spread_of, look)
     measures["RMS of pixels at 32 px"] = pixel_spread
     if "ViT" in kinds:
         measures = {"DIV as `evaluate` measures it": _div} | measures
-    found = {name: [] for name in measures}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in measures}
     for noun in CLASSES:
         drawn, real = _draw(source, [f"a photo of a {noun}"], each), _other_things(noun, each)
         for name, measure in measures.items():
@@ -192,9 +196,14 @@ def variety(folders: Folders, each: int = 24) -> str:
     return _table((f"DIV, {each} pictures a class", "drawn", "real", "drawn / real", "lowest class"), rows)
 
 
+def _spread_of(look: Callable[[np.ndarray], np.ndarray], pictures: np.ndarray) -> float:
+    return spread(look(pictures))
+
+
 def _div(pictures: np.ndarray) -> float:
     """Mean distance of all pairs by what measures DIV for the toybox."""
     perceptual = load_encoders(EvaluationConfig(), TOYBOX, "cpu").perceptual
+    assert perceptual is not None, "the toybox has one"
     images = [Image.fromarray(picture) for picture in pictures]
     return float(perceptual.distances([(images[i], images[j]) for i, j in metrics.pairs(len(images))]).mean())
 
@@ -333,18 +342,18 @@ def _real(noun: str, each: int, class_pictures: int) -> Shown:
     """New renders of a sample subject, and of other things of its class."""
     subject = identity(noun, HELD_OUT_FROM + SUBJECTS[noun])
     rng = np.random.default_rng(6)
-    contexts = [(context, "photo") for context in CONTEXTS for _ in range(each)]
-    styles = [(str(rng.choice(list(CONTEXTS))), style) for style in STYLES for _ in range(each)]
+    in_contexts = [(context, "photo") for context in CONTEXTS for _ in range(each)]
+    in_styles = [(str(rng.choice(list(CONTEXTS))), style) for style in STYLES for _ in range(each)]
     contexts, styles = (
         [Scene((subject,), context, style, int(rng.integers(2**31))) for context, style in views]
-        for views in (contexts, styles)
+        for views in (in_contexts, in_styles)
     )
     return Shown(draw_scenes(contexts), draw_scenes(styles), _other_things(noun, class_pictures))
 
 
 def _config(noun: str, ppl: bool, settings: dict[str, dict[str, Any]]) -> Config:
     """The toybox preset on a sample subject."""
-    own = {
+    own: dict[str, dict[str, Any]] = {
         "subject": {"photos": str(HERE / "subjects" / noun), "class_noun": noun},
         "prior": {"enabled": ppl},
         "train": {"sample_every": 0},

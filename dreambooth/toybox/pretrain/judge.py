@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -33,9 +34,10 @@ class Judge(nn.Module):
     Norms are by group, not by batch: `fit` averages parameters, and a batch's statistics are none.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        layers, width = [], 3
+        layers: list[nn.Module] = []
+        width = 3
         for out, stride in ((32, 2), (64, 2), (96, 2), (128, 1), (160, 2)):  # 32, 16, 8, 8, 4 pixels wide
             layers += [nn.Conv2d(width, out, 3, stride, padding=1), nn.GroupNorm(8, out), nn.ReLU()]
             width = out
@@ -46,7 +48,8 @@ class Judge(nn.Module):
     def features(self, pixels: Tensor) -> Tensor:
         """(B, 3, 64, 64) in [-1, 1] to (B, 128), what both answers are read from."""
         seen = self.trunk(pixels)
-        return self.last(torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], dim=1)).relu()
+        features: Tensor = self.last(torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], dim=1)).relu()
+        return features
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of the classes (B, 12) and of the contexts (B, 10)."""
@@ -72,7 +75,7 @@ def train_judge(work: Path, samples: int, device: torch.device, batch: int = 64,
     torch.manual_seed(seed)
     judge = Judge().to(device)
 
-    def loss(numpy_rng, torch_rng, progress):
+    def loss(numpy_rng: np.random.Generator, torch_rng: torch.Generator, progress: float) -> Tensor:
         rows = known[numpy_rng.integers(len(known), size=batch)]
         pixels = random_crops(data.to_pixels(pictures[rows[:, 0]], device), data.SMALL, (0.8, 1.0), torch_rng)
         light = torch.rand(batch, 2, 1, 1, generator=torch_rng, device=device)
@@ -82,7 +85,9 @@ def train_judge(work: Path, samples: int, device: torch.device, batch: int = 64,
             nouns, places = judge(pixels)
         return F.cross_entropy(nouns.float(), right[:, 1]) + F.cross_entropy(places.float(), right[:, 2])
 
-    settings = dict(samples=samples, batch=batch, lr=3e-3, final_lr=3e-5, decay_from=0.3, ema=0.995, seed=seed)
+    settings: dict[str, Any] = dict(
+        samples=samples, batch=batch, lr=3e-3, final_lr=3e-5, decay_from=0.3, ema=0.995, seed=seed
+    )
     fit("judge", judge, loss, work, **settings)
 
 

@@ -64,7 +64,8 @@ def hues(pictures: np.ndarray) -> np.ndarray:
     middle = pictures[:, 40:100, 32:96].reshape(-1, 64, 3)
     hue, saturation, value = np.moveaxis(np.asarray(Image.fromarray(middle).convert("HSV"), np.float64), 2, 0)
     counts = np.bincount((hue * 24 // 256).astype(int).ravel(), (saturation * value).ravel(), minlength=24)
-    return counts / max(counts.sum(), 1e-9)
+    shares: np.ndarray = counts / max(counts.sum(), 1e-9)
+    return shares
 
 
 def unsettled(pictures: np.ndarray) -> np.ndarray:
@@ -78,7 +79,8 @@ def unsettled(pictures: np.ndarray) -> np.ndarray:
     small = to_small(pictures).astype(np.float64)
     down, right = np.abs(np.diff(small, axis=1))[:, :, :-1], np.abs(np.diff(small, axis=2))[:, :-1]
     step = np.maximum(down, right).max(-1)
-    return ((step > 6) & (step < 30)).mean((1, 2))
+    shares: np.ndarray = ((step > 6) & (step < 30)).mean((1, 2))
+    return shares
 
 
 def colours(pictures: np.ndarray) -> np.ndarray:
@@ -130,7 +132,8 @@ def clip_looks(folder: Path) -> tuple[Look, Callable[[list[str]], np.ndarray]]:
 
     def image(pictures: np.ndarray) -> Tensor:
         pixels = processor(images=list(pictures), return_tensors="pt").pixel_values
-        return clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output)
+        features: Tensor = clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output)
+        return features
 
     @torch.inference_mode()
     def text(prompts: list[str]) -> np.ndarray:
@@ -145,4 +148,5 @@ def centred_pixels(pictures: np.ndarray) -> np.ndarray:
     """A look without an encoder: the pixels at 64 px, less the mean picture."""
     flat = to_small(pictures).reshape(len(pictures), -1).astype(np.float64)
     centred = flat - flat.mean(0)
-    return centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    looks: np.ndarray = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    return looks

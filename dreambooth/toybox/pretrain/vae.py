@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from dreambooth.toybox import world
 from dreambooth.toybox.pretrain.data import CHUNK, SIZE, load_pictures, to_pixels
@@ -19,7 +20,7 @@ QUIET = -8.0  # log-variance: a standard deviation of 0.02 where the latents' is
 TEXTURES = 3000
 
 
-def new_vae() -> nn.Module:
+def new_vae() -> AutoencoderKL:
     """A stock `AutoencoderKL`, f = 8, 1.7 M parameters, for 128 px."""
     vae = AutoencoderKL(
         block_out_channels=(24, 32, 64, 96),
@@ -89,23 +90,25 @@ def train_vae(work: Path, samples: int, device: torch.device, batch: int = 4) ->
     torch.manual_seed(0)
     vae = new_vae().to(device)
 
-    def loss(numpy_rng, torch_rng, progress):
+    def loss(numpy_rng: np.random.Generator, torch_rng: torch.Generator, progress: float) -> Tensor:
         pixels = augment(to_pixels(pictures.draw(batch, numpy_rng), device), torch_rng)
         with torch.autocast(device.type, torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=torch_rng, device=device)
             out = vae.decode(posterior.mean + posterior.std * noise).sample
-        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        kl: Tensor = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         return reconstruction_loss(out.float(), pixels) + 3e-4 * kl
 
-    settings = dict(samples=samples, batch=batch, lr=3e-3, final_lr=3e-5, decay_from=0.4, weight_decay=0.0)
+    settings: dict[str, Any] = dict(
+        samples=samples, batch=batch, lr=3e-3, final_lr=3e-5, decay_from=0.4, weight_decay=0.0
+    )
     trained = fit("vae", vae, loss, work, **settings)
     standardise_latents(trained, pictures.rendered, device)
     trained.save_pretrained(work / "vae")
 
 
 @torch.no_grad()
-def standardise_latents(vae: nn.Module, pictures: list[np.ndarray], device: torch.device) -> None:
+def standardise_latents(vae: AutoencoderKL, pictures: list[np.ndarray], device: torch.device) -> None:
     """Fold zero mean and unit variance per latent channel into the 1 × 1 convolutions: the scaling factor is 1."""
     total = len(pictures) * CHUNK
     chosen = np.linspace(0, total - 1, min(total, 1500)).astype(int)
@@ -122,7 +125,7 @@ def standardise_latents(vae: nn.Module, pictures: list[np.ndarray], device: torc
 
 
 @torch.no_grad()
-def quieten_unused_channels(vae: nn.Module) -> None:
+def quieten_unused_channels(vae: AutoencoderKL) -> None:
     """Give channels that hold more noise than signal next to no noise.
 
     The KL term makes a channel that the decoder does not need pure noise; standardised, that noise was 29 times as
@@ -141,7 +144,7 @@ def train_decoder(work: Path, samples: int, device: torch.device, batch: int = 4
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
 
-    def loss(numpy_rng, torch_rng, progress):
+    def loss(numpy_rng: np.random.Generator, torch_rng: torch.Generator, progress: float) -> Tensor:
         pixels = augment(to_pixels(pictures.draw(batch, numpy_rng), device), torch_rng)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
@@ -150,7 +153,9 @@ def train_decoder(work: Path, samples: int, device: torch.device, batch: int = 4
             out = vae.decode(posterior.mean + posterior.std * noise).sample
         return reconstruction_loss(out.float(), pixels)
 
-    settings = dict(samples=samples, batch=batch, lr=1e-3, final_lr=1e-5, decay_from=0.2, weight_decay=0.0)
+    settings: dict[str, Any] = dict(
+        samples=samples, batch=batch, lr=1e-3, final_lr=1e-5, decay_from=0.2, weight_decay=0.0
+    )
     fit("decoder", vae, loss, work, **settings).save_pretrained(work / "decoder")
 
 
