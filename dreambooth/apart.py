@@ -208,7 +208,7 @@ class Child:
                     process.stdin.close()
                 finished = self._read(process.stdout, orders, tell)
             finally:
-                process.kill()
+                _kill(process)
                 process.wait()
                 watch.join()
                 process.stdout.close()
@@ -221,7 +221,7 @@ class Child:
         with self._changing:
             self._ended = True
             if self._process:
-                self._process.kill()
+                _kill(self._process)
 
     def _start(self, folder: str) -> subprocess.Popen | None:
         place = str(Path(__file__).parents[1])
@@ -256,7 +256,7 @@ class Child:
             elif now - begun > LONGEST:
                 self._why = f"it took more than {LONGEST / 60:.0f} minutes"
             if self._why:
-                process.kill()
+                _kill(process)
                 return
             time.sleep(WATCH)
 
@@ -282,6 +282,18 @@ class Child:
             else:
                 return kind == "end" and not left
         return False
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End it and what it started, which would keep its memory, and the pipe that is read to its end."""
+    started: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        if process.poll() is None:
+            started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for one in started:
+        with contextlib.suppress(psutil.Error):
+            one.kill()
 
 
 def memory_for(models: Iterable[Weights]) -> int:
