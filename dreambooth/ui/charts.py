@@ -154,12 +154,14 @@ def progress(report: Report) -> str:
 
 def _bounds(report: Report) -> tuple[float, float]:
     measures, asked = report.measures, report.config.evaluation
+    assert measures  # who draws them has looked
     return bounds_of(measures.base, measures.ceiling, asked.max_drift, asked.max_prompt_loss)
 
 
 def _verdict(report: Report) -> str:
     """Which step was the best, and by which rule, in a sentence."""
     measures = report.measures
+    assert measures  # who draws them has looked
     if not measures.best:
         return "<p class='verdict'>So far the base model alone was measured; each sampling step adds a point.</p>"
     if report.config.more_subjects:

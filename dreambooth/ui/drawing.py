@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 
@@ -45,6 +45,7 @@ AT_ONCE = 3
 to be fetched. On ZeroGPU, which has a line of its own for its GPUs, one."""
 _END = object()
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -61,7 +62,7 @@ def as_it_happens(work: Callable[[Callable[[T], None]], None]) -> Iterator[T | N
 
     `work` runs in a thread. Closing the iterator ends it the next time it tells something; nobody waits for that.
     """
-    told: queue.SimpleQueue = queue.SimpleQueue()
+    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
     left = threading.Event()
 
     def tell(news: T) -> None:
@@ -104,7 +105,7 @@ def gpu_seconds(orders: Sequence[Order], sampling: SamplingConfig, *_: object) -
     return round(LOADING_SECONDS * len({order.weights for order in orders}) + STEP_SECONDS * steps)
 
 
-def on_zero_gpu(seconds: Callable[..., int]) -> Callable[[Callable], Callable]:
+def on_zero_gpu(seconds: Callable[..., int]) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorates a function that needs the GPU for `seconds(*arguments)`: on a ZeroGPU Space it runs where there is one.
 
     Anywhere else the function stays as it is, and the package `spaces` is not needed.
@@ -113,7 +114,8 @@ def on_zero_gpu(seconds: Callable[..., int]) -> Callable[[Callable], Callable]:
         return lambda function: function
     import spaces
 
-    return spaces.GPU(duration=seconds)
+    lent: Callable[[Callable[P, T]], Callable[P, T]] = spaces.GPU(duration=seconds)
+    return lent
 
 
 @on_zero_gpu(gpu_seconds)
@@ -185,7 +187,9 @@ def keep_file(component: gr.Component, name: str, write: Callable[[Path], None])
     file = Path(component.GRADIO_CACHE) / secrets.token_hex(16) / name
     file.parent.mkdir(parents=True)
     write(file)
-    return component.move_resource_to_block_cache(file)
+    kept = component.move_resource_to_block_cache(file)
+    assert kept  # as of every file
+    return kept
 
 
 def bar_html(words: str, share: float) -> str:
@@ -208,7 +212,7 @@ def problems_html(problems: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def stoppable(button: gr.Button, stop: gr.Button, status: gr.HTML, *, fn: Callable, **event: Any) -> gr.State:
+def stoppable(button: gr.Button, stop: gr.Button, status: gr.HTML, *, fn: Callable[..., Any], **event: Any) -> gr.State:
     """Let `button` start a drawing, one at a time on this server, and `stop` end it.
 
     Returns what the page's session knows of `status`, one of the outputs: whether it shows a bar (True), what came of a

@@ -13,12 +13,12 @@ import math
 import sys
 import traceback
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
 import gradio as gr
-from gradio.blocks import BlockFunction
+from gradio.block_function import BlockFunction
 from gradio.components.api_component import Api
 from gradio.exceptions import InvalidPathError
 from gradio.helpers import special_args
@@ -69,7 +69,8 @@ class Page(gr.Blocks):
         """Refuse what a component, or a function's parameter, does not take."""
         check_inputs(block_fn, inputs)
         try:
-            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+            processed: list[Any] = await super().preprocess_data(block_fn, inputs, state, explicit_call)
+            return processed
         except gr.Error as error:  # it may quote what was sent, and toasts are HTML
             raise gr.Error(f"{html.escape(str(error.message)[:MAX_LETTERS], quote=False).rstrip('.')}.") from None
         except InvalidPathError:
@@ -101,9 +102,10 @@ class Page(gr.Blocks):
                     visitor = self.visitors.visitor
                     found = await anyio.to_thread.run_sync(visitor, processed_input[place], request, token)
                     processed_input = [*processed_input[:place], found, *processed_input[place + 1 :]]
-            return await super().call_function(
+            told: dict[str, Any] = await super().call_function(
                 fn, processed_input, iterator, requests, event_id, event_data, in_event_listener, state, oauth_token
             )
+            return told
 
     def _turn(self, request: gr.Request | None) -> asyncio.Semaphore:
         """What lets an address have so many events past the queue handled at once; others of it wait."""
@@ -124,6 +126,7 @@ def owner_place(fn: BlockFunction) -> int | None:
 def check_event(fn: BlockFunction, event: gr.EventData | None) -> None:
     """Raise `ConfigError` where a handler wants to hear what was clicked, and the event tells nothing of the kind."""
     try:
+        assert fn.fn
         special_args(fn.fn, [None] * len(fn.inputs), None, event)
     except Exception:  # it reads the event's data without a look at them
         raise ConfigError("The event does not tell what was chosen.", HINT) from None
@@ -145,7 +148,7 @@ def check_inputs(fn: BlockFunction, inputs: list[Any]) -> None:
             _check_parameter(name, hint, value)
         elif not block.stateful:  # of a state Gradio takes what the server has
             check = next((CHECKS[kind] for kind in type(block).__mro__ if kind in CHECKS), _nothing)
-            check(block.label or type(block).__name__, block, value)
+            check(str(getattr(block, "label", None) or type(block).__name__), block, value)
 
 
 def _check_parameter(name: str, hint: Any, value: Any) -> None:
@@ -258,7 +261,7 @@ CHECKS: dict[type, Callable[[str, Any, Any], None]] = {
 
 def said(event: gr.EventData, name: str) -> str:
     """A text that an event tells, which who makes requests by hand chooses; raises `ConfigError` for anything else."""
-    value = getattr(event, name, None)
+    value: str | None = getattr(event, name, None)
     _text(name, None, value)
     if value is None:
         raise ConfigError(f"The event tells no {name}.", HINT)
@@ -268,7 +271,7 @@ def said(event: gr.EventData, name: str) -> str:
 def numbers(event: gr.EventData, name: str, count: int) -> list[int]:
     """So many whole numbers that an event tells; raises `ConfigError` for anything else."""
     value = getattr(event, name, None)
-    found = value if isinstance(value, list | tuple) else [value]
+    found: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
     if len(found) != count:
         raise ConfigError(f"The event tells no {name}.", HINT)
     for one in found:

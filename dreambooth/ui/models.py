@@ -19,6 +19,7 @@ import gradio as gr
 from pydantic import ValidationError
 
 from dreambooth import generate
+from dreambooth.apart import Weights
 from dreambooth.config.names import TOYBOX
 from dreambooth.config.presets import load_preset
 from dreambooth.config.sections import LEARNS_WORD, SamplingConfig
@@ -42,7 +43,6 @@ from dreambooth.models.fetch import (
     fingerprint,
 )
 from dreambooth.runs.directory import Run
-from dreambooth.ui.drawing import Weights
 from dreambooth.ui.report import counted
 from dreambooth.ui.studio import Studio, title
 
@@ -127,7 +127,8 @@ class Model:
 def unread(weights: Weights, prompts: Sequence[str]) -> str:
     """What is to be said, as HTML, of prompts that the model reads only in part; empty where it reads all."""
     adapters = [Path(folder) for folder in (weights.folder, *(on_top for on_top, _ in weights.adapters))]
-    tokenizer, identifiers = load_tokenizer(Path(weights.base or weights.folder)), []
+    tokenizer = load_tokenizer(Path(weights.base or weights.folder))
+    identifiers: list[str] = []
     for folder in filter(is_adapter, adapters):
         add_tokens(tokenizer, ((word, len(rows)) for word, rows in read_words(folder).items()))
         identifiers += read_adapter(folder).identifiers
@@ -408,5 +409,5 @@ def checked_sampling(sampling: SamplingConfig, steps: float, guidance_scale: flo
 
 def free_choice(dropdown: gr.Dropdown) -> gr.Dropdown:
     """The dropdown, told to programs as any text: its choices are a visitor's, or not all there is."""
-    dropdown.api_info = lambda: {"type": "string"}
+    dropdown.api_info = lambda: {"type": "string"}  # type: ignore[method-assign]  # of this one alone
     return dropdown

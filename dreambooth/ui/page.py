@@ -39,11 +39,13 @@ GRACE = 8.0
 """Seconds for checkpoints when the studio is stopped. Docker kills ten after SIGTERM (`docker stop`), the Hub 30."""
 
 
-def build(studio: Studio | None = None) -> gr.Blocks:
+def build(studio: Studio | None = None) -> Page:
     """The page, with a worker of its own; settings come from the environment unless `studio` is given."""
     studio = studio or Studio.from_environment()
     visitors = login.Visitors(studio.root)
-    with Page(visitors, title="DreamBooth Studio", analytics_enabled=False, delete_cache=(HOUR, DAY)) as page:
+    # Gradio clears its own files alone, and all of them when it is closed; `keep_house` also what others left.
+    page = Page(visitors, title="DreamBooth Studio", analytics_enabled=False, delete_cache=(HOUR, DAY))
+    with page:
         # Empty for ever: `Page` finds out who is here at each call. API callers alone give an id of their own.
         owner = gr.Textbox("", label="owner", visible=False)
         account = gr.Textbox("", label="account", visible=False)  # its name, for the page's words alone

@@ -20,8 +20,8 @@ from dreambooth.errors import RunError
 from dreambooth.methods import get_method
 from dreambooth.metrics.measures import Measures, read_measures
 from dreambooth.metrics.metrics import METRICS
+from dreambooth.rehearsal import gib
 from dreambooth.runs.directory import Run, Status
-from dreambooth.training.preflight import gib
 
 STAGES = {
     "prepare": "Checking photos and memory",
@@ -131,7 +131,7 @@ class Report:
         parts = [STAGES.get(self.stage, self.stage)]
         if self.total:
             parts.append(f"{'step' if self.stage == 'train' else 'picture'} {self.done} of {self.total}")
-        if self.per_second:
+        if self.per_second and self.seconds_left is not None:
             speed = f"{self.per_second:.1f}" if self.per_second >= 1 else f"{self.per_second:.2g}"
             parts.append(f"{speed} a second")
             parts.append(f"{duration(self.seconds_left)} left")

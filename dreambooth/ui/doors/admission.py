@@ -49,23 +49,25 @@ class Admission:
         if each is not None:
             moving = sum(run.moving for run in list_runs(self.runs.root) if is_owned(run.path, owner))
             if moving + coming > each:
+                wait = "waits or runs" if moving == 1 else "wait or run"
                 raise RunError(
-                    f"{moving} of your trainings wait or run and this asks for {coming} more; {each} at once are the "
+                    f"{moving} of your trainings {wait} and this asks for {coming} more; {each} at once are the "
                     "limit here.",
                     "Wait for one to finish, or stop it.",
                 )
         if all_ is not None and self.worker.waiting + coming > all_:
-            raise RunError(f"The queue is full: {self.worker.waiting} trainings wait.", "Come back later.")
+            waiting = self.worker.waiting
+            wait = "1 training waits" if waiting == 1 else f"{waiting} trainings wait"
+            raise RunError(f"The queue is full: {wait}.", "Come back later.")
         if address := lines.caller():
             still = {run: who for run, who in self.asked_from.items() if Run(self.runs.root / run).moving}
             self.asked_from.clear()
             self.asked_from.update(still)
             from_there = [run for run, who in still.items() if who == address]
             if all_ is not None and len(from_there) + coming > max(all_ // 2, each or 0):
-                raise RunError(
-                    f"{len(from_there)} trainings that were asked for from your address wait or run.",
-                    "Wait for one to finish, or stop it.",
-                )
+                one = "1 training that was asked for from your address waits or runs."
+                more = f"{len(from_there)} trainings that were asked for from your address wait or run."
+                raise RunError(one if len(from_there) == 1 else more, "Wait for one to finish, or stop it.")
             promised = sum(room.promised(Run(self.runs.root / run)) for run in from_there)
             given = self.settings.visitor_gb
             if given is not None and promised + size > BEHIND_ONE_ADDRESS * given * 1e9:

@@ -165,7 +165,8 @@ class StudioSettings(BaseModel):
             return cls.model_validate({"public": bool(environment.get("SPACE_ID"))} | given)
         except ValidationError as error:
             wrong = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
-            shown = [f"{_variable(e['loc'][0])} = {environment[_variable(e['loc'][0])]!r}: {e['msg']}" for e in wrong]
+            named = [(_variable(str(e["loc"][0])), e["msg"]) for e in wrong]
+            shown = [f"{name} = {environment[name]!r}: {reason}" for name, reason in named]
             raise ConfigError(f"{'; '.join(shown)}.", "The README's table says what each takes.") from None
 
     @classmethod

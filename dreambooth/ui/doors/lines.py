@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 from fastapi import Request
+from gradio.block_function import BlockFunction
 from gradio.context import LocalContext
 from gradio.data_classes import PredictBodyInternal
 from gradio.queueing import Event, Queue
@@ -56,17 +57,16 @@ class Lines(Queue):
 
     def start(self) -> None:
         """Begin to serve."""
-        super().start()
+        super().start()  # type: ignore[no-untyped-call]  # Gradio's
         run_coro_in_background(self._give_up_unread)
 
     async def push(self, body: PredictBodyInternal, request: Request, username: str | None) -> tuple[bool, Any, Any]:
         """Let a call wait for its turn, or answer why it may not."""
-        fn = self.blocks.fns.get(body.fn_index)
-        said = self._refusal(fn.concurrency_id, body.session_hash or "", request) if fn else ""
-        if said:
-            return True, await self._answer(said, body, request, username), "success"
+        fn = None if body.fn_index is None else self.blocks.fns.get(body.fn_index)
+        if fn and (said := self._refusal(fn.concurrency_id, body.session_hash or "", request)):
+            return True, await self._answer(said, fn, body, request, username), "success"
         taken, told, state = await super().push(body, request, username)
-        if taken and (event := self.event_ids_to_events.get(told)):
+        if taken and isinstance(told, str) and (event := self.event_ids_to_events.get(told)):
             self._take_turns(event)
         return taken, told, state
 
@@ -94,8 +94,10 @@ class Lines(Queue):
         for job in self.active_jobs:
             yield from (event for event in job or () if event.concurrency_id == line)
 
-    async def _answer(self, said: str, body: PredictBodyInternal, request: Request, username: str | None) -> str:
-        event = Event(body.session_hash, self.blocks.fns[body.fn_index], request, username)
+    async def _answer(
+        self, said: str, fn: BlockFunction, body: PredictBodyInternal, request: Request, username: str | None
+    ) -> str:
+        event = Event(body.session_hash, fn, request, username)
         async with self.pending_message_lock:
             if event.session_hash not in self.pending_messages_per_session:
                 self.pending_messages_per_session[event.session_hash] = asyncio.Queue()

@@ -81,9 +81,9 @@ def plan(held: Sequence[Held], mark: str, coming: int, new: int, settings: Studi
     `held` are all runs, oldest first.
     """
     found, own = Plan(), [one for one in held if one.mark == mark]
-    if settings.max_runs is not None and (excess := len(own) + new - settings.max_runs) > 0:
-        found.doomed = [one for one in own if one.removable][:excess]
-        if len(found.doomed) < excess:
+    if settings.max_runs is not None and (too_many := len(own) + new - settings.max_runs) > 0:
+        found.doomed = [one for one in own if one.removable][:too_many]
+        if len(found.doomed) < too_many:
             found.problem = RunError(
                 f"You have {len(own)} runs, the most that are kept here, and each waits, trains or is published.",
                 "Delete one first.",

@@ -104,7 +104,7 @@ def train_other_way(studio: Studio, owner: str, run_id: str) -> Run:
 
     def fill(folder: Path) -> list[dict[str, Crop]]:
         copy_uploads(run.path, folder)
-        return [subject.crops for subject in config.subjects]
+        return [{name: Crop(*box) for name, box in subject.crops.items()} for subject in config.subjects]
 
     kept = [path.stat().st_size for path in (run.path / "uploads").rglob("*.png")]
     size = sum(kept) + disk_bytes(other, _folder_here(other), len(kept))
