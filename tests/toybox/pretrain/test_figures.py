@@ -115,6 +115,7 @@ def test_encoders_are_measured_beside_pixels_and_chance(folders, exported):
         figures.encoders(folders)
 
 
+@pytest.mark.slow
 def test_dreambooth_measures_real_base_and_both_ways(folders, judged, tmp_path):
     quick = {
         "train": {"steps": 1, "crops_per_photo": 1},
