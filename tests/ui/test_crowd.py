@@ -25,11 +25,12 @@ PATIENCE = 300
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    """Poll as the page does; fails after five minutes."""
-    giving_up = time.monotonic() + PATIENCE
+    """Ask again and again, ever less often, as each time costs the server; fails after five minutes."""
+    giving_up, wait = time.monotonic() + PATIENCE, 0.2
     while not condition():
         assert time.monotonic() < giving_up, what
-        time.sleep(0.2)
+        time.sleep(wait)
+        wait = min(1.2 * wait, 2)
 
 
 def visitor(url: str, downloads: Path) -> Client:
