@@ -20,7 +20,7 @@ from diffusers import DDPMScheduler
 
 from dreambooth import events
 from dreambooth.config.settings import Config
-from dreambooth.families import load_pipeline
+from dreambooth.families.load import load_pipeline
 from dreambooth.models.fetch import fetch_model
 from dreambooth.quiet import quiet_third_parties
 from dreambooth.runs.directory import Run

@@ -25,7 +25,9 @@ from dreambooth.config.settings import Config
 from dreambooth.config.yaml_file import read_card_data, read_foreign_yaml, read_yaml
 from dreambooth.cores import share_cores
 from dreambooth.errors import ConfigError, ModelError, RunError
-from dreambooth.families import Family, shown_name, store_matrices_in, use_fastest_attention
+from dreambooth.families.family import Family
+from dreambooth.families.folder import shown_name
+from dreambooth.families.load import store_matrices_in, use_fastest_attention
 from dreambooth.files import atomic_file
 from dreambooth.hub import TAG, Token
 from dreambooth.machine import DTYPES, resolve_precision

@@ -34,8 +34,11 @@ from transformers import CLIPTextModel
 
 from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, ModelError, first_line
-from dreambooth.families import Family, check_architecture, family_of, store_matrices_in, what_helps
+from dreambooth.families import family_of
 from dreambooth.families.architectures import text_config
+from dreambooth.families.family import Family
+from dreambooth.families.folder import what_helps
+from dreambooth.families.load import check_architecture, store_matrices_in
 from dreambooth.machine import PROGRAM, Speed, available_memory, one_model_at_a_time, probe
 from dreambooth.methods import get_method
 from dreambooth.methods.method import Trainable, freeze, store_frozen_in

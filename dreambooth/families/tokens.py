@@ -28,7 +28,7 @@ from dreambooth.config.sections import LARGE_WORDS, SMALL_WORDS
 from dreambooth.config.settings import Config
 from dreambooth.config.subject import identifier_in, together_prompt
 from dreambooth.errors import ConfigError, ModelError, PhotoError, first_line
-from dreambooth.families import what_helps
+from dreambooth.families.folder import what_helps
 from dreambooth.families.words import add_tokens, new_words
 from dreambooth.machine import one_model_at_a_time
 

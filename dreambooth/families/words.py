@@ -16,7 +16,8 @@ from dreambooth.config.sections import LEARNS_WORD, MOST_SUBJECTS, MOST_VECTORS
 from dreambooth.config.settings import Config
 from dreambooth.config.subject import is_new_word
 from dreambooth.errors import ConfigError, ModelError, first_line
-from dreambooth.families import Family, what_helps
+from dreambooth.families.family import Family
+from dreambooth.families.folder import what_helps
 from dreambooth.families.weights import why_unusable
 from dreambooth.files import atomic_folder
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, ModelError, first_line
-from dreambooth.families import Family
+from dreambooth.families.family import Family
 from dreambooth.families.weights import why_unusable
 from dreambooth.families.words import PATTERN, add_words, load_words, save_words
 from dreambooth.machine import one_model_at_a_time

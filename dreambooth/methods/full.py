@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from dreambooth.config.settings import Config
-from dreambooth.families import Family, name_plainly
+from dreambooth.families.family import Family
+from dreambooth.families.folder import name_plainly
 from dreambooth.files import copy_or_link
 from dreambooth.methods.method import Distance, Method, Trainable, freeze, text_learning_rate
 

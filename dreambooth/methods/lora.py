@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, first_line
-from dreambooth.families import Family
+from dreambooth.families.family import Family
 from dreambooth.families.words import PATTERN, check_learned_word, learned_word, load_words, write_words
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.methods.lora_file import FILE, check_fit, file_key, read_weights

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, first_line
-from dreambooth.families import Family, what_helps
+from dreambooth.families.family import Family
+from dreambooth.families.folder import what_helps
 from dreambooth.families.weights import why_unusable
 
 FILE = "pytorch_lora_weights.safetensors"

@@ -12,7 +12,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from dreambooth.config.settings import Config
-from dreambooth.families import Family, store_matrices_in
+from dreambooth.families.family import Family
+from dreambooth.families.load import store_matrices_in
 
 Load = Callable[[DiffusionPipeline, Family, Sequence[tuple[Path, float]]], None]
 

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 
 from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError
-from dreambooth.families import Family
+from dreambooth.families.family import Family
 from dreambooth.families.words import PATTERN, add_words, load_words, save_words
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.methods.method import Method, Trainable, freeze, text_learning_rate

@@ -39,7 +39,7 @@ from transformers import (
 from dreambooth.config.names import TOYBOX
 from dreambooth.config.sections import EvaluationConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError, first_line
-from dreambooth.families import shown_name, what_helps
+from dreambooth.families.folder import shown_name, what_helps
 from dreambooth.files import atomic_file, disk_trouble
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.models.fetch import arrive, download_told

@@ -15,7 +15,9 @@ from dreambooth.config.names import TOYBOX, name_of
 from dreambooth.config.sections import LEARNS_WORD, MethodName
 from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, ModelError, RunError
-from dreambooth.families import Family, load_pipeline, shown_name, what_helps
+from dreambooth.families.family import Family
+from dreambooth.families.folder import shown_name, what_helps
+from dreambooth.families.load import load_pipeline
 from dreambooth.families.words import read_words
 from dreambooth.files import atomic_folder, refuse_taken
 from dreambooth.hub import Token

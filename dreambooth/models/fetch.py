@@ -35,7 +35,9 @@ from dreambooth.config.names import TOYBOX
 from dreambooth.config.sections import MOST_SUBJECTS, MOST_VECTORS
 from dreambooth.config.yaml_file import MAX_FOREIGN_YAML
 from dreambooth.errors import DreamBoothError, HubError, ModelError, first_line
-from dreambooth.families import MAX_VOCABULARY, family_of, loaded_files, shown_name, what_helps
+from dreambooth.families import family_of
+from dreambooth.families.architectures import MAX_VOCABULARY
+from dreambooth.families.folder import loaded_files, shown_name, what_helps
 from dreambooth.families.words import PATTERN
 from dreambooth.files import cache_home, make_folder, sync
 from dreambooth.hub import Token, redact, visitors_cache

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dreambooth.errors import ConfigError, ModelError
-from dreambooth.families import shown_name
+from dreambooth.families.folder import shown_name
 from dreambooth.families.words import read_words
 from dreambooth.files import atomic_file, refuse_taken
 from dreambooth.methods.lora_file import FILE, read_weights

@@ -20,7 +20,8 @@ from dreambooth.config.names import TOYBOX
 from dreambooth.config.sections import MOST_SUBJECTS
 from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError
-from dreambooth.families import Family, shown_name
+from dreambooth.families.family import Family
+from dreambooth.families.folder import shown_name
 from dreambooth.families.words import read_words, write_words
 from dreambooth.files import atomic_folder, refuse_taken
 from dreambooth.methods.custom_diffusion import projections, read_weights, save_weights

@@ -28,7 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from dreambooth import events
 from dreambooth.errors import ConfigError, DreamBoothError, HubError, ModelError, RunError, first_line
 from dreambooth.events import Event
-from dreambooth.families import FAMILIES, loaded_files
+from dreambooth.families import FAMILIES
+from dreambooth.families.folder import loaded_files
 from dreambooth.files import PATIENCE, atomic_file, clear_leftovers, is_held, scratch_folder, sync
 from dreambooth.generate import Which, finished_model
 from dreambooth.hub import TAG, Account, check_repo_id, plain_failures, redact

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, default_collate
 from dreambooth.config.sections import LARGE_WORDS, SMALL_WORDS
 from dreambooth.config.settings import Config
 from dreambooth.cores import share_cores
-from dreambooth.families import Family
+from dreambooth.families.family import Family
 
 ENCODE_BATCH = 8  # pictures encoded at once: the encoder's activations are its peak, and more gains no speed on a CPU
 

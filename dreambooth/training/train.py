@@ -34,7 +34,9 @@ from dreambooth.config.subject import together_prompt
 from dreambooth.cores import share_cores
 from dreambooth.errors import ConfigError, HubError, ModelError, RunError
 from dreambooth.events import Event
-from dreambooth.families import Family, family_of, load_pipeline, use_fastest_attention
+from dreambooth.families import family_of
+from dreambooth.families.family import Family
+from dreambooth.families.load import load_pipeline, use_fastest_attention
 from dreambooth.families.tokens import Reader
 from dreambooth.families.words import keep_learned_word
 from dreambooth.files import atomic_folder

@@ -25,8 +25,9 @@ from dreambooth.config.presets import load_preset
 from dreambooth.config.sections import LEARNS_WORD, SamplingConfig
 from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, DreamBoothError, ModelError, RunError
-from dreambooth.families import check_architecture, family_of
+from dreambooth.families import family_of
 from dreambooth.families.architectures import facts
+from dreambooth.families.load import check_architecture
 from dreambooth.families.tokens import Reader, load_tokenizer
 from dreambooth.families.words import add_tokens, read_words
 from dreambooth.generate import Which

@@ -12,10 +12,11 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from dreambooth import families
 from dreambooth.errors import ModelError
-from dreambooth.families import STABLE_DIFFUSION, architectures, check_architecture, load_pipeline, load_safety_checker
+from dreambooth.families import architectures, load
 from dreambooth.families.architectures import CLASSES, check_classes, count_numbers, facts
+from dreambooth.families.load import check_architecture, load_pipeline, load_safety_checker
+from dreambooth.families.stable_diffusion import STABLE_DIFFUSION
 from dreambooth.machine import Speed
 from dreambooth.models.fetch import TOYBOX_FOLDER
 from dreambooth.rehearsal import Rehearsal, blank_pipeline
@@ -205,7 +206,7 @@ def test_what_no_known_model_has_is_refused_before_a_class_is_made(tiny_model, t
     check_architecture(tmp_path / "model", STABLE_DIFFUSION)
     change(tmp_path / "model")
     for name in ("_load_text_encoder", "_load_tokenizer", "check_weights"):
-        monkeypatch.setattr(families, name, None)
+        monkeypatch.setattr(load, name, None)
     monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", None)
     for read in (load_pipeline, lambda folder: blank_pipeline(folder, STABLE_DIFFUSION, None)):
         with pytest.raises(ModelError) as told:

@@ -15,15 +15,10 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from dreambooth.errors import ModelError
-from dreambooth.families import (
-    STABLE_DIFFUSION,
-    family_of,
-    load_pipeline,
-    loaded_files,
-    name_plainly,
-    use_fastest_attention,
-    what_helps,
-)
+from dreambooth.families import family_of
+from dreambooth.families.folder import loaded_files, name_plainly, what_helps
+from dreambooth.families.load import load_pipeline, use_fastest_attention
+from dreambooth.families.stable_diffusion import STABLE_DIFFUSION
 from dreambooth.models.fetch import fetch_from_hub, fingerprint
 from dreambooth.runs.directory import Run
 from tests import tiny
@@ -168,7 +163,7 @@ def test_a_code_file_is_told_without_where_the_model_lies(hub, tiny_model):
 
 
 def test_weights_that_the_memory_does_not_hold_are_not_loaded(tiny_model, monkeypatch):
-    monkeypatch.setattr("dreambooth.families.available_memory", lambda device, **_: -1e12)
+    monkeypatch.setattr("dreambooth.families.load.available_memory", lambda device, **_: -1e12)
     with pytest.raises(ModelError, match=r"tiny-sd has 0\.0 GB of weights; .* of memory are free"):
         load_pipeline(tiny_model)
 

@@ -17,7 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreambooth.errors import ConfigError, ModelError
-from dreambooth.families import load_pipeline, tokens
+from dreambooth.families import tokens
+from dreambooth.families.load import load_pipeline
 from dreambooth.families.words import add_words
 from dreambooth.toybox.tokenizer import RARE_WORDS, build_tokenizer
 from tests import tiny

@@ -8,7 +8,7 @@ from torch import nn
 
 from dreambooth.config.sections import NEUTRAL_TEMPLATES
 from dreambooth.errors import ConfigError, ModelError
-from dreambooth.families import load_pipeline
+from dreambooth.families.load import load_pipeline
 from dreambooth.families.words import Words, add_tokens, file_name, read_words
 from dreambooth.models.adapters import load_model
 from tests.methods import attached, claimed, distance, method_settings, pixels, trained

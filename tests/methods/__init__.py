@@ -8,7 +8,8 @@ from diffusers import DiffusionPipeline
 
 from dreambooth.config.sections import LEARNS_WORD, SamplingConfig
 from dreambooth.config.settings import Config
-from dreambooth.families import Family, load_pipeline
+from dreambooth.families.family import Family
+from dreambooth.families.load import load_pipeline
 from dreambooth.generate import draw
 from dreambooth.methods import get_method
 from dreambooth.methods.method import Trainable

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dreambooth.errors import ModelError
-from dreambooth.families import load_pipeline
+from dreambooth.families.load import load_pipeline
 from dreambooth.methods.custom_diffusion import FILE, save_weights
 from dreambooth.models.adapters import load_model
 from tests.methods import attached, claimed, distance, method_settings, pixels, trained

@@ -12,7 +12,7 @@ from torch import nn
 
 from dreambooth import events
 from dreambooth.errors import ModelError
-from dreambooth.families import load_pipeline
+from dreambooth.families.load import load_pipeline
 from dreambooth.generate import generate, open_source
 from dreambooth.methods.lora import _inject
 from dreambooth.models.adapters import load_model

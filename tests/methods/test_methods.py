@@ -11,7 +11,8 @@ from dreambooth.config.presets import preset_names, usual_preset
 from dreambooth.config.sections import LEARNS_WORD
 from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, RunError
-from dreambooth.families import FAMILIES, load_pipeline
+from dreambooth.families import FAMILIES
+from dreambooth.families.load import load_pipeline
 from dreambooth.generate import draw, generate, open_source
 from dreambooth.methods import get_method, methods
 from dreambooth.models.adapters import fuse, is_adapter, load_model, read_adapter

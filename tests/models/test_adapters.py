@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dreambooth.errors import ConfigError, ModelError
-from dreambooth.families import load_pipeline
+from dreambooth.families.load import load_pipeline
 from dreambooth.models.adapters import fuse, load_model, read_adapter
 from tests import tiny
 from tests.methods import distance, method_settings, pixels, trained

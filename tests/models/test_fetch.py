@@ -24,7 +24,7 @@ from dreambooth.config.sections import MOST_SUBJECTS, MOST_VECTORS
 from dreambooth.config.settings import Config
 from dreambooth.config.yaml_file import MAX_FOREIGN_YAML
 from dreambooth.errors import DreamBoothError, HubError, ModelError
-from dreambooth.families import load_pipeline
+from dreambooth.families.load import load_pipeline
 from dreambooth.hub import visitors_cache
 from dreambooth.models import fetch
 from dreambooth.models.adapters import Adapter, fetch_base, load_model, read_adapter

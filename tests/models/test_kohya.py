@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from dreambooth.errors import ConfigError, ModelError
-from dreambooth.families import load_pipeline
+from dreambooth.families.load import load_pipeline
 from dreambooth.models.adapters import fuse
 from dreambooth.models.kohya import export_kohya
 from tests.methods import claimed, distance, method_settings, pixels, trained

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from dreambooth.config.sections import MOST_SUBJECTS
 from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, ModelError
-from dreambooth.families import load_pipeline
+from dreambooth.families.load import load_pipeline
 from dreambooth.families.words import read_words, write_words
 from dreambooth.generate import draw, find_model
 from dreambooth.methods.custom_diffusion import FILE, projections, read_weights, save_weights

@@ -24,7 +24,7 @@ from dreambooth.config.yaml_file import merge, read_yaml, to_yaml
 from dreambooth.errors import ConfigError, HubError, RunError
 from dreambooth.evaluation.evaluate import Evaluation
 from dreambooth.evaluation.study import StudyConfig, plan, run_study
-from dreambooth.families import load_pipeline
+from dreambooth.families.load import load_pipeline
 from dreambooth.families.words import read_words
 from dreambooth.generate import finished_model, generate, open_source
 from dreambooth.hub import TAG

@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dreambooth.errors import ConfigError, HubError, ModelError
-from dreambooth.families import load_pipeline
+from dreambooth.families.load import load_pipeline
 from dreambooth.hub import TAG, sign_in
 from dreambooth.training import prior
 from dreambooth.training.packs import MAX_KEY, fetch_pack, pack_key, publish_pack

@@ -23,7 +23,8 @@ from dreambooth.config.sections import EvaluationConfig
 from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, ModelError
 from dreambooth.evaluation import study
-from dreambooth.families import STABLE_DIFFUSION, load_pipeline
+from dreambooth.families.load import load_pipeline
+from dreambooth.families.stable_diffusion import STABLE_DIFFUSION
 from dreambooth.machine import Speed, available_memory, check_optimizer, resolve_device, resolve_precision
 from dreambooth.methods import get_method, methods
 from dreambooth.metrics.encoders import load_encoders

@@ -27,7 +27,7 @@ from dreambooth import events
 from dreambooth.config.presets import preset_names
 from dreambooth.config.settings import Config
 from dreambooth.errors import ConfigError, ModelError, PhotoError, RunError
-from dreambooth.families import load_pipeline
+from dreambooth.families.load import load_pipeline
 from dreambooth.hub import sign_in
 from dreambooth.runs.directory import Run
 from dreambooth.training import checkpoints, prior

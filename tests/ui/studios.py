@@ -12,7 +12,7 @@ import torch
 from dreambooth import events
 from dreambooth.config.settings import Config
 from dreambooth.config.yaml_file import merge
-from dreambooth.families import load_pipeline
+from dreambooth.families.load import load_pipeline
 from dreambooth.methods import get_method
 from dreambooth.metrics.measures import Measure, Measures
 from dreambooth.models.adapters import save_trained, write_step
