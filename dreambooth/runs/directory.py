@@ -45,7 +45,8 @@ from dreambooth.models.adapters import is_model
 from dreambooth.models.fetch import fingerprint
 from dreambooth.photos.captions import sources_of
 from dreambooth.photos.prepare import join_names
-from dreambooth.training.train import SOURCES, train
+from dreambooth.training.examples import SOURCES
+from dreambooth.training.train import train
 
 _TAIL = 4096  # bytes: holds the last line of nearly every run's events
 

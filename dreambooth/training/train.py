@@ -6,33 +6,28 @@ prepare, resume, loop (one step, report, sample, checkpoint, stop), save.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState, ThreadLocalSharedDict
 from diffusers import DiffusionPipeline
 from diffusers.optimization import get_scheduler
-from PIL import Image
 from torch import Tensor
 
 from dreambooth import events
 from dreambooth.config.sections import MAX_EXAMPLES
 from dreambooth.config.settings import Config
-from dreambooth.config.subject import together_prompt
 from dreambooth.cores import share_cores
-from dreambooth.errors import ConfigError, HubError, ModelError, RunError
+from dreambooth.errors import RunError
 from dreambooth.events import Event
 from dreambooth.families import family_of
 from dreambooth.families.family import Family
@@ -40,18 +35,13 @@ from dreambooth.families.load import load_pipeline, use_fastest_attention
 from dreambooth.families.tokens import Reader
 from dreambooth.families.words import keep_learned_word
 from dreambooth.files import atomic_folder
-from dreambooth.generate import MAX_BATCH, draw, save_picture
 from dreambooth.machine import DTYPES, peak_memory, reset_peak_memory, resolve_device, resolve_precision
 from dreambooth.methods import get_method
 from dreambooth.methods.method import Trainable, store_frozen_in
-from dreambooth.metrics.encoders import load_encoders
 from dreambooth.metrics.measures import exhausted, read_measures
 from dreambooth.models.adapters import is_adapter, is_model, load_model, read_step, save_trained
 from dreambooth.models.fetch import fetch_model, fingerprint
 from dreambooth.objectives import dreambooth_loss
-from dreambooth.photos.captions import caption_photos, sources_of
-from dreambooth.photos.coach import coach
-from dreambooth.photos.prepare import find_photos, passed_over, prepare_photos, side_by_side, write_prepared
 from dreambooth.rehearsal import enable_gradient_checkpointing
 from dreambooth.training import packs, prior
 from dreambooth.training.checkpoints import Checkpoint, Writer, list_checkpoints
@@ -61,26 +51,16 @@ from dreambooth.training.dataset import (
     INSTANCE,
     DreamBoothDataset,
     Encoded,
-    Prompts,
-    class_variants,
-    encode,
     generator,
     photo_variants,
-    prompt_ids,
     prompts_of_variants,
 )
-from dreambooth.training.monitor import Monitor
+from dreambooth.training.examples import encode_classes, encode_photos, keep_photos, known_classes, photos_and_prompts
 from dreambooth.training.preflight import check as preflight
+from dreambooth.training.samples import draw_samples, monitor_of, sample_jobs
 
 for _state in (PartialState, AcceleratorState, GradientState):  # else runs in two threads change each other's precision
     _state._shared_state = ThreadLocalSharedDict()
-
-TOGETHER = "together"
-"""Of a run's photos, the folder with pictures of two subjects side by side."""
-
-SOURCES = "sources.json"
-"""Of a run's photos, the file that tells what they were made of: for each subject what `captions.sources_of` gives."""
-
 MOST_OVERFLOWS = 20
 """Times in a row that fp16 may overflow in one step, as it does at the start: each halves the loss' scale, from 65,536
 to a sixteenth. Ours."""
@@ -119,7 +99,7 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
     for remark in reader.check_run(config):
         yield events.Warning(remark)
     if not (run / "photos").is_dir():
-        yield from _prepare_photos(config, run, resolution, reader)
+        yield from keep_photos(config, run, resolution, reader)
     estimate = preflight(config, model, device)
     yield events.Metric("estimated_peak_memory_bytes", estimate.peak_bytes, 0)
     yield events.Metric("estimated_seconds", estimate.seconds, 0)
@@ -136,8 +116,8 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
             yield events.Stage("fetch class images")
             packs.fetch_pack(config.prior.pack, keys[0], config.prior.num_images)
 
-    photos, prompts, groups = _photos_and_prompts(run)
-    monitor = yield from _monitor(config, run, photos[: len([*run.glob("photos/*.png")])])
+    photos, prompts, groups = photos_and_prompts(run)
+    monitor = yield from monitor_of(config, run, photos[: len([*run.glob("photos/*.png")])])
 
     yield events.Stage("load model")
     pipe, family = load_pipeline(model)
@@ -158,17 +138,17 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
     trainable = get_method(config.method).attach(pipe, family, config)  # it may teach the tokenizer a word
     sides = []
     for class_folder, prompt in zip(class_folders, config.class_prompts) if use_prior else ():
-        sides.append((yield from _known_classes(class_folder, prompt, config, precision, device)))
+        sides.append((yield from known_classes(class_folder, prompt, config, precision, device)))
     yield events.Stage("encode", len(photos) + config.prior.num_images * sum(side.latents is None for side in sides))
     prompts = [
         prompts_of_variants(text, p.mode == "RGBA", config, i) for i, (p, text) in enumerate(zip(photos, prompts))
     ]
     pictures = (photo_variants(photo, config, i) for i, photo in enumerate(photos))
-    instance = yield from _encode(pipe, family, pictures, prompts, dtype, 0, should_stop)
+    instance = yield from encode_photos(pipe, family, pictures, prompts, dtype, 0, should_stop)
     encoded, done = [instance], len(photos)
     for side in sides:
         if encoded[-1] is not None:
-            encoded.append((yield from _encode_classes(pipe, family, side, config, dtype, done, should_stop)))
+            encoded.append((yield from encode_classes(pipe, family, side, config, dtype, done, should_stop)))
             done += config.prior.num_images * (side.latents is None)
     if encoded[-1] is None:
         yield events.Cancelled(0)
@@ -216,7 +196,7 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
         _move(pipe, idle, device)
         _set_training(trainable, False)
         with _weights_of(ema, weights):
-            pictures = yield from _draw_samples(pipe, config, run, step, resolution, precision, should_stop)
+            pictures = yield from draw_samples(pipe, config, run, step, resolution, precision, should_stop)
             if monitor and pictures:
                 yield from monitor.measure(step, pictures, device)
                 if monitor.first == step and 0 < step < settings.steps:
@@ -231,7 +211,7 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
 
     def is_sampled(step: int) -> bool:
         """Whether nothing of it was lost to a stop or a crash."""
-        drawn = all(path.is_file() for path, _, _ in _sample_jobs(config, run, step))
+        drawn = all(path.is_file() for path, _, _ in sample_jobs(config, run, step))
         return drawn and (monitor is None or monitor.knows(step))
 
     # -- loop --------------------------------------------------------------------------------------------------------
@@ -362,159 +342,6 @@ def _checkpoint(save: Callable[[], Path], run: Path, step: int) -> Event:
     return events.Checkpoint(str(save().relative_to(run)), step)
 
 
-def _encode(
-    pipe: DiffusionPipeline,
-    family: Family,
-    pictures: Iterator[Tensor],
-    prompts: Sequence[Prompts],
-    dtype: torch.dtype | None,
-    before: int,
-    should_stop: Callable[[], bool],
-) -> Generator[Event, None, Encoded | None]:
-    """Encode after `before` others, telling how many there are; None where it was told to stop."""
-    encoding = encode(pipe, family, pictures, prompts, dtype)
-    while True:
-        try:
-            done = next(encoding)
-        except StopIteration as end:
-            return end.value
-        yield events.Progress(before + done)
-        if should_stop():
-            return None
-
-
-class _Classes(NamedTuple):
-    """The class images of one class prompt."""
-
-    paths: list[Path]
-    prompt: str
-    file: Path
-    """Where their latents are kept."""
-    latents: tuple[Tensor, Tensor] | None
-    """Their means and standard deviations as another run encoded them, (N, V, C, h, w) each."""
-
-
-def _known_classes(
-    folder: Path, prompt: str, config: Config, precision: str, device: torch.device
-) -> Generator[Event, None, _Classes]:
-    count, flip = config.prior.num_images, config.train.flip
-    file, latents = prior.latents_file(folder, count, flip, precision, device.type), None
-    try:
-        latents = prior.read_latents(file, count, 1 + flip)
-    except ModelError as error:
-        yield events.Warning(f"{error.message} They are made again.")
-    return _Classes(prior.class_images(folder, count), prompt, file, latents)
-
-
-def _encode_classes(
-    pipe: DiffusionPipeline,
-    family: Family,
-    side: _Classes,
-    config: Config,
-    dtype: torch.dtype | None,
-    before: int,
-    should_stop: Callable[[], bool],
-) -> Generator[Event, None, Encoded | None]:
-    """The class images of a prompt encoded, by another run if one has; None where it was told to stop."""
-    prompts = [side.prompt] * len(side.paths)
-    if side.latents is None:
-        pictures = (class_variants(path, config) for path in side.paths)
-        encoded = yield from _encode(pipe, family, pictures, prompts, dtype, before, should_stop)
-        if encoded:
-            prior.save_latents(side.file, encoded.mean, encoded.std)
-        return encoded
-    mean, std = side.latents
-    ids = prompt_ids(pipe, family, prompts, mean.shape[1])
-    return Encoded(mean, std, ids, torch.ones_like(mean[:, :, 0]))
-
-
-def _prepare_photos(config: Config, run: Path, resolution: int, reader: Reader) -> Iterator[Event]:
-    """Write `photos/`: 00.png, 01.png, … and beside each, in a text file, the prompt it is trained with.
-
-    A second subject's photos are in `photos/subject-2`, and so on; pictures of two side by side in `photos/together`.
-    """
-    by_subject = []
-    with atomic_folder(run / "photos") as folder:
-        for number, subject in enumerate(config.subjects, 1):
-            paths = find_photos(subject.photos)
-            prompts, remarks = caption_photos(subject, paths)
-            plain = subject.fill(subject.instance_prompt)
-            remarks += reader.check_captions({p: text for p, text in zip(paths, prompts, strict=True) if text != plain})
-            prepared = prepare_photos(paths, resolution, subject.crops)
-            others = [other.photos for other in config.subjects if other is not subject]
-            for remark in (*passed_over(subject.photos, others), *remarks, *(f.message for f in coach(prepared))):
-                yield events.Warning(remark)
-            place = folder if number == 1 else folder / f"subject-{number}"
-            place.mkdir(exist_ok=True)
-            for image, prompt in zip(write_prepared(prepared, place), prompts, strict=True):
-                image.with_suffix(".txt").write_text(prompt, encoding="utf-8")
-            by_subject.append([photo.image for photo in prepared])
-        sources = [sources_of(subject) for subject in config.subjects]
-        (folder / SOURCES).write_text(json.dumps(sources, indent=1), encoding="utf-8")
-        for number, (picture, prompt) in enumerate(_combinations(config, by_subject)):
-            image = folder / TOGETHER / f"{number:02d}.png"
-            image.parent.mkdir(exist_ok=True)
-            picture.save(image)
-            image.with_suffix(".txt").write_text(prompt, encoding="utf-8")
-
-
-def _combinations(config: Config, photos: list[list[Image.Image]]) -> Iterator[tuple[Image.Image, str]]:
-    """Pictures of two subjects side by side, with their prompts: `train.side_by_side` of them all, if each subject had
-    as many photos as the one that has most.
-
-    Whoever is left comes first in the prompt, each as often, so that looks go with words and not with places.
-    """
-    pairs = list(combinations(range(len(photos)), 2))
-    share = config.train.side_by_side
-    for number in range(round(share / (1 - share) * len(photos) * max(map(len, photos))) if pairs else 0):
-        k, (i, j) = number // len(pairs), pairs[number % len(pairs)]
-        left, right = photos[i][k % len(photos[i])], photos[j][(k + k // len(photos[j])) % len(photos[j])]
-        if k % 2:
-            left, right, i, j = right, left, j, i
-        yield side_by_side(left, right), together_prompt([config.subjects[i], config.subjects[j]])
-
-
-def _photos_and_prompts(run: Path) -> tuple[list[Image.Image], list[str], tuple[int, ...]]:
-    """The photos with their prompts, and how many each subject has; after them come the pictures of several."""
-    folders = (run / "photos", *sorted((run / "photos").glob("*/")))  # `together` is the last
-    by_folder = {folder.name: sorted(folder.glob("*.png")) for folder in folders}
-    files = [path for paths in by_folder.values() for path in paths]
-    prompts = [path.with_suffix(".txt").read_text(encoding="utf-8") for path in files]
-    groups = tuple(len(paths) for name, paths in by_folder.items() if name != TOGETHER)
-    photos = []
-    for path in files:
-        try:
-            photos.append(Image.open(path))
-            photos[-1].load()
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow says of damaged files
-            if isinstance(error, OSError) and error.errno:
-                raise
-            hint = f"Remove {run / 'photos'} and resume: the photos are prepared anew."
-            raise RunError(f"{path.name} of the photos that the run keeps is damaged.", hint) from None
-    return photos, prompts, groups
-
-
-def _monitor(config: Config, run: Path, photos: list[Image.Image]) -> Generator[Event, None, Monitor | None]:
-    """What measures the sample pictures, if there are any and that is wanted; its encoders wait on the CPU."""
-    evaluation = config.evaluation
-    if not (config.train.sample_every and evaluation.while_training):
-        return None
-    if len(photos) < 2:
-        yield events.Warning("One photo has no other to be compared with, so this run is not measured.")
-        return None
-    try:
-        encoders = load_encoders(evaluation, config.base_model, "cpu")
-    except ConfigError as error:  # no LPIPS: it is no condition of training, only of DIV
-        if evaluation.perceptual != "auto":
-            raise
-        yield events.Warning(f"DIV is not measured while training. {error}")
-        encoders = load_encoders(evaluation, config.base_model, "cpu", perceptual=False)
-    except (HubError, ModelError) as error:
-        hint = f"{error.hint} Or train unmeasured: evaluation.while_training: false."
-        raise type(error)(error.message, hint) from None
-    return Monitor(config, run, encoders, photos)
-
-
 def _point_to(link: Path, target: Path) -> None:
     """Make `link` a symbolic link to the shared cache, or a text file with its path where links can't be made."""
     if link.is_symlink() or link.exists():
@@ -600,42 +427,3 @@ def _weights_of(ema: list[Tensor] | None, weights: list[Tensor]) -> Iterator[Non
     finally:
         for ours, theirs in pairs:
             ours.data, theirs.data = theirs.data, ours.data
-
-
-def _sample_jobs(config: Config, run: Path, step: int) -> list[tuple[Path, str, int]]:
-    """The sample pictures of a step: file, prompt and seed. The prompt's number tells files apart whose prompts begin
-    alike, or have no Latin letter."""
-    sampling, folder, jobs = config.sampling, run / "samples", []
-    for number, prompt in enumerate(config.sample_prompts):
-        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-")
-        name = f"step-{step:06d}-{number:02d}" + (f"-{words}" if words else "")
-        seeds = range(sampling.seed, sampling.seed + sampling.num_images)
-        jobs += [(folder / f"{name}-{seed}.png", prompt, seed) for seed in seeds]
-    return jobs
-
-
-def _draw_samples(
-    pipe: DiffusionPipeline,
-    config: Config,
-    run: Path,
-    step: int,
-    resolution: int,
-    precision: str,
-    should_stop: Callable[[], bool],
-) -> Generator[Event, None, list[tuple[Image.Image, str]]]:
-    """Draw the subject's prompt, the class's and any others with the same seeds each time.
-
-    Returns the pictures with their prompts; none where it was told to stop before it had drawn all.
-    """
-    sampling, jobs, drawn = config.sampling, _sample_jobs(config, run, step), []
-    for start in range(0, len(jobs), MAX_BATCH):
-        if start and should_stop():
-            return []
-        batch = jobs[start : start + MAX_BATCH]
-        _, prompts, seeds = map(list, zip(*batch, strict=True))
-        images = draw(pipe, prompts, seeds, sampling, resolution=resolution, dtype=DTYPES[precision])
-        for image, (path, prompt, seed) in zip(images, batch, strict=True):
-            save_picture(path, image, prompt=prompt, seed=seed, step=step, model=run.name, precision=precision)
-            yield events.Image(str(path.relative_to(run)), prompt, seed, step)
-            drawn.append((image, prompt))
-    return drawn

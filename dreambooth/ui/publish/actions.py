@@ -22,7 +22,7 @@ from dreambooth.methods import get_method
 from dreambooth.models.adapters import is_adapter
 from dreambooth.runs.directory import Run
 from dreambooth.sharing.publish import Publication, PublishState, read_state
-from dreambooth.training.train import TOGETHER
+from dreambooth.training.examples import TOGETHER
 from dreambooth.ui import in_plain_words, models, served
 from dreambooth.ui.doors import login
 from dreambooth.ui.drawing import bar_html
