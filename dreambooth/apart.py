@@ -33,7 +33,7 @@ from dreambooth.machine import available_memory, resolve_device
 try:
     import resource
 except ImportError:  # Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 WORKING_MEMORY = 6 * 2**30
 """Bytes that drawing apart may take beside the model's files: Python and the libraries take 0.6 GB, CUDA's 3, and four
@@ -99,7 +99,7 @@ class Order(NamedTuple):
     prompt: str
     seed: int
     """Of the first picture; the next ones count on from it."""
-    count: int
+    count: int  # type: ignore[assignment]  # of pictures; it hides what tuples count
 
 
 class Step(NamedTuple):
@@ -176,7 +176,7 @@ class Child:
     """A process that draws apart, once; `end` ends it whenever, also before it has begun."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._ended = False
         self._why = ""
         """Why it was killed, in words that follow "The drawing was stopped"."""
@@ -200,6 +200,8 @@ class Child:
             process = self._start(str(folder))
             if process is None:
                 return
+            assert process.stdin
+            assert process.stdout, "both are pipes"
             watch = threading.Thread(target=self._watch, args=(process, memory), daemon=True)
             watch.start()
             try:
@@ -223,7 +225,7 @@ class Child:
             if self._process:
                 _kill(self._process)
 
-    def _start(self, folder: str) -> subprocess.Popen | None:
+    def _start(self, folder: str) -> subprocess.Popen[bytes] | None:
         place = str(Path(__file__).parents[1])
         own = dict.fromkeys(("HOME", "TMPDIR", "HF_HOME", "XDG_CACHE_HOME"), folder)
         own |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": place, "PYTHONDONTWRITEBYTECODE": "1"}
@@ -242,7 +244,7 @@ class Child:
             self._heard = time.monotonic()
             return self._process
 
-    def _watch(self, process: subprocess.Popen, memory: int) -> None:
+    def _watch(self, process: subprocess.Popen[bytes], memory: int) -> None:
         """Kill it where it takes too much, or is silent too long; the limits that it sets itself are not everywhere."""
         begun, seen = time.monotonic(), psutil.Process(process.pid)
         while process.poll() is None:
@@ -383,7 +385,7 @@ def main() -> None:
 def _weights(
     folder: str, base: str, scale: float, adapters: list[tuple[str, float]], stranger: bool, checker: str
 ) -> Weights:
-    return Weights(folder, base, scale, tuple(map(tuple, adapters)), stranger, checker)
+    return Weights(folder, base, scale, tuple((name, weight) for name, weight in adapters), stranger, checker)
 
 
 def _limit(memory: int, seconds: int) -> None:

@@ -52,7 +52,8 @@ class _Last(threading.local):
     """What a thread saw when it looked last; OpenMP keeps the helpers of each thread apart, too."""
 
     time = -LOOK
-    waited = idle = None
+    waited: float | None = None
+    idle: float | None = None
 
 
 _last = _Last()
@@ -73,7 +74,7 @@ def share_cores() -> int | None:
         return None
     threads, most = torch.get_num_threads(), usable_cores()
     wanted = min(threads, most)  # PyTorch's own choice knows no quotas
-    if before is not None:
+    if before is not None and unused is not None and _last.idle is not None:
         waited, idle = (_last.waited - before) / past, (_last.idle - unused) / past
         if waited > WAITED:
             wanted = max(1, threads // 2)

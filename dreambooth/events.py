@@ -165,7 +165,7 @@ def from_json(line: str | bytes) -> Event:
         for field_ in dataclasses.fields(kind):
             if field_.type in ("float", "float | None") and isinstance(values.get(field_.name), str):
                 values[field_.name] = float(values[field_.name])  # nan, inf or -inf, see `to_json`
-            if field_.name in values and not isinstance(values[field_.name], _TYPES[field_.type]):
+            if field_.name in values and not isinstance(values[field_.name], _TYPES[str(field_.type)]):
                 raise TypeError(f"{field_.name} is no {field_.type}")
         return kind(**values)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -27,7 +27,7 @@ from dreambooth.errors import ConfigError, first_line
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 PATIENCE = 1.0
 """Seconds to wait for a file lock that is free: a look at it (`is_held`) is over by then."""
@@ -89,7 +89,7 @@ def runs_root() -> Path:
 def setting_of(path: str | Path) -> str:
     """The environment variable that leads to where `path` is; empty where none does."""
     hub = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE", "").strip() else "HF_HOME"
-    roots = {
+    roots: dict[str, Path | str] = {
         "DREAMBOOTH_CACHE": cache_home(),
         "DREAMBOOTH_RUNS": runs_root(),
         hub: variable_path(hub, variable_path("XDG_CACHE_HOME", "~/.cache") / "huggingface"),

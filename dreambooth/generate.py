@@ -203,14 +203,15 @@ def find_model(
     folder = Path(os.path.expanduser(source))
     if _is_run(folder):
         model = finished_model(folder, which)
-        config = Config.from_record(read_yaml(folder / "config.yaml"), source=str(folder / "config.yaml"))
+        trained = Config.from_record(read_yaml(folder / "config.yaml"), source=str(folder / "config.yaml"))
+        config: Config | None = trained
         if is_adapter(model) and base is None:
-            if os.path.isabs(config.base_model) and not os.path.exists(config.base_model):
+            if os.path.isabs(trained.base_model) and not os.path.exists(trained.base_model):
                 raise ModelError(
-                    f"The base model of {folder.resolve().name}, {config.base_model}, is not there any more.",
+                    f"The base model of {folder.resolve().name}, {trained.base_model}, is not there any more.",
                     "Put it back, or say where it is (--base-model).",
                 )
-            base = fetch_model(config.base_model, config.revision)
+            base = fetch_model(trained.base_model, trained.revision)
     else:
         model = fetch_model(source, revision, token=token, adapters=True)
         config = published_settings(model)
@@ -274,7 +275,9 @@ def draw(
     change the last bits of the arithmetic. The VAE decodes one picture after the other: it takes more memory for one
     than the denoiser does.
     """
-    return _draw(pipe, prompts, seeds, sampling, negative_prompt, resolution, dtype, on_step).images
+    drawn = _draw(pipe, prompts, seeds, sampling, negative_prompt, resolution, dtype, on_step)
+    images: list[Image.Image] = drawn.images
+    return images
 
 
 @torch.inference_mode()
@@ -382,8 +385,8 @@ def draw_jobs(
             ) from None
         blocked = getattr(drawn, "nsfw_content_detected", None) or [False] * len(batch)
         yield [
-            Picture(*one, _problem(one[0], b), source.precision)
-            for *one, b in zip(drawn.images, texts, seeds, blocked, strict=True)
+            Picture(image, text, seed, _problem(image, held), source.precision)
+            for image, text, seed, held in zip(drawn.images, texts, seeds, blocked, strict=True)
         ]
 
 

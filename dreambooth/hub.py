@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import HfApi, constants, get_token, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -37,7 +37,7 @@ _QUOTED = 200  # characters of the Hub's own words that a message repeats
 os.environ.setdefault("HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_MAX_COUNT", "1")
 
 
-def _patient_client():
+def _patient_client() -> Any:  # httpx's, or its successor's
     client = default_client_factory()
     client.timeout = SILENCE
     return client

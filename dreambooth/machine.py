@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import psutil
 import torch
@@ -25,7 +25,7 @@ from dreambooth.errors import ConfigError, first_line
 try:
     import resource
 except ImportError:  # Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 PROGRAM = 550 * 2**20
 """Resident bytes on a CPU: Python and the libraries 450 MiB, oneDNN's kernels and buffers 100 more (measured)."""
@@ -38,9 +38,11 @@ OWN_GROUPS = Path("/proc/self/cgroup")
 """Names the control groups of this process, a line each (cgroups(7))."""
 
 _LOADING = threading.RLock()
+_Arguments = ParamSpec("_Arguments")
+_Built = TypeVar("_Built")
 
 
-def one_model_at_a_time(build: Callable[..., Any]) -> Callable[..., Any]:
+def one_model_at_a_time(build: Callable[_Arguments, _Built]) -> Callable[_Arguments, _Built]:
     """The function, waiting while another thread loads or builds a model.
 
     diffusers, accelerate and transformers change PyTorch's own classes meanwhile; two at once get empty weights, and
@@ -48,7 +50,7 @@ def one_model_at_a_time(build: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(build)
-    def alone(*args, **kwargs):
+    def alone(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Built:
         with _LOADING:
             return build(*args, **kwargs)
 
@@ -255,10 +257,14 @@ def probe(device: torch.device, precision: str) -> Speed:
 
 def _fastest(work: Callable[[], object], device: torch.device, budget: float = 0.06) -> float:
     """Seconds of the fastest of as many runs as `budget` seconds hold, at least two, after one to warm up."""
-    waits = {"cuda": functools.partial(torch.cuda.synchronize, device), "mps": torch.mps.synchronize}
+    waits: dict[str, Callable[[], object]] = {
+        "cuda": functools.partial(torch.cuda.synchronize, device),
+        "mps": torch.mps.synchronize,
+    }
     wait = waits.get(device.type, lambda: None)
     work()
-    times, end = [], time.perf_counter() + budget
+    times: list[float] = []
+    end = time.perf_counter() + budget
     while len(times) < 2 or time.perf_counter() < end:
         wait()
         start = time.perf_counter()

@@ -87,15 +87,17 @@ class Tracker(TorchDispatchMode):
     """Follows the memory that operations allocate, on fake tensors or real ones, and the time they would take."""
 
     def __init__(self, weights: Iterable[Tensor], speed: Speed, utilisation: float):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.speed, self.utilisation, self.seconds, self._repeats = speed, utilisation, 0.0, 1
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.small = self.small_peak = 0
         self._kinds = {weight.untyped_storage()._cdata: "weights" for weight in weights}
-        self._alive: dict[int, weakref.ref] = {}
+        self._alive: dict[int, weakref.ref[Any]] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Run the operation and account for it."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
@@ -142,9 +144,9 @@ class Tracker(TorchDispatchMode):
         self.live[self._kinds.pop(key)] -= size
         self.small -= size if size < LARGE_BLOCK else 0
 
-    def _copies_weight(self, func, args) -> bool:
+    def _copies_weight(self, func: Any, args: tuple[Any, ...]) -> bool:
         cast = func is torch.ops.aten._to_copy.default
-        return cast and self._kinds.get(args[0].untyped_storage()._cdata) == "weights"
+        return bool(cast and self._kinds.get(args[0].untyped_storage()._cdata) == "weights")
 
 
 def _flop_formulas() -> dict[str, Any]:
@@ -232,7 +234,9 @@ class Rehearsal:
         """Encode `pictures` at once."""
 
         def work(tracker: Tracker) -> None:
-            pixels = torch.empty(pictures, 3, config.train.resolution, config.train.resolution)
+            side = config.train.resolution
+            assert side != "auto", "the estimate has settled it"
+            pixels = torch.empty(pictures, 3, side, side)
             with torch.inference_mode(), self._autocast(config):
                 self.family.encode_images(self.pipe, pixels)
 
@@ -443,7 +447,10 @@ def blank_pipeline(model: Path, family: Family, fake: FakeTensorMode) -> Diffusi
     check_architecture(model, family)
     try:
         index = json.loads((model / "model_index.json").read_bytes())
-        parts = {name: _blank_component(model / name, *index[name], fake) for name in family.parts}
+        parts = {}
+        for name in family.parts:
+            library, kind = index[name]
+            parts[name] = _blank_component(model / name, library, kind, fake)
         return family.pipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ModelError(

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 from tqdm import tqdm
@@ -26,8 +26,9 @@ class Console:
 
     def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
-        self.bar: tqdm | None = None
-        self.stage, self.total, self.tenth, self.recent = "", 0, 0, []
+        self.bar: tqdm[NoReturn] | None = None
+        self.stage, self.total, self.tenth = "", 0, 0
+        self.recent: list[events.Step] = []
 
     def show(self, event: Event) -> None:
         """Show one event."""
@@ -73,7 +74,7 @@ class Console:
         click.echo(text, err=True)
 
     def _mean(self, name: str) -> float:
-        return sum(getattr(e, name) for e in self.recent) / len(self.recent)
+        return float(sum(getattr(e, name) for e in self.recent) / len(self.recent))
 
     def _advance(self, done: int, note: str) -> None:
         if self.bar is not None:

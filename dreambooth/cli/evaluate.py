@@ -15,6 +15,7 @@ from dreambooth.quiet import quiet_third_parties
 
 if TYPE_CHECKING:
     from dreambooth.evaluation.evaluate import Evaluation
+    from dreambooth.generate import Which
 
 
 @click.command("evaluate")
@@ -41,7 +42,7 @@ def evaluate_run(
     prompts_file: Path | None,
     images_per_prompt: int | None,
     precision: str | None,
-    which: str,
+    which: Which,
     base: bool,
     out: Path | None,
 ) -> None:
@@ -61,9 +62,11 @@ def evaluate_run(
 
     run = Run.open(run_dir)
     prompts = read_lines(prompts_file, "prompt") if prompts_file else None
-    given = {"prompts": prompts, "images_per_prompt": images_per_prompt}
-    given = {key: value for key, value in given.items() if value is not None}
-    given = {"evaluation": given, "sampling": {"precision": precision} if precision else {}}
+    asked = {"prompts": prompts, "images_per_prompt": images_per_prompt}
+    given = {
+        "evaluation": {key: value for key, value in asked.items() if value is not None},
+        "sampling": {"precision": precision} if precision else {},
+    }
     config = Config.from_dict(merge(run.config.model_dump(mode="json"), given), source="evaluate")
     candidate = base_model(config) if base else trained_model(run.path, config, which)
     out = out or run.path / ("evaluation-base" if base else "evaluation-best" if which == "best" else "evaluation")
@@ -78,8 +81,8 @@ def evaluate_run(
             console.show(event)
     console.headline("write report …")
     evaluation, measures = Evaluation.load(out), None if base else read_measures(run.path)
-    measures = {candidate.condition: [measures]} if measures else {}
-    report = write_report(out, f"{subject}, {candidate.condition}", [evaluation], measures)
+    drifted = {candidate.condition: [measures]} if measures else {}
+    report = write_report(out, f"{subject}, {candidate.condition}", [evaluation], drifted)
     _print_figures(evaluation)
     for path in (report.html, report.markdown, *report.csvs):
         click.echo(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from dreambooth.cli.options import BASE, MODEL, NEW_FOLDER, PRECISION, SCALE, WH
 from dreambooth.errors import ConfigError
 from dreambooth.files import named_path
 from dreambooth.quiet import quiet_third_parties
+
+if TYPE_CHECKING:
+    from dreambooth.generate import Which
 
 
 def _weighted(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> list[tuple[str, float]]:
@@ -58,23 +62,23 @@ def _weighted(context: click.Context, option: click.Parameter, given: tuple[str,
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, cuda, or cuda:1 for the second GPU.")
 @click.option("--out", default=Path("generated"), show_default=True, type=NEW_FOLDER, help="Folder for the PNGs.")
 def generate(
-    source,
-    prompts,
-    negative_prompt,
-    num_images,
-    seed,
-    steps,
-    guidance,
-    scheduler,
-    batch_size,
-    precision,
-    revision,
-    which,
-    scale,
-    base_model,
-    adapters,
-    device,
-    out,
+    source: str,
+    prompts: tuple[str, ...],
+    negative_prompt: str,
+    num_images: int,
+    seed: int,
+    steps: int | None,
+    guidance: float | None,
+    scheduler: str | None,
+    batch_size: int,
+    precision: str | None,
+    revision: str | None,
+    which: Which,
+    scale: float,
+    base_model: str | None,
+    adapters: list[tuple[str, float]],
+    device: str,
+    out: Path,
 ) -> None:
     """Draw pictures with a run, toybox, a folder with a pipeline or an adapter, or a Hub id.
 
@@ -92,12 +96,12 @@ def generate(
 
     if not all(prompt.strip() for prompt in prompts):
         raise ConfigError("--prompt is empty.", "Say what to draw.")
-    base, device = fetch_model(base_model) if base_model else None, resolve_device(device)
+    base, place = fetch_model(base_model) if base_model else None, resolve_device(device)
     opened = open_source(
-        source, revision, device, which=which, base=base, scale=scale, adapters=adapters, precision=precision
+        source, revision, place, which=which, base=base, scale=scale, adapters=adapters, precision=precision
     )
-    given = {"steps": steps, "guidance_scale": guidance, "scheduler": scheduler}
-    given = {key: value for key, value in given.items() if value is not None}
+    asked_for = {"steps": steps, "guidance_scale": guidance, "scheduler": scheduler}
+    given = {key: value for key, value in asked_for.items() if value is not None}
     try:
         sampling = opened.sampling.model_validate(opened.sampling.model_dump() | given)
     except ValidationError as error:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dreambooth.cli.console import suggestion
 from dreambooth.cli.options import BASE, MODEL, NEW_FILE, NEW_FOLDER, PATH, SCALE, WHICH, not_taken, read_lines
 from dreambooth.quiet import quiet_third_parties
+
+if TYPE_CHECKING:
+    from dreambooth.generate import Which
 
 
 @click.command("methods")
@@ -27,7 +31,7 @@ def list_methods() -> None:
 @SCALE
 @BASE
 @WHICH
-def fuse(source: str, out: Path, scale: float, base_model: str | None, which: str) -> None:
+def fuse(source: str, out: Path, scale: float, base_model: str | None, which: Which) -> None:
     """Write a run's adapter and its base model as one diffusers pipeline, which needs neither.
 
     RUN may be a folder or a Hub id that holds an adapter, too. A pipeline holds no settings to draw with, so those of a
@@ -53,7 +57,7 @@ def fuse(source: str, out: Path, scale: float, base_model: str | None, which: st
 @click.argument("source", metavar="RUN", type=MODEL)
 @click.option("--out", required=True, type=NEW_FILE, callback=not_taken, help="A new file, NAME.safetensors.")
 @WHICH
-def export(source: str, out: Path, which: str) -> None:
+def export(source: str, out: Path, which: Which) -> None:
     """Write a LoRA as one file for Kohya's scripts, A1111, ComfyUI and others.
 
     RUN may be a folder or a Hub id that holds a LoRA, too.
@@ -81,7 +85,7 @@ def export(source: str, out: Path, which: str) -> None:
 @BASE
 @WHICH
 def merge_runs(
-    sources: tuple[str, ...], out: Path, captions_file: Path | None, base_model: str | None, which: str
+    sources: tuple[str, ...], out: Path, captions_file: Path | None, base_model: str | None, which: Which
 ) -> None:
     """Make one adapter of subjects that custom_diffusion learned in runs of their own.
 

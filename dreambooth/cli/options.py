@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from dreambooth.config.settings import Config
 
 
-class PathType(click.ParamType):
+def _given_as(param: click.Parameter | None, ctx: click.Context | None) -> str:
+    """What messages call an option or an argument."""
+    if isinstance(param, click.Argument) and ctx:
+        return param.make_metavar(ctx)
+    return param.opts[0] if param else ""
+
+
+class PathType(click.ParamType[Path]):
     """A path that somebody gave; one that is `written` to, a folder or a file, is refused at once where that can't be,
     not after the work is done."""
 
@@ -26,14 +33,14 @@ class PathType(click.ParamType):
 
     def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Raises `ConfigError`, which names the option."""
-        name = param.opts[0] if isinstance(param, click.Option) else param.make_metavar(ctx)
+        name = _given_as(param, ctx)
         path = named_path(value, name)
         if self.written:
             check_writable(path if self.written == "folder" else path.parent, name)
         return path
 
 
-class ModelType(click.ParamType):
+class ModelType(click.ParamType[str]):
     """A run, toybox, a folder or a Hub id; what could be a folder and a repo of the Hub is refused."""
 
     name = "model"
@@ -42,7 +49,7 @@ class ModelType(click.ParamType):
         """Raises `ConfigError`, which names the option."""
         from dreambooth.config.names import which_model
 
-        name = param.opts[0] if isinstance(param, click.Option) else param.make_metavar(ctx)
+        name = _given_as(param, ctx)
         if not value.strip():
             raise ConfigError(f"{name} is empty.", "Give a run, toybox, a folder or a Hub id.")
         return which_model(value, Path(), name)

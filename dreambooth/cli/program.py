@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -50,7 +50,7 @@ def prepare_for_the_studio() -> None:
         ) from None
 
 
-def end_in_a_line(work: Callable[[], object]) -> NoReturn:
+def end_in_a_line(work: Callable[[], Any]) -> NoReturn:
     """Do the work and end the program: every expected failure is one line on standard error, and code 2 or 1."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # the console's code page may lack what is in a file's name

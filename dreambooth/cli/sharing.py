@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from dreambooth.cli.options import PATH, WHICH, config_of
 from dreambooth.files import runs_root
 from dreambooth.quiet import quiet_third_parties
 from dreambooth.runs import owners
+
+if TYPE_CHECKING:
+    from dreambooth.generate import Which
 
 
 @click.command()
@@ -29,7 +32,15 @@ from dreambooth.runs import owners
     type=PATH,
     help="The run that differs in what keeps its class alone (PPL, drift penalty): the card shows both.",
 )
-def push(run_dir: Path, repo_id: str, public: bool, photos: bool, half: bool, which: str, partner: Path | None) -> None:
+def push(
+    run_dir: Path,
+    repo_id: str,
+    public: bool,
+    photos: bool,
+    half: bool,
+    which: Which,
+    partner: Path | None,
+) -> None:
     """Publish a finished run as a model repo on the Hub, with a card.
 
     Log in first with `hf auth login`, or set HF_TOKEN. After a failure the same command goes on where it stopped.

@@ -29,7 +29,9 @@ def make_folders_absolute(settings: dict[str, Any], folder: Path) -> None:
         word["learned"] = absolute(learned, folder, "word.learned")
     evaluation = settings.get("evaluation")
     for section, prefix, keys in ((settings, "", ("base_model",)), (evaluation, "evaluation.", ("dino", "clip"))):
-        for key in keys if isinstance(section, dict) else ():
+        if not isinstance(section, dict):
+            continue
+        for key in keys:
             if isinstance(name := section.get(key), str) and name.strip():
                 section[key] = which_model(name, folder, prefix + key)
     prior = settings.get("prior")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from dreambooth.errors import ConfigError
 
@@ -28,7 +29,7 @@ def validated(kind: type[_Model], settings: dict[str, Any], source: str) -> _Mod
         raise ConfigError(f"{source}: {'; '.join(wrong[:_MOST_TOLD])}{more}") from None
 
 
-def _describe(error: dict[str, Any], model: type[BaseModel]) -> str:
+def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:
     """One pydantic finding as: key, what is wrong, the value."""
     kinds = ("int", "bool", "literal['auto']")  # pydantic names the members of a union; the settings' keys are others
     key = ".".join(str(part) for part in error["loc"] if part not in kinds)
@@ -37,7 +38,7 @@ def _describe(error: dict[str, Any], model: type[BaseModel]) -> str:
         return f"unknown key {key!r}; known here: {known}"
     if error["type"] == "missing":
         return f"{key!r} is missing; set it"
-    message = error["msg"].removeprefix("Value error, ")
+    message: str = error["msg"].removeprefix("Value error, ")
     if not key:
         return message
     given = error["input"]
@@ -46,5 +47,5 @@ def _describe(error: dict[str, Any], model: type[BaseModel]) -> str:
 
 def _known_keys(path: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
     for part in path:
-        model = model.model_fields[part].annotation
+        model = cast(type[BaseModel], model.model_fields[part].annotation)  # only sections have keys in them
     return list(model.model_fields)

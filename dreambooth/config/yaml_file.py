@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1, but 5e-6 is a number (it wants 5.0e-6), yes, no, on and off are words (`mixed_precision: no`; a switch
     takes them too), and a key given twice is an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -149,7 +149,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not all(key.strip().split(".")):
         raise ConfigError(f"--set {text!r} is not KEY=VALUE.", "Write for example --set train.steps=400.")
-    parsed = _parse_yaml(value, f"--set {text!r}")
+    parsed: dict[str, Any] = _parse_yaml(value, f"--set {text!r}")
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
     return parsed

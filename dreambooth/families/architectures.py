@@ -140,7 +140,7 @@ _MOST_BLOCKS = 4
 
 def _defaults(kind: type) -> dict[str, Any]:
     """The arguments of a class's constructor and their values."""
-    given = inspect.signature(kind.__init__).parameters.values()
+    given = inspect.signature(kind).parameters.values()
     return {one.name: one.default for one in given if one.default is not inspect.Parameter.empty}
 
 
@@ -198,8 +198,9 @@ def facts(folder: Path, part: str) -> dict[str, Any]:
 
 
 def _same(value: object, usual: object) -> bool:
-    listed = isinstance(value, list) and isinstance(usual, tuple | list)
-    return (isinstance(value, bool) == isinstance(usual, bool) and value == usual) or (listed and value == list(usual))
+    if isinstance(value, list) and isinstance(usual, tuple | list):
+        return value == list(usual)
+    return isinstance(value, bool) == isinstance(usual, bool) and value == usual
 
 
 def _trouble(value: object, bound: Bound) -> str:
@@ -217,7 +218,7 @@ def _trouble(value: object, bound: Bound) -> str:
         return "" if known else f"is {value!r:.60}, which does not exist in such models"
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return f"is {value!r:.60}, not a number"
-    if bound == _NUMBER:
+    if isinstance(bound, str):  # _NUMBER, any
         return ""
     least, most = bound
     if value > most:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from torch import nn
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 from dreambooth.errors import ModelError
 from dreambooth.families import family_of
@@ -65,7 +65,7 @@ def load_pipeline(folder: Path, *, safety_checker: bool | Path = False) -> tuple
     try:
         if isinstance(checker, Path):
             dropped["safety_checker"], dropped["feature_extractor"] = load_safety_checker(checker)
-        own = {name: _load_text_encoder(folder, name) for name in family.text_encoders}
+        own: dict[str, Any] = {name: _load_text_encoder(folder, name) for name in family.text_encoders}
         for name, encoder in zip(family.tokenizers, family.text_encoders, strict=True):
             own[name] = _load_tokenizer(folder, name, own[encoder].config)
         variant = next(filter(None, map(variant_of, folder.iterdir())), None)
@@ -105,7 +105,7 @@ def _brings_safety_checker(folder: Path) -> bool:
     kind = json.loads((folder / "model_index.json").read_bytes()).get("safety_checker")
     if kind not in (None, [None, None], SAFETY_CHECKER):
         raise ModelError(f"{shown_name(folder)}: its safety checker is {kind!r:.100}.", "Choose another model.")
-    return kind == SAFETY_CHECKER
+    return bool(kind == SAFETY_CHECKER)
 
 
 def _check_parts(folder: Path, family: Family, more: tuple[str, ...] = ()) -> None:
@@ -185,7 +185,7 @@ def load_safety_checker(folder: Path) -> tuple[StableDiffusionSafetyChecker, CLI
     """A safety checker and what prepares pictures for it, as Stable Diffusion's is built whatever its size; raises
     `ValueError` for other ones."""
     config = CLIPConfig.from_pretrained(folder, local_files_only=True)
-    seen = config.vision_config
+    seen = cast(CLIPVisionConfig, config.vision_config)
     sides = {
         "hidden_size": 1280,
         "intermediate_size": 5120,
@@ -196,7 +196,7 @@ def load_safety_checker(folder: Path) -> tuple[StableDiffusionSafetyChecker, CLI
     }
     if large := [name for name, most in sides.items() if not 1 <= getattr(seen, name) <= most]:
         raise ValueError(f"the {large[0]} of its safety checker is {getattr(seen, large[0])!r:.60}")
-    if config.projection_dim > 1280:
+    if (config.projection_dim or 0) > 1280:
         raise ValueError(f"the projection_dim of its safety checker is {config.projection_dim!r:.60}")
     known = {name: getattr(seen, name) for name in (*sides, "hidden_act", "layer_norm_eps", "num_channels")}
     config = CLIPConfig(vision_config=known, projection_dim=config.projection_dim)
@@ -218,9 +218,10 @@ def load_safety_checker(folder: Path) -> tuple[StableDiffusionSafetyChecker, CLI
     return checker.eval(), CLIPImageProcessor(size=seen.image_size, crop_size=seen.image_size)
 
 
-def _load_text_encoder(folder: Path, name: str) -> nn.Module:
+def _load_text_encoder(folder: Path, name: str) -> CLIPTextModel:
     """Load it by itself, since a pipeline does not say which weights it made up because the file lacks them."""
-    encoder, found = CLIPTextModel.from_pretrained(
+    loading: Any = CLIPTextModel.from_pretrained  # whose annotation knows nothing of `output_loading_info`
+    encoder, found = loading(
         folder / name,
         config=text_config(folder, name),
         dtype=torch.float32,
@@ -230,12 +231,12 @@ def _load_text_encoder(folder: Path, name: str) -> nn.Module:
     )
     if found["missing_keys"]:
         raise ValueError(f"the {name} lacks {min(found['missing_keys'])}")
-    return encoder
+    return cast(CLIPTextModel, encoder)
 
 
 def _load_tokenizer(folder: Path, name: str, config: CLIPTextConfig) -> CLIPTokenizer:
     """Load it as CLIP's, whatever its files say that it does to texts, where its encoder has a row for each token."""
-    tokenizer = CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
     if (highest := max(tokenizer.get_vocab().values())) >= config.vocab_size:
         raise UnknownArchitectureError(
             f"its {name} has a token {highest:,}, its text encoder {config.vocab_size:,} of them"

@@ -17,7 +17,8 @@ from dreambooth.objectives import Diffusion
 def _resolution(folder: Path) -> int:
     try:
         unet, vae = (json.loads((folder / part / "config.json").read_bytes()) for part in ("unet", "vae"))
-        return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+        side: int = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+        return side
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ModelError(
             f"{folder.name}: its configuration can't be read: {first_line(error)}.", what_helps(folder, error)
@@ -27,9 +28,10 @@ def _resolution(folder: Path) -> int:
 def _tokenize(pipe: DiffusionPipeline, prompts: list[str]) -> Tensor:
     length = pipe.tokenizer.model_max_length
     prompts = pipe.maybe_convert_prompt(prompts, pipe.tokenizer)  # a learned word may have several embeddings
-    return pipe.tokenizer(
+    ids: Tensor = pipe.tokenizer(
         prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
     ).input_ids
+    return ids
 
 
 def _encode_images(pipe: DiffusionPipeline, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors import SafetensorError
 from tokenizers import decoders
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -107,7 +107,7 @@ class _Vocabulary:
         suffix, merges = model.get("end_of_word_suffix"), model.get("merges")
         if not (suffix and merges):
             raise ModelError("The tokenizer has no byte-pair merges of whole words.", "Give a model with CLIP's files.")
-        embeddings = text_encoder.get_input_embeddings().weight.detach().to("cpu", torch.float32)
+        embeddings = cast(nn.Embedding, text_encoder.get_input_embeddings()).weight.detach().to("cpu", torch.float32)
         if len(tokenizer) > len(embeddings) or not embeddings.sum().isfinite():
             raise ModelError(
                 f"The text encoder's {len(embeddings)} embeddings are damaged or too few for {len(tokenizer)} tokens.",
@@ -151,7 +151,7 @@ class _Vocabulary:
         cosines[torch.isin(self.words, torch.tensor(own))] = -torch.inf
         best = cosines.topk(min(NEIGHBOURS, len(self.words)))
         found = zip(best.indices.tolist(), best.values.tolist())
-        return tuple((self.text([self.words[i].item()]), c) for i, c in found if c > -torch.inf)
+        return tuple((self.text([int(self.words[i])]), c) for i, c in found if c > -torch.inf)
 
     def nearest_common(self, vectors: Tensor, own: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """The common word other than `own` nearest to each of `vectors` (N, D): cosine, id and limit of chance, (N,).
@@ -181,10 +181,11 @@ def load_text_side(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """The tokenizer of the pipeline in `folder` alone. Raises `ModelError` where its files are missing or damaged."""
-    return _load(folder, "tokenizer", CLIPTokenizer)
+    tokenizer: CLIPTokenizer = _load(folder, "tokenizer", CLIPTokenizer)
+    return tokenizer
 
 
-def _load(folder: Path, part: str, kind: type, **options: Any) -> Any:
+def _load(folder: Path, part: str, kind: Any, **options: Any) -> Any:
     if not (folder / part).is_dir():
         raise ModelError(f"{folder.name}: no {part} folder in it.", "Give a Stable Diffusion pipeline folder.")
     try:
@@ -323,7 +324,7 @@ def suggest(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, n: int = 8) -
     if n < 1:
         raise ConfigError(f"{n} suggestions were asked for.", "Ask for at least one.")
     vocabulary = _Vocabulary.read(tokenizer, text_encoder)
-    candidates = []
+    candidates: list[int] = []
     for token in reversed(vocabulary.words.tolist()):
         if vocabulary.rarity(token) < RARE or len(candidates) == max(POOL, n):
             break
@@ -343,7 +344,8 @@ def preview_prompts(word: str, class_noun: str) -> list[str]:
 
 
 def _token_ids(word: str, tokenizer: CLIPTokenizer) -> list[int]:
-    return tokenizer(word, add_special_tokens=False, verbose=False).input_ids
+    ids: list[int] = tokenizer(word, add_special_tokens=False, verbose=False).input_ids
+    return ids
 
 
 def _advise(word: str, ids: list[int], vocabulary: _Vocabulary) -> Advice:
@@ -370,13 +372,16 @@ def _of_one(token: int, vocabulary: _Vocabulary) -> list[tuple[Verdict, str]]:
     rank, rarity = vocabulary.ranks[token], vocabulary.rarity(token)
     if not rank:
         return [("poor", "It is a single character, and models have strong habits with those (paper, §3.2).")]
-    level, how = ("poor", "common") if rarity < COMMON else ("fair", "not rare") if rarity < RARE else ("good", "rare")
+    level: Verdict = "poor" if rarity < COMMON else "fair" if rarity < RARE else "good"
+    how = {"poor": "common", "fair": "not rare", "good": "rare"}[level]
     return [("good", "It is one token."), (level, f"It is {how}: merge {rank:,} of {vocabulary.merges:,}.")]
 
 
 def _of_several(ids: list[int], vocabulary: _Vocabulary) -> list[tuple[Verdict, str]]:
-    level, say = ("fair", "one is cleaner") if len(ids) <= MOST_TOKENS else ("poor", f"use at most {MOST_TOKENS}")
-    findings = [(level, f"It is {len(ids)} tokens: {', '.join(vocabulary.text([token]) for token in ids)}; {say}.")]
+    level: Verdict = "fair" if len(ids) <= MOST_TOKENS else "poor"
+    say = "one is cleaner" if level == "fair" else f"use at most {MOST_TOKENS}"
+    pieces = ", ".join(vocabulary.text([token]) for token in ids)
+    findings: list[tuple[Verdict, str]] = [(level, f"It is {len(ids)} tokens: {pieces}; {say}.")]
     for token in dict.fromkeys(ids):
         piece = vocabulary.text([token])
         if len(piece) >= 3 and vocabulary.rarity(token) < COMMON:  # one or two letters are in words of every kind

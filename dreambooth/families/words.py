@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from dreambooth.config.sections import LEARNS_WORD, MOST_SUBJECTS, MOST_VECTORS
 from dreambooth.config.settings import Config
@@ -59,7 +61,7 @@ def add_words(pipe: DiffusionPipeline, family: Family, config: Config) -> Words:
     return words
 
 
-def add_tokens(tokenizer, words: Iterable[tuple[str, int]]) -> None:
+def add_tokens(tokenizer: CLIPTokenizer, words: Iterable[tuple[str, int]]) -> None:
     """Give the tokenizer new words of so many tokens each, as diffusers names them: <sks>, <sks>_1, <sks>_2."""
     for word, vectors in words:
         names = [word, *(f"{word}_{i}" for i in range(1, vectors))]
@@ -126,7 +128,7 @@ def load_words(pipe: DiffusionPipeline, family: Family, folder: Path) -> None:
             )
 
 
-def _fits(pipe: DiffusionPipeline, family: Family, tokenizer, word: str, vectors: int) -> bool:
+def _fits(pipe: DiffusionPipeline, family: Family, tokenizer: CLIPTokenizer, word: str, vectors: int) -> bool:
     """Whether a prompt with the newest word of the vocabulary gives all of its embeddings' ids."""
     first = len(tokenizer) - vectors
     ids = family.tokenize(pipe, [word])[0]
@@ -136,6 +138,7 @@ def _fits(pipe: DiffusionPipeline, family: Family, tokenizer, word: str, vectors
 def learned_word(config: Config) -> Path:
     """The folder that holds the word of `word.learned`: a run's model, or what it saved."""
     run = config.word.learned
+    assert run is not None, "asked only where a word was learned"
     return run / "model" if (run / "model").is_dir() else run
 
 
@@ -174,7 +177,7 @@ def new_words(config: Config) -> dict[str, int]:
     return {subject.identifier: config.word.vectors for subject in config.subjects} if learns else {}
 
 
-def _text_side(pipe: DiffusionPipeline, family: Family, what: str):
+def _text_side(pipe: DiffusionPipeline, family: Family, what: str) -> tuple[Any, Any]:
     """The only text encoder and its tokenizer."""
     if len(family.text_encoders) != 1:
         raise ConfigError(f"{what} needs a base model with one text encoder.", f"Not one of {family.name}.")

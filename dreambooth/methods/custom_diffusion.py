@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -44,7 +45,7 @@ def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable
     layers = projections(pipe, family)
     weights = [layer.weight.requires_grad_(True) for layer in layers.values()]
     modules = {name: getattr(pipe, name) for name in (family.denoiser, *family.text_encoders)}
-    groups = [{"params": weights}, {"params": [words.learned]} | text_learning_rate(config)]
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": [words.learned]} | text_learning_rate(config)]
     drift = Distance(weights) if config.drift.weight else None
 
     def save(folder: Path, _base: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
@@ -21,7 +22,7 @@ def attach(pipe: DiffusionPipeline, family: Family, config: Config) -> Trainable
     names = (family.denoiser, *(family.text_encoders if config.train.text_encoder else ()))
     freeze(pipe)
     modules = {name: getattr(pipe, name).requires_grad_(True) for name in names}
-    groups = [{"params": list(module.parameters())} for module in modules.values()]
+    groups: list[dict[str, Any]] = [{"params": list(module.parameters())} for module in modules.values()]
     for group in groups[1:]:
         group |= text_learning_rate(config)
     drift = Distance(p for group in groups for p in group["params"]) if config.drift.weight else None

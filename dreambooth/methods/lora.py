@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import peft
 import torch
@@ -55,7 +56,7 @@ def _inject(module: nn.Module, name: str, targets: Sequence[str], config: Config
     settings = config.lora
     wanted = peft.LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha or settings.rank,
+        lora_alpha=settings.alpha or settings.rank,  # type: ignore[arg-type]  # any number will do
         lora_dropout=settings.dropout,
         use_dora=settings.dora,
         target_modules=list(targets),
@@ -67,7 +68,7 @@ def _inject(module: nn.Module, name: str, targets: Sequence[str], config: Config
         raise ConfigError(f"lora.targets: {first_line(error)}", f"Name layers of the {name}.") from None
     g = torch.Generator().manual_seed(config.seed)
     for layer in _layers(module):  # peft's own start, from the run's seed
-        down = layer.lora_A[NAME].weight
+        down = cast(Tensor, layer.lora_A[NAME].weight)
         down.data = torch.empty(down.shape).uniform_(-1, 1, generator=g).to(down) / math.sqrt(down[0].numel())
     _measure_lengths_in_full(module)
     return module
@@ -78,7 +79,8 @@ def _measure_lengths_in_full(module: nn.Module) -> None:
     pass, so that in bf16 a training starts at 1 ± 0.002 of the base model's weights."""
 
     def lengths(weight: Tensor, lora_weight: Tensor, scaling: float, adapter_name: str | None = None) -> Tensor:
-        return torch.linalg.norm(weight.float() + scaling * lora_weight.float(), dim=1)
+        found: Tensor = torch.linalg.norm(weight.float() + scaling * lora_weight.float(), dim=1)
+        return found
 
     for part in module.modules():
         if isinstance(part, DoraLinearLayer):
@@ -114,7 +116,8 @@ def _distance(modules: dict[str, nn.Module], scale: float) -> Callable[[], Tenso
     layers = [layer for module in modules.values() for layer in _layers(module)]
 
     def distance() -> Tensor:
-        pairs = [(layer.lora_A[NAME].weight.flatten(1), layer.lora_B[NAME].weight.flatten(1)) for layer in layers]
+        ab = [(cast(Tensor, layer.lora_A[NAME].weight), cast(Tensor, layer.lora_B[NAME].weight)) for layer in layers]
+        pairs = [(a.flatten(1), b.flatten(1)) for a, b in ab]
         return scale**2 * torch.stack([((b.T @ b) * (a @ a.T)).sum() for a, b in pairs]).sum()
 
     return distance

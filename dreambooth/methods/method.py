@@ -77,7 +77,7 @@ def store_frozen_in(dtype: torch.dtype | None, trainable: Trainable) -> None:
 class Distance:
     """‖θ − θ₀‖², a scalar at each call, θ₀ being the parameters as they were when it was made."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter]):
+    def __init__(self, parameters: Iterable[Tensor]):
         self.trained = list(parameters)
         self.base = [p.detach().clone() for p in self.trained]
 

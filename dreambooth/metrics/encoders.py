@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTokenizer,
-    PreTrainedModel,
     ViTImageProcessorPil,
     ViTModel,
 )
@@ -65,8 +64,8 @@ SMALL_FILES = (
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 PROCESSOR = ("preprocessor_config.json",)
 SAVE_EVERY = 512  # pictures embedded between two writes of a cache: what an interruption may cost
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError)
-_DAMAGE += (SafetensorError, UnpicklingError, zipfile.BadZipFile, zlib.error)
+_DAMAGE: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+_DAMAGE += (EOFError, SafetensorError, UnpicklingError, zipfile.BadZipFile, zlib.error)
 
 
 # ---------------------------------------------------------------------------------------------------------- protocols
@@ -143,7 +142,9 @@ class Clip:
         """(N, D) float32 rows of unit length; raises `ModelError` where the weights give no numbers."""
 
         def features(batch: Sequence[Image.Image]) -> Tensor:
-            return self.model.visual_projection(self.model.vision_model(self.pixels(batch)).pooler_output)
+            seen = self.model.vision_model(self.pixels(batch)).pooler_output
+            projected: Tensor = self.model.visual_projection(seen)
+            return projected
 
         return _embed(images, self, features)
 
@@ -156,7 +157,9 @@ class Clip:
 
         def features(batch: Sequence[str]) -> Tensor:
             tokens = self.tokenizer(list(batch), padding=True, truncation=True, return_tensors="pt")
-            return self.model.text_projection(self.model.text_model(**tokens.to(self.model.device)).pooler_output)
+            read = self.model.text_model(**tokens.to(self.model.device)).pooler_output
+            projected: Tensor = self.model.text_projection(read)
+            return projected
 
         return _embed(texts, self, features)
 
@@ -191,7 +194,7 @@ class PatchDistance:
 
     def to(self, device: torch.device | str) -> None:
         """Move the model."""
-        self.dino.model.to(device)
+        self.dino.model.to(device)  # type: ignore[arg-type]  # its decorator hides the signature
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +217,8 @@ class Lpips:
         )
         with _exactly(device):
             left, right = (side.to(device).permute(0, 3, 1, 2) / 127.5 - 1 for side in (left, right))
-            return self.model(left, right).flatten()
+            found: Tensor = self.model(left, right).flatten()
+        return found
 
     def to(self, device: torch.device | str) -> None:
         """Move the model."""
@@ -233,13 +237,13 @@ class Encoders:
     @property
     def names(self) -> dict[str, str]:
         """What each is called in files and reports."""
-        parts = {"dino": self.dino, "clip": self.clip, "perceptual": self.perceptual}
+        parts: dict[str, Any] = {"dino": self.dino, "clip": self.clip, "perceptual": self.perceptual}
         return {key: part.name for key, part in parts.items() if part is not None}
 
     def to(self, device: torch.device | str) -> Encoders:
         """Move all models there; returns itself."""
-        self.dino.model.to(device)
-        self.clip.model.to(device)
+        self.dino.model.to(device)  # type: ignore[arg-type]  # its decorator hides the signature
+        self.clip.model.to(device)  # type: ignore[arg-type]
         if self.perceptual is not None:
             self.perceptual.to(device)
         return self
@@ -265,7 +269,7 @@ def load_encoders(
     vit_folder, clip_folder = fetch_encoder(dino, "vit"), fetch_encoder(clip, "clip")
     size = evaluation.batch_size
     looks, reads = _load_dino(dino, vit_folder, size), _load_clip(clip, clip_folder, size)
-    tells_apart = None
+    tells_apart: Lpips | PatchDistance | None = None
     if perceptual and distance == "lpips":
         tells_apart = _load_lpips(size)
     elif perceptual:
@@ -357,7 +361,7 @@ def _check_files(folder: Path, **wanted: Sequence[str]) -> None:
             raise ValueError(f"it has no {what} ({' or '.join(names)})")
 
 
-def _weights(kind: type[PreTrainedModel], folder: Path, **options: object) -> PreTrainedModel:
+def _weights(kind: Any, folder: Path, **options: object) -> Any:
     model, found = kind.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
     )
@@ -380,7 +384,7 @@ def _fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _lpips_package() -> object:
+def _lpips_package() -> Any:
     try:
         import lpips
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit this PyTorch
@@ -418,10 +422,11 @@ def _pixels(
     processor: ViTImageProcessorPil | CLIPImageProcessorPil, images: Sequence[Image.Image], device: torch.device
 ) -> Tensor:
     rgb = [image.convert("RGB") for image in images]
-    return processor(images=rgb, return_tensors="pt").pixel_values.to(device)
+    pixels: Tensor = processor(images=rgb, return_tensors="pt").pixel_values.to(device)
+    return pixels
 
 
-def _embed(items: Sequence, encoder: Dino | Clip, features: Callable[[Sequence], Tensor]) -> np.ndarray:
+def _embed(items: Sequence[Any], encoder: Dino | Clip, features: Callable[[Sequence[Any]], Tensor]) -> np.ndarray:
     """Features of pictures or texts, batch by batch, scaled to unit length."""
     rows = []
     for batch in _batches(items, encoder.batch_size):
@@ -446,7 +451,7 @@ def _distances(
     return np.concatenate(found) if found else np.empty(0)
 
 
-def _batches(items: Sequence, size: int) -> Iterator[Sequence]:
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
 

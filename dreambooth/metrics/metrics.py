@@ -70,7 +70,8 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = _unit_rows(a), _unit_rows(b)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"embeddings of {a.shape[1]} and {b.shape[1]} dimensions can't be compared")
-    return a @ b.T
+    found: np.ndarray = a @ b.T
+    return found
 
 
 def fidelity(generated: np.ndarray, real: np.ndarray) -> np.ndarray:
@@ -79,7 +80,8 @@ def fidelity(generated: np.ndarray, real: np.ndarray) -> np.ndarray:
     Its mean is the mean over all pairs: DINO or CLIP-I for pictures of the subject, and PRES for pictures of the class
     prompt, with DINO's embeddings. Raises as `cosines` does.
     """
-    return cosines(generated, real).mean(axis=1)
+    found: np.ndarray = cosines(generated, real).mean(axis=1)
+    return found
 
 
 def ceiling(real: np.ndarray) -> np.ndarray:
@@ -90,7 +92,8 @@ def ceiling(real: np.ndarray) -> np.ndarray:
     every = cosines(real, real)
     if len(every) < 2:
         raise ValueError("one photo has no other to be compared with")
-    return (every.sum(axis=1) - every.diagonal()) / (len(every) - 1)
+    found: np.ndarray = (every.sum(axis=1) - every.diagonal()) / (len(every) - 1)
+    return found
 
 
 def prompt_fidelity(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -98,7 +101,8 @@ def prompt_fidelity(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     images, texts = _unit_rows(images), _unit_rows(texts)
     if images.shape != texts.shape:
         raise ValueError(f"pictures {images.shape} and prompts {texts.shape} are not one to one")
-    return (images * texts).sum(axis=1)
+    found: np.ndarray = (images * texts).sum(axis=1)
+    return found
 
 
 def pairs(count: int) -> list[tuple[int, int]]:
@@ -106,7 +110,7 @@ def pairs(count: int) -> list[tuple[int, int]]:
     return list(combinations(range(count), 2))
 
 
-def diversity(distances_by_prompt: Sequence[Sequence[float]]) -> np.ndarray:
+def diversity(distances_by_prompt: Sequence[Sequence[float] | np.ndarray]) -> np.ndarray:
     """Mean distance between the pictures of each prompt, from the distances of its `pairs`: (P,). Its mean is DIV.
 
     A prompt counts the same however many pictures it has. Raises `ValueError` for a prompt without a pair.

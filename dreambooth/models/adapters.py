@@ -193,6 +193,7 @@ def _put_into(pipe: DiffusionPipeline, family: Family, adapters: Sequence[tuple[
     kinds = [(read_adapter(folder).method, folder, weight) for folder, weight in adapters]
     for method in reversed(methods()):
         if chosen := [(folder, weight) for name, folder, weight in kinds if name == method.name]:
+            assert method.load, "only adapters are read here"
             method.load(pipe, family, chosen)
 
 

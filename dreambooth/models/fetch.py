@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoFile
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from dreambooth.config.names import TOYBOX
@@ -261,7 +261,7 @@ def _refuse_adapter(name: str) -> NoReturn:
 
 def _fetch_index(repo_id: str, get: Callable[..., Any]) -> Path:
     """The `model_index.json` of a repo or, where it has none, its `adapter.json`, downloaded if need be."""
-    lacking = None
+    lacking: EntryNotFoundError | None = None
     for name in (INDEX, ADAPTER):
         try:
             _check_small(repo_id, {name: get(name, dry_run=True).file_size or 0})
@@ -270,6 +270,7 @@ def _fetch_index(repo_id: str, get: Callable[..., Any]) -> Path:
             lacking = lacking or error
             if isinstance(error, LocalEntryNotFoundError):  # out of the Hub's reach, which takes time to find out
                 get = partial(get, local_files_only=True)
+    assert lacking, "there are two names"
     raise lacking
 
 
@@ -338,7 +339,7 @@ def _check_small(repo_id: str, sizes: dict[str, int]) -> None:
 
 def list_files(
     repo_id: str, revision: str | None, token: Token, wanted: str, repo_type: str = "model"
-) -> tuple[ModelInfo | DatasetInfo, dict[str, int]]:
+) -> tuple[Any, dict[str, int]]:
     """What the Hub says of a repo, and its files' sizes in bytes by path; raises as `fetch_model` does."""
     with download_told(repo_id, revision, token, wanted):
         info = HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type, token=token)
@@ -384,11 +385,12 @@ def download_failure(
     """What to raise for the error that the Hub's client met while it fetched `wanted` from a repo for `token`."""
     # diffusers looks in the cache when the Hub gives no answer, and raises an OSError with the Hub's error as its cause
     wrapped = type(error) is OSError and isinstance(error.__cause__, Exception)
-    error = error.__cause__ if wrapped else error
+    if wrapped and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, GatedRepoError):
         accept = f"Accept its terms on https://huggingface.co/{repo_id}"
-        hints = {
+        hints: dict[Token, str] = {
             None: f"{accept} and log in with `hf auth login`.",
             False: "Choose a model that everybody may read, or log in with an account that accepted its terms.",
         }

@@ -144,7 +144,8 @@ def directions(words: Tensor, ordinary: Tensor, ridge: float = RIDGE) -> Tensor:
             f"The subjects' words ({len(words)} tokens) can't be told apart.",
             "Merge fewer, or train a word longer or from another word.initializer.",
         )
-    return torch.linalg.solve(d @ words.T, d)
+    found: Tensor = torch.linalg.solve(d @ words.T, d)
+    return found
 
 
 def check_told_apart(names: Mapping[str, Tensor], ordinary: Tensor) -> None:

@@ -149,4 +149,4 @@ def _load_bounded(self: TiffImagePlugin.ImageFileDirectory_v2, fp: IO[bytes]) ->
             raise BombError("is a TIFF whose pieces overlap")
 
 
-TiffImagePlugin.ImageFileDirectory_v2.load = _load_bounded
+TiffImagePlugin.ImageFileDirectory_v2.load = _load_bounded  # type: ignore[method-assign]

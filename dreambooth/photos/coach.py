@@ -30,24 +30,28 @@ DARK, PALE = 50, 205
 EXTREME_ASPECT = 2.0
 
 
+Code = Literal[
+    "too_few",
+    "too_many",
+    "small",
+    "blurred",
+    "dark",
+    "pale",
+    "animated",
+    "extreme_aspect",
+    "near_duplicate",
+    "same_background",
+    "same_pose",
+]
+Severity = Literal["tip", "warning"]
+
+
 @dataclass(frozen=True)
 class Finding:
     """One piece of the photo coach's advice; never a reason to refuse."""
 
-    code: Literal[
-        "too_few",
-        "too_many",
-        "small",
-        "blurred",
-        "dark",
-        "pale",
-        "animated",
-        "extreme_aspect",
-        "near_duplicate",
-        "same_background",
-        "same_pose",
-    ]
-    severity: Literal["tip", "warning"]
+    code: Code
+    severity: Severity
     photos: tuple[int, ...]  # positions in the list given to `coach`; () = the set as a whole
     message: str
 
@@ -80,12 +84,12 @@ def _about_one(number: int, photo: Prepared) -> list[Finding]:
     """Judge a photo by itself."""
     found = []
 
-    def say(code: str, severity: str, message: str) -> None:
+    def say(code: Code, severity: Severity, message: str) -> None:
         found.append(Finding(code, severity, (number,), f"{photo.name} {message}"))
 
     side, wanted = photo.crop.side, photo.image.width
     if photo.upscaled:
-        severity = "warning" if side < wanted / 2 else "tip"
+        severity: Severity = "warning" if side < wanted / 2 else "tip"
         say("small", severity, f"is enlarged from {side} to {wanted} pixels. Use a larger original if you have it.")
     # An enlarged preview is soft by nature, and "small" has said so.
     if side >= PREVIEW and _sharpness(photo.preview) < SHARP:
@@ -175,4 +179,5 @@ def _border_colours(preview: Image.Image) -> np.ndarray:
     border[8:-8, 8:-8] = False
     # Each value is shared by its two nearest bins, so a wall a shade brighter does not change bins at once.
     bins = np.maximum(0, 1 - np.abs(pixels[border][..., None] / 255 * 5 - np.arange(6)))
-    return np.einsum("na,nb,nc->abc", *np.moveaxis(bins, 1, 0)).ravel() / len(bins)
+    found: np.ndarray = np.einsum("na,nb,nc->abc", *np.moveaxis(bins, 1, 0)).ravel() / len(bins)
+    return found

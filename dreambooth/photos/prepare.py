@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
@@ -65,8 +65,8 @@ _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright (Exif 2
     8: Image.Transpose.ROTATE_90,
 }
 # What Pillow's decoders raise on damaged files; they have no common class.
-_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError)
-_DAMAGE += (RuntimeError, MemoryError, struct.error, zlib.error)
+_DAMAGE: tuple[type[Exception], ...] = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError)
+_DAMAGE += (ArithmeticError, RuntimeError, MemoryError, struct.error, zlib.error)
 # Of each of a PNG's texts and its colour profile, unpacked; Pillow's own 1 MB is less than photo editors leave of their
 # history, and a text may say which way is up. Larger ones are left out, unread.
 PngImagePlugin.MAX_TEXT_CHUNK = 2**23
@@ -229,7 +229,7 @@ def shown_pixels(path: str | Path) -> tuple[int, int]:
             check_structure(Path(path))
             with Image.open(path, formats=formats) as image:
                 return image.size
-        except (Image.DecompressionBombError, *_DAMAGE):
+        except (Image.DecompressionBombError, *_DAMAGE):  # type: ignore[misc]  # classes of errors, all of them
             return 0, 0
 
 
@@ -271,7 +271,7 @@ def _decode(
 def _read(
     file: Path | BytesIO, name: str, formats: Sequence[str], min_side: int, max_pixels: int
 ) -> tuple[Image.Image, bool]:
-    with Image.open(file, formats=formats) as image:
+    with Image.open(file, formats=tuple(formats)) as image:
         _check_size(image.size, name, min_side, max_pixels)
         # A phone's JPEG or HEIC holds depth and gain maps beside the photo: not frames of an animation.
         several = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
@@ -372,7 +372,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
-        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except _DAMAGE:
         return None  # unreadable EXIF is no reason to refuse a readable photo
 
@@ -395,7 +395,8 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         try:
             source = ImageCms.ImageCmsProfile(BytesIO(profile))
             if source.profile.xcolor_space.strip() == {"L": "GRAY"}.get(image.mode, image.mode):
-                return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                turned = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return cast(Image.Image, turned)  # None only where it is done in place
         except (OSError, ImageCms.PyCMSError):
             pass  # an unreadable profile is no reason to refuse a readable photo
     return image.convert("RGB")
@@ -440,7 +441,8 @@ def _saliency(image: Image.Image) -> np.ndarray:
     subject = np.sum(distances, axis=0) - np.max(distances, axis=0)
     rows, columns = (np.linspace(-1, 1, edge) ** 2 for edge in subject.shape)
     # 0.01: where nothing stands out, the middle wins.
-    return (subject + 0.01) * np.exp(-0.2 * (rows[:, None] + columns))
+    found: np.ndarray = (subject + 0.01) * np.exp(-0.2 * (rows[:, None] + columns))
+    return found
 
 
 def prepare_photo(path: str | Path, resolution: int, crop: Sequence[float] | None = None) -> Prepared:
@@ -472,12 +474,12 @@ def prepare_photos(
     paths: Iterable[str | Path], resolution: int, crops: Mapping[str, Sequence[float]] | None = None
 ) -> list[Prepared]:
     """Prepare every photo, in order; `crops` gives boxes by file name. One PhotoError names all that can't be used."""
-    paths, crops = [Path(path) for path in paths], crops or {}
-    strangers = sorted(set(crops) - {path.name for path in paths})
+    files, crops = [Path(path) for path in paths], crops or {}
+    strangers = sorted(set(crops) - {path.name for path in files})
     if strangers:
         raise PhotoError(f"{join_names(strangers)}: a crop box is given but no such photo.", "Correct the file name.")
     prepared, refusals = [], []
-    for path in paths:
+    for path in files:
         try:
             prepared.append(prepare_photo(path, resolution, crops.get(path.name)))
         except PhotoError as error:

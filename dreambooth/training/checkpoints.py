@@ -132,7 +132,7 @@ def _later(state: dict[str, Any], save: Callable[[dict[str, Any]], Path]) -> Cal
     if 2 * sum(tensor.nbytes for tensor in _tensors(state)) > room:
         path = save(state)
         return lambda: path
-    copied = _copied(state, {})
+    copied: dict[str, Any] = _copied(state, {})
     return lambda: save(copied)
 
 
@@ -143,7 +143,7 @@ def _tensors(state: object) -> Iterator[Tensor]:
         yield from _tensors(value)
 
 
-def _copied(state: object, known: dict[int, Tensor]) -> object:
+def _copied(state: Any, known: dict[int, Tensor]) -> Any:
     """The same with copies on the CPU of all its tensors; of one that is there twice, as in 8-bit Adam, one copy."""
     if isinstance(state, Tensor):
         if id(state) not in known:
@@ -187,7 +187,7 @@ def _told(name: str) -> Iterator[None]:
 
 def _read(path: Path, base: str) -> dict[str, Any]:
     # Windows can't remove a file that is mapped, and the optimiser keeps what is read here.
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=os.name != "nt")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=os.name != "nt")
     if state["base"] != base:
         raise RunError("The base model has changed since this run began.", "Bring the old one back, or train anew.")
     return state

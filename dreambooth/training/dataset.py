@@ -65,8 +65,10 @@ class Encoded:
     @classmethod
     def join(cls, parts: Sequence[Encoded]) -> Encoded:
         """The pictures of all parts, which have as many variants and prompts."""
-        names = ("mean", "std", "prompt_ids", "mask")
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+        mean, std, ids, mask = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "std", "prompt_ids", "mask")
+        )
+        return cls(mean, std, ids, mask)
 
     def example(self, n: int, seed: int, stream: int) -> tuple[Tensor, Tensor, Tensor]:
         """Latents (C, h, w), prompt ids and mask (h, w) of the n-th example.
@@ -105,7 +107,7 @@ def _shuffled(count: int, n: int, of_epoch: Callable[[int], torch.Generator]) ->
     return int(torch.randperm(count, generator=of_epoch(epoch))[place])
 
 
-class DreamBoothDataset(Dataset):
+class DreamBoothDataset(Dataset[dict[str, Tensor]]):
     """`size` examples of the subject, each with one of the class where class images are used."""
 
     def __init__(self, instance: Encoded, prior: Encoded | None, seed: int, size: int):
@@ -129,7 +131,8 @@ class DreamBoothDataset(Dataset):
 
     def batch(self, number: int, size: int) -> dict[str, Tensor]:
         """Items `number · size` up to the next batch, collated: images (B, C, h, w), ids (B, tokens), masks."""
-        return default_collate([self[n] for n in range(number * size, (number + 1) * size)])
+        batch: dict[str, Tensor] = default_collate([self[n] for n in range(number * size, (number + 1) * size)])
+        return batch
 
 
 SMALLEST, LARGE = 1 / 3, (1.2, 1.4)
@@ -241,7 +244,8 @@ def encode(
             parts = [family.encode_images(pipe, part[:, :3].to(device)) for part in variants.split(ENCODE_BATCH)]
             means.append(torch.cat([mean for mean, _ in parts]).float().cpu())
             stds.append(torch.cat([std for _, std in parts]).float().cpu())
-            masks.append(_mask(variants, means[-1].shape[-2:]))
+            height, width = means[-1].shape[-2:]
+            masks.append(_mask(variants, (height, width)))
             share_cores()
         yield len(means)
     # clone: inference tensors can't take part in training

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -54,7 +54,7 @@ def encode_photos(
         try:
             done = next(encoding)
         except StopIteration as end:
-            return end.value
+            return cast(Encoded | None, end.value)
         yield events.Progress(before + done)
         if should_stop():
             return None
@@ -159,7 +159,7 @@ def photos_and_prompts(run: Path) -> tuple[list[Image.Image], list[str], tuple[i
     files = [path for paths in by_folder.values() for path in paths]
     prompts = [path.with_suffix(".txt").read_text(encoding="utf-8") for path in files]
     groups = tuple(len(paths) for name, paths in by_folder.items() if name != TOGETHER)
-    photos = []
+    photos: list[Image.Image] = []
     for path in files:
         try:
             photos.append(Image.open(path))

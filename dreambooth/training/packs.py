@@ -35,7 +35,7 @@ MAX_KEY = 2**14
 """Bytes of a key that are read; one has about 400."""
 
 
-def pack_key(config: Config) -> dict[str, object]:
+def pack_key(config: Config) -> dict[str, Any]:
     """The key of a run's class images, as `prior.cache_key` gives it on this machine.
 
     Raises `ConfigError` for settings of several class prompts, of which a pack holds one, and what `fetch_model`,
@@ -110,7 +110,7 @@ def _own_pack(api: HfApi, repo_id: str) -> DatasetInfo | None:
         info = api.dataset_info(repo_id)
     except RepositoryNotFoundError:
         return None
-    tags = (info.card_data.to_dict() if info.card_data else {}).get("tags")
+    tags = (dict(info.card_data.to_dict()) if info.card_data else {}).get("tags")
     files = {sibling.rfilename for sibling in info.siblings or ()}
     if files - {".gitattributes"} and not (isinstance(tags, list) and {TAG, PACK_TAG} <= set(tags)):
         raise ConfigError(f"{repo_id} is there already and no pack of class images.", "Choose another --repo-id.")
@@ -128,7 +128,7 @@ def _licence(api: HfApi, base_model: str) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _card(config: Config, repo_id: str, key: dict[str, object], count: int, licence: str | None) -> str:
+def _card(config: Config, repo_id: str, key: dict[str, Any], count: int, licence: str | None) -> str:
     data = DatasetCardData(
         license=licence,
         task_categories=["text-to-image"],
@@ -162,14 +162,14 @@ They are as good, and as biased, as the model that drew them, and its licence ho
 def _row(name: str, path: Path, prompt: str) -> str:
     """The line of `metadata.jsonl` on one picture."""
     with Image.open(path) as image:
-        seed = image.text.get("seed", "")
+        seed = getattr(image, "text", {}).get("seed", "")
     return json.dumps({"file_name": name, "prompt": prompt, "seed": seed}, ensure_ascii=False) + "\n"
 
 
 # -------------------------------------------------------------------------------------------------------------- fetch
 
 
-def fetch_pack(repo_id: str, key: dict[str, object], count: int, *, token: Token = None) -> int:
+def fetch_pack(repo_id: str, key: dict[str, Any], count: int, *, token: Token = None) -> int:
     """Put those of the first `count` class images of `key` into its cache folder that it lacks and the pack has.
 
     Returns how many that were; none arrives unless all are sound. They are taken under the numbers that the cache gives
@@ -212,7 +212,7 @@ def _fetch_key(repo_id: str, commit: str, files: dict[str, int], folder: Path, t
         raise ConfigError(f"prior.pack: {repo_id}: key.json is damaged.", f"Give {WANTED}.") from None
 
 
-def _check_key(repo_id: str, theirs: Any, ours: dict[str, object]) -> None:
+def _check_key(repo_id: str, theirs: Any, ours: dict[str, Any]) -> None:
     """Raise `ConfigError`, with what differs, for the key of other class images."""
     if theirs == ours:
         return

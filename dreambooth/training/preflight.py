@@ -128,6 +128,8 @@ def check(
 def _estimate(rehearsal: Rehearsal, config: Config, checkpointing: bool) -> Estimate:
     """Every stage's memory and time; `config` has its resolution and precision resolved."""
     train, prior, sampling, on_cuda = config.train, config.prior, config.sampling, rehearsal.device.type == "cuda"
+    resolution = train.resolution
+    assert resolution != "auto"
     step = rehearsal.step(config, checkpointing)
     crops = train.crops_per_photo * (1 + train.flip)
     encoding = rehearsal.encode(config, min(crops, ENCODE_BATCH))
@@ -161,7 +163,7 @@ def _estimate(rehearsal: Rehearsal, config: Config, checkpointing: bool) -> Esti
         seconds += drawing.seconds * pictures / at_once * times
         if _is_measured(config):
             encoders = {"encoders": 4 * sum(_encoders(config).values())}
-            side = train.resolution if config.base_model == TOYBOX else max(train.resolution, LOOKED_AT_SIDE)
+            side = resolution if config.base_model == TOYBOX else max(resolution, LOOKED_AT_SIDE)
             size = LOOKED_AT * side**2 * min(pictures, config.evaluation.batch_size)
             looking = replace(drawing, peak={"activations": size}, small=0)
             stages["measuring sample pictures"] = (looking, held)
@@ -171,7 +173,7 @@ def _estimate(rehearsal: Rehearsal, config: Config, checkpointing: bool) -> Esti
 
     parts = {name: trace.needs(rehearsal.device, held) for name, (trace, held) in stages.items()}
     peaks = {name: sum(sizes.values()) for name, sizes in parts.items()}
-    stage = max(peaks, key=peaks.get)
+    stage = max(peaks, key=peaks.__getitem__)
     return Estimate(
         peak_bytes=peaks[stage],
         stage=stage,
@@ -180,7 +182,7 @@ def _estimate(rehearsal: Rehearsal, config: Config, checkpointing: bool) -> Esti
         trainable_parameters=sum(step.trained),
         model_bytes=trained if get_method(config.method).load else rehearsal.model_bytes,
         seconds=seconds,
-        resolution=train.resolution,
+        resolution=resolution,
         gradient_checkpointing=checkpointing,
         mixed_precision=train.mixed_precision,
     )
@@ -198,7 +200,8 @@ def disk_bytes(config: Config, model: Path | None, photos: int) -> int:
     train, is_adapter = config.train, bool(get_method(config.method).load)
     if model is None:
         full = (SD15["unet"], SD15["text_encoder"] * train.text_encoder)
-        resolution, whole, sizes = 512, 4 * sum(SD15.values()), (SD15_ADAPTER,) if is_adapter else full
+        resolution, whole = 512, 4 * sum(SD15.values())
+        sizes: tuple[int, ...] = (SD15_ADAPTER,) if is_adapter else full
     else:
         rehearsal = untimed(model, torch.device("cpu"))
         resolution, whole, sizes = rehearsal.family.resolution(model), rehearsal.model_bytes, rehearsal.trained(config)
@@ -258,7 +261,8 @@ def _advice(rehearsal: Rehearsal, config: Config, estimate: Estimate, available:
     if single := list(islice(fitting, 3)):
         return f"Set {', or '.join(f'{_settings(change)} ({_needs(then)})' for change, then in single)}."
 
-    together, least = {}, estimate
+    together: dict[str, Any] = {}
+    least = estimate
     for change in weights:
         if least.stages[UPDATE] > available:
             together = together | change
@@ -310,6 +314,7 @@ def _batch_remedies(config: Config, device: torch.device) -> Iterator[dict[str, 
         yield {"train.mixed_precision": auto}
     if train.batch_size > 1:
         yield {"train.batch_size": 1}
+    assert train.resolution != "auto", "the estimate has settled it"
     grid = 64 if train.resolution >= 128 else 8
     for share in (0.75, 0.5):
         if (side := int(train.resolution * share) // grid * grid) >= 32:  # the least that Config takes

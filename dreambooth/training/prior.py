@@ -44,7 +44,7 @@ def cache_root() -> Path:
 
 def cache_key(
     config: Config, model: Path, resolution: int, precision: str, class_prompt: str | None = None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Everything that shapes the images of a class, the first subject's if none is given.
 
     `model` is the base model's folder, `precision` no, bf16 or fp16.
@@ -61,7 +61,7 @@ def cache_key(
     }
 
 
-def cache_folder(key: dict[str, object]) -> Path:
+def cache_folder(key: dict[str, Any]) -> Path:
     """The folder of a key."""
     return cache_root() / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -174,7 +174,7 @@ def read_latents(file: Path, pictures: int, variants: int) -> tuple[Tensor, Tens
 
 
 def draw_class_images(
-    pipe: DiffusionPipeline, config: Config, folder: Path, key: dict[str, object], dtype: torch.dtype | None
+    pipe: DiffusionPipeline, config: Config, folder: Path, key: dict[str, Any], dtype: torch.dtype | None
 ) -> Iterator[int]:
     """Draw those of the class images of `key` that `folder` lacks; yields how many there are after each batch.
 
@@ -203,7 +203,7 @@ def draw_class_images(
     save_contact_sheet(folder, prior.num_images)
 
 
-def write_key(folder: Path, key: dict[str, object]) -> None:
+def write_key(folder: Path, key: dict[str, Any]) -> None:
     """Make the folder of a key, with the key in words in it."""
     with atomic_file(folder / "key.json") as partial:
         partial.write_text(json.dumps(key, indent=2))

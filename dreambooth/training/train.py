@@ -41,7 +41,7 @@ from dreambooth.methods.method import Trainable, store_frozen_in
 from dreambooth.metrics.measures import exhausted, read_measures
 from dreambooth.models.adapters import is_adapter, is_model, load_model, read_step, save_trained
 from dreambooth.models.fetch import fetch_model, fingerprint
-from dreambooth.objectives import dreambooth_loss
+from dreambooth.objectives import Diffusion, dreambooth_loss
 from dreambooth.rehearsal import enable_gradient_checkpointing
 from dreambooth.training import packs, prior
 from dreambooth.training.checkpoints import Checkpoint, Writer, list_checkpoints
@@ -140,22 +140,23 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
     for class_folder, prompt in zip(class_folders, config.class_prompts) if use_prior else ():
         sides.append((yield from known_classes(class_folder, prompt, config, precision, device)))
     yield events.Stage("encode", len(photos) + config.prior.num_images * sum(side.latents is None for side in sides))
-    prompts = [
+    taught = [
         prompts_of_variants(text, p.mode == "RGBA", config, i) for i, (p, text) in enumerate(zip(photos, prompts))
     ]
     pictures = (photo_variants(photo, config, i) for i, photo in enumerate(photos))
-    instance = yield from encode_photos(pipe, family, pictures, prompts, dtype, 0, should_stop)
+    instance = yield from encode_photos(pipe, family, pictures, taught, dtype, 0, should_stop)
     encoded, done = [instance], len(photos)
     for side in sides:
         if encoded[-1] is not None:
             encoded.append((yield from encode_classes(pipe, family, side, config, dtype, done, should_stop)))
             done += config.prior.num_images * (side.latents is None)
-    if encoded[-1] is None:
+    kinds = [kind for kind in encoded if kind is not None]
+    if len(kinds) < len(encoded):
         yield events.Cancelled(0)
         return
-    classes = Encoded.join(encoded[1:]) if use_prior else None
+    classes = Encoded.join(kinds[1:]) if use_prior else None
     batch_size, accumulation = settings.batch_size, settings.gradient_accumulation
-    instance = replace(instance, groups=groups, together=settings.side_by_side if len(photos) > sum(groups) else 0.0)
+    instance = replace(kinds[0], groups=groups, together=settings.side_by_side if len(photos) > sum(groups) else 0.0)
     dataset = DreamBoothDataset(instance, classes, config.seed, settings.steps * accumulation * batch_size)
 
     # -- prepare: with what it is trained ----------------------------------------------------------------------------
@@ -173,7 +174,7 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
         num_warmup_steps=settings.warmup_steps,
         num_training_steps=settings.steps,
     )
-    weights = trainable.parameters
+    weights: list[Tensor] = [*trainable.parameters]
     ema = [p.detach().clone() for p in weights] if settings.ema_decay else None
     yield events.Metric("trainable_parameters", sum(p.numel() for p in weights), 0)
     text_trained = any(name in trainable.modules for name in family.text_encoders)
@@ -201,7 +202,7 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
                 yield from monitor.measure(step, pictures, device)
                 if monitor.first == step and 0 < step < settings.steps:
                     save_best = checkpoint.to_save_best(run / "checkpoints")
-                    yield from disk.write(lambda: save_best() and None)
+                    yield from disk.write(partial(_silently, save_best))
         _set_training(trainable, True)
         _move(pipe, idle, "cpu")
         return bool(pictures)
@@ -251,10 +252,10 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
             drift = trainable.drift() if trainable.drift else loss.total.new_zeros(())
             total = loss.total + config.drift.weight * drift
             accelerator.backward(total / accumulation)
-            prior_loss = loss.prior if use_prior else total.new_zeros(())
-            parts.append(torch.stack([total, loss.instance, prior_loss, drift]).detach())
+            class_loss = total.new_zeros(()) if loss.prior is None else loss.prior
+            parts.append(torch.stack([total, loss.instance, class_loss, drift]).detach())
         norm = accelerator.clip_grad_norm_(weights, settings.max_grad_norm)
-        *losses, norm = torch.stack([*torch.stack(parts).mean(0), norm]).tolist()  # where a GPU is waited for, once
+        *figures, norm = torch.stack([*torch.stack(parts).mean(0), norm]).tolist()  # where a GPU is waited for, once
         if not math.isfinite(norm):  # then nothing is changed by it
             optimizer.zero_grad(set_to_none=True)
             overflows += 1
@@ -271,13 +272,21 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         checkpoint.step = step = checkpoint.step + 1
-        if ema is not None:
+        if ema is not None and settings.ema_decay:
             _update_average(ema, weights, settings.ema_decay, step)
 
         # report
-        total, instance_loss, prior_loss, drift = losses
-        prior_loss, drift = prior_loss if use_prior else None, drift if trainable.drift else None
-        yield events.Step(step, total, instance_loss, prior_loss, lr, time.monotonic() - tick, drift, *text_lr[:1])
+        total, instance_loss, prior_loss, drift = figures
+        yield events.Step(
+            step,
+            total,
+            instance_loss,
+            prior_loss if use_prior else None,
+            lr,
+            time.monotonic() - tick,
+            drift if trainable.drift else None,
+            *text_lr[:1],
+        )
         if device.type == "cpu" and (threads := share_cores()):
             yield events.Metric("threads", threads, step)
 
@@ -305,8 +314,8 @@ def _train(config: Config, run: Path, disk: Writer, resume: bool, should_stop: C
     shutil.rmtree(run / "best", ignore_errors=True)
     best = monitor.best if monitor else None
     if best not in (None, checkpoint.step):  # else the last is the best
-        kept, snapshot = checkpoint.load_best(run / "checkpoints") or (None, None)
-        if kept == best:
+        held, snapshot = checkpoint.load_best(run / "checkpoints") or (None, None)
+        if held == best:
             with _weights_of(snapshot, weights), atomic_folder(run / "best") as folder:
                 save_trained(trainable, config, model, folder, best)
         else:
@@ -337,6 +346,10 @@ def _has_ended(config: Config, run: Path) -> bool:
     return True
 
 
+def _silently(save: Callable[[], object]) -> None:
+    save()
+
+
 def _checkpoint(save: Callable[[], Path], run: Path, step: int) -> Event:
     """Write it, and tell when it is whole."""
     return events.Checkpoint(str(save().relative_to(run)), step)
@@ -354,7 +367,11 @@ def _point_to(link: Path, target: Path) -> None:
 
 def _optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     settings = config.train
-    arguments = {"lr": settings.learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
+    arguments: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "betas": settings.betas,
+        "weight_decay": settings.weight_decay,
+    }
     if settings.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
 
@@ -373,7 +390,9 @@ def _set_training(trainable: Trainable, training: bool) -> None:
         module.train(training)
 
 
-def _noise_and_timesteps(x0: Tensor, objective, seed: int, stream: int, number: int) -> tuple[Tensor, Tensor]:
+def _noise_and_timesteps(
+    x0: Tensor, objective: Diffusion, seed: int, stream: int, number: int
+) -> tuple[Tensor, Tensor]:
     """ε like `x0` and timesteps (B,), from (seed, stream, batch number) alone."""
     g = generator(seed, stream, MAX_EXAMPLES + number)
     return torch.randn(x0.shape, generator=g), objective.sample_timesteps(len(x0), g)
