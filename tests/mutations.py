@@ -79,8 +79,8 @@ MUTATIONS = (
     Mutation(
         "weight decay is ignored",
         TRAIN,
-        '"weight_decay": settings.weight_decay}',
-        '"weight_decay": 1e-2}',
+        '"weight_decay": settings.weight_decay,',
+        '"weight_decay": 1e-2,',
         f"{SETTING}[weight_decay]",
     ),
     Mutation(

@@ -4,6 +4,8 @@ import ast
 import graphlib
 from pathlib import Path
 
+from benchmarks import house
+
 HOUSE = Path(__file__).parent.parent
 ROWS = [
     "errors events files machine cores quiet hub",
@@ -69,3 +71,11 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_only_the_page_knows_gradio():
     for module, path in PATHS.items():
         assert module.startswith("dreambooth.ui") or "gradio" not in path.read_text(encoding="utf-8"), module
+
+
+def test_the_houses_figures_count_floors_and_tell_circles():
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": set()}
+    assert house.circles(edges) == [{"b", "c"}]
+    assert house.floors(edges) == 3, "a, then b and c as one, then d"
+    assert house.floors(IMPORTS) > 3
+    assert not house.circles(IMPORTS)
