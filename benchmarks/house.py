@@ -86,8 +86,9 @@ def functions(trees: dict[str, ast.Module]) -> list[tuple[int, str]]:
 
 
 def of_rooms(edges: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The same between rooms: the package's folders, and the files beside them."""
-    room = {module: ".".join(module.split(".")[:2]) for module in edges}
+    """The same between rooms: the folders, the files beside them, and what trains the toybox."""
+    apart = f"{PACKAGE}.toybox.pretrain"
+    room = {module: apart if module.startswith(apart) else ".".join(module.split(".")[:2]) for module in edges}
     found: dict[str, set[str]] = {name: set() for name in room.values()}
     for module, others in edges.items():
         found[room[module]] |= {room[other] for other in others} - {room[module]}
@@ -111,7 +112,8 @@ def report(root: Path) -> str:
     told = [
         f"{len(paths)} modules, {sum(lines.values()):,} lines, {floors(edges)} floors of imports",
         f"{len(between)} rooms on {floors(between)} floors, {sum(map(len, circles(between)))} of them in circles",
-        f"modules by room: {', '.join(f'{name} {count}' for name, count in sorted(rooms.items()))}; {beside} files beside them",
+        f"modules by folder: {', '.join(f'{name} {count}' for name, count in sorted(rooms.items()))}",
+        f"files beside the folders: {beside}",
         f"circles of modules: {'; '.join(' '.join(sorted(circle)) for circle in circles(edges)) or 'none'}",
         f"files of more than 400 lines: {sum(count > 400 for count in lines.values())}; the longest:",
         *(f"  {count:5} {module}" for count, module in longest[:10]),

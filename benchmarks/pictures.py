@@ -14,7 +14,8 @@ from PIL import Image
 from dreambooth.config.settings import Config
 from dreambooth.files import atomic_file
 from dreambooth.generate import generate, open_source
-from dreambooth.photos.prepare import contact_sheet, find_photos
+from dreambooth.photos.folder import find_photos
+from dreambooth.photos.sheets import contact_sheet
 from dreambooth.quiet import quiet_third_parties
 from dreambooth.runs.directory import Run
 from dreambooth.toybox.world import CONTEXTS

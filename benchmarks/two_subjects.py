@@ -23,7 +23,7 @@ from dreambooth.generate import draw_jobs, open_source
 from dreambooth.metrics import metrics
 from dreambooth.metrics.encoders import Dino, load_encoders
 from dreambooth.models.merge import Part, merge
-from dreambooth.photos.prepare import contact_sheet
+from dreambooth.photos.sheets import contact_sheet
 from dreambooth.quiet import quiet_third_parties
 from dreambooth.runs.directory import Run
 from dreambooth.toybox.identities import identity

@@ -34,7 +34,7 @@ from dreambooth.machine import DTYPES, resolve_precision
 from dreambooth.metrics.measures import BLANK, read_measures
 from dreambooth.models.adapters import fetch_base, is_adapter, is_model, load_model, read_adapter, read_step
 from dreambooth.models.fetch import fetch_model
-from dreambooth.photos.prepare import is_blank
+from dreambooth.photos.sheets import is_blank
 from dreambooth.rehearsal import fitting_batch
 
 SCHEDULERS = {

@@ -25,7 +25,9 @@ def check_photos(folder: Path, resolution: int, sheet: Path | None) -> None:
     """The photo coach: what would make the training better."""
     from dreambooth.photos.captions import find_captions
     from dreambooth.photos.coach import coach
-    from dreambooth.photos.prepare import contact_sheet, find_photos, passed_over, prepare_photos
+    from dreambooth.photos.folder import find_photos, passed_over
+    from dreambooth.photos.prepare import prepare_photos
+    from dreambooth.photos.sheets import contact_sheet
 
     found = find_photos(folder)
     prepared = prepare_photos(found, resolution)
@@ -77,7 +79,7 @@ def _write_preview(path: Path, base_model: str, words: list[str], class_noun: st
     from dreambooth.files import atomic_file
     from dreambooth.generate import generate as draw
     from dreambooth.generate import open_source
-    from dreambooth.photos.prepare import contact_sheet
+    from dreambooth.photos.sheets import contact_sheet
 
     source = open_source(base_model)
     prompts = [prompt for word in words for prompt in preview_prompts(word, class_noun)]

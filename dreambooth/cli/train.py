@@ -55,7 +55,7 @@ def _run_to_resume(config: Config, run_dir: Path | None, source: str) -> Run:
 
     Its own config.yaml as the `source` asks to go on with what it has copied.
     """
-    from dreambooth.photos.prepare import join_names
+    from dreambooth.photos.folder import join_names
     from dreambooth.runs.directory import Run, list_runs
 
     if run_dir is None:

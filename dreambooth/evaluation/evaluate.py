@@ -45,7 +45,7 @@ from dreambooth.metrics.measures import read_measures
 from dreambooth.metrics.metrics import Estimate
 from dreambooth.models.adapters import read_step
 from dreambooth.models.fetch import fetch_model, fingerprint
-from dreambooth.photos.prepare import contact_sheet
+from dreambooth.photos.sheets import contact_sheet
 from dreambooth.prompts import suggestions
 
 FILE = "metrics.json"

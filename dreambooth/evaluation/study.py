@@ -51,7 +51,9 @@ from dreambooth.metrics.encoders import load_encoders
 from dreambooth.metrics.measures import Measures, read_measures
 from dreambooth.models.fetch import fetch_model
 from dreambooth.photos.captions import caption_photos
-from dreambooth.photos.prepare import MIN_SIDE, find_photos, prepare_photos, save_prepared
+from dreambooth.photos.folder import find_photos
+from dreambooth.photos.prepare import prepare_photos, save_prepared
+from dreambooth.photos.read import MIN_SIDE
 from dreambooth.rehearsal import fitting_batch
 from dreambooth.runs.directory import Run, explain
 from dreambooth.training.preflight import check as preflight

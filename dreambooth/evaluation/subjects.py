@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, snapshot_download
 
 from dreambooth.errors import ConfigError, HubError, PhotoError, first_line
 from dreambooth.files import read_text, sync, sync_all
-from dreambooth.photos.prepare import find_photos
+from dreambooth.photos.folder import find_photos
 from dreambooth.training.prior import cache_root
 
 PAPER = "paper"

@@ -42,7 +42,7 @@ from dreambooth.families.folder import shown_name, what_helps
 from dreambooth.files import atomic_file, disk_trouble
 from dreambooth.machine import one_model_at_a_time
 from dreambooth.models.fetch import arrive, download_told
-from dreambooth.photos.prepare import open_photo
+from dreambooth.photos.read import open_photo
 
 DINO = "facebook/dino-vits16"
 """Source: paper §4.1, ViT-S/16."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from dreambooth.config.subject import SubjectConfig, fields_of
 from dreambooth.errors import PhotoError, first_line
 from dreambooth.files import read_text
-from dreambooth.photos.prepare import TEXTS, find_photos, join_names
+from dreambooth.photos.folder import TEXTS, find_photos, join_names
 
 SUFFIXES = (".txt", ".caption")
 """Of text files: dog1.txt, dog1.caption or dog1.jpg.txt for dog1.jpg. Source: what kohya-ss/sd-scripts and the tools

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from dreambooth.photos.prepare import IDEAL_PHOTOS, PREVIEW, Prepared, join_names
+from dreambooth.photos.folder import IDEAL_PHOTOS, join_names
+from dreambooth.photos.prepare import PREVIEW, Prepared
 
 # Ruiz et al. (arXiv 2208.12242) teach a subject from 3-5 photos; the subjects of their dataset have at most 6.
 MIN_PHOTOS, MAX_PHOTOS = 3, 6

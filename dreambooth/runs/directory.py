@@ -44,7 +44,7 @@ from dreambooth.machine import memory_promised, resolve_device
 from dreambooth.models.adapters import is_model
 from dreambooth.models.fetch import fingerprint
 from dreambooth.photos.captions import sources_of
-from dreambooth.photos.prepare import join_names
+from dreambooth.photos.folder import join_names
 from dreambooth.training.examples import SOURCES
 from dreambooth.training.train import train
 

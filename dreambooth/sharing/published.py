@@ -31,7 +31,8 @@ from dreambooth.files import atomic_folder, cache_home, read_text, scratch_folde
 from dreambooth.hub import TAG, Token, plain_failures
 from dreambooth.methods import get_method
 from dreambooth.models.fetch import check_header, check_words, fetch_files, list_files
-from dreambooth.photos.prepare import IMAGE_SUFFIXES, open_photo
+from dreambooth.photos.folder import IMAGE_SUFFIXES
+from dreambooth.photos.read import open_photo
 from dreambooth.sharing.model_card import CONFIG, PHOTOS, WORDS, method_of, photos_of
 
 WANTED = "a model that was published with this product"

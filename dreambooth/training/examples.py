@@ -23,7 +23,9 @@ from dreambooth.families.tokens import Reader
 from dreambooth.files import atomic_folder
 from dreambooth.photos.captions import caption_photos, sources_of
 from dreambooth.photos.coach import coach
-from dreambooth.photos.prepare import find_photos, passed_over, prepare_photos, side_by_side, write_prepared
+from dreambooth.photos.folder import find_photos, passed_over
+from dreambooth.photos.prepare import prepare_photos, write_prepared
+from dreambooth.photos.sheets import side_by_side
 from dreambooth.training import prior
 from dreambooth.training.dataset import (
     Encoded,

@@ -23,7 +23,7 @@ from dreambooth.files import atomic_file
 from dreambooth.metrics import metrics
 from dreambooth.metrics.encoders import Encoders
 from dreambooth.metrics.measures import BLANK, FILE, Measure, Measures, best_of, exhausted, front_runner, read_measures
-from dreambooth.photos.prepare import is_blank
+from dreambooth.photos.sheets import is_blank
 
 
 class Monitor:

@@ -26,7 +26,7 @@ from dreambooth.hub import TAG, Account, Token, plain_failures
 from dreambooth.machine import resolve_device, resolve_precision
 from dreambooth.models.fetch import fetch_files, fetch_model, list_files
 from dreambooth.photos.bombs import check_structure
-from dreambooth.photos.prepare import is_blank
+from dreambooth.photos.sheets import is_blank
 from dreambooth.training import prior
 
 PACK_TAG = "class-images"

@@ -31,7 +31,7 @@ from dreambooth.errors import ModelError, first_line
 from dreambooth.files import atomic_file, cache_home, clear_leftovers, hidden_name
 from dreambooth.generate import draw, save_picture
 from dreambooth.models.fetch import fingerprint
-from dreambooth.photos.prepare import contact_sheet, is_blank
+from dreambooth.photos.sheets import contact_sheet, is_blank
 
 KEPT_SECONDS = 3600.0  # since their last use, for which class images are not trimmed: drawing 600 notes each picture
 MAX_REDRAWS = 4  # of one picture, before the model is taken to be broken

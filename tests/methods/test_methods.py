@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dreambooth import events
+from dreambooth import events, rehearsal
 from dreambooth.config.presets import preset_names, usual_preset
 from dreambooth.config.sections import LEARNS_WORD
 from dreambooth.config.settings import Config
@@ -303,6 +303,7 @@ def test_a_family_without_cross_attention_can_t_be_custom(configured, tmp_path, 
 
     for family in FAMILIES:
         monkeypatch.setattr("dreambooth.families.FAMILIES", (replace(family, cross_attention=()),))
+        monkeypatch.setattr("dreambooth.rehearsal._timed", rehearsal._timed.__wrapped__)  # none of the family as it is
         started = Run.create(configured("custom_diffusion"), tmp_path / "run")
         with pytest.raises(ConfigError, match="cross-attention"):
             list(started.execute())

@@ -12,10 +12,11 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from dreambooth.errors import PhotoError
-from dreambooth.photos import bombs
-from dreambooth.photos import prepare as photos
+from dreambooth.photos import bombs, prepare
+from dreambooth.photos import read as photos
 from dreambooth.photos.bombs import BombError, check_structure
-from dreambooth.photos.prepare import MAX_ASPECT, open_photo, prepare_photo, shown_pixels
+from dreambooth.photos.prepare import prepare_photo
+from dreambooth.photos.read import MAX_ASPECT, open_photo, shown_pixels
 from tests.pictures import encoded, scene
 
 SIDE = 96
@@ -168,9 +169,9 @@ def test_one_whole_photo_is_in_memory_at_a_time(tmp_path, monkeypatch):
     Image.new("RGB", (100, 80)).save(tmp_path / "photo.png")
     seen = []
     monkeypatch.setattr(
-        photos,
+        prepare,
         "subject_crop",
-        lambda photo, look=photos.subject_crop: (seen.append(photos._ONE_AT_A_TIME._is_owned()), look(photo))[1],
+        lambda photo, look=prepare.subject_crop: (seen.append(photos.ONE_AT_A_TIME._is_owned()), look(photo))[1],
     )
     prepare_photo(tmp_path / "photo.png", 64)
     assert seen == [True]
@@ -206,7 +207,7 @@ def test_every_module_that_opens_pictures_looks_at_strangers_first():
         "training/dataset",
         "evaluation/evaluate",
         "training/prior",
-        "training/train",
+        "training/examples",
         "ui/compare/figures",
         "evaluation/reports/page",
         "evaluation/reports/gallery",
@@ -219,7 +220,7 @@ def test_every_module_that_opens_pictures_looks_at_strangers_first():
                 "check_structure(" in text or "shown_pixels(" in text
             )
     strangers = {name: looks for name, looks in found.items() if name not in own and not name.startswith("toybox")}
-    assert set(strangers) == {"photos/prepare", "training/packs", "ui/generate/made_with"}, (
+    assert set(strangers) == {"photos/read", "training/packs", "ui/generate/made_with"}, (
         "add a new one to `own`, or let it look first"
     )
     assert all(strangers.values())

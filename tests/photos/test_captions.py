@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dreambooth.config.subject import SubjectConfig
 from dreambooth.errors import PhotoError
 from dreambooth.photos.captions import caption_photos, find_captions
-from dreambooth.photos.prepare import find_photos
+from dreambooth.photos.folder import find_photos
 from tests.test_files import SAVED
 
 PLAIN = "a photo of sks dog"

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from dreambooth.photos.coach import coach
-from dreambooth.photos.prepare import find_photos, prepare_photo, prepare_photos
+from dreambooth.photos.folder import find_photos
+from dreambooth.photos.prepare import prepare_photo, prepare_photos
 from tests.pictures import encoded, saved, scene
 
 DATASET = Path(__file__).parents[3] / "shared" / "dreambooth-dataset"

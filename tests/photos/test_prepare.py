@@ -14,18 +14,11 @@ from PIL import Image, ImageCms, ImageDraw, ImageStat
 from PIL.PngImagePlugin import PngInfo
 
 from dreambooth.errors import PhotoError, RunError
-from dreambooth.photos import prepare as photos
-from dreambooth.photos.prepare import (
-    Crop,
-    contact_sheet,
-    find_photos,
-    open_photo,
-    passed_over,
-    prepare_photo,
-    prepare_photos,
-    save_prepared,
-    subject_crop,
-)
+from dreambooth.photos import read, sheets
+from dreambooth.photos.folder import find_photos, passed_over
+from dreambooth.photos.prepare import Crop, prepare_photo, prepare_photos, save_prepared, subject_crop
+from dreambooth.photos.read import open_photo
+from dreambooth.photos.sheets import contact_sheet
 from tests.pictures import encoded, saved, scene
 
 try:
@@ -272,12 +265,12 @@ def test_folders_missing_files_pipes_and_locked_files_are_refused(tmp_path, monk
 def test_heic_without_its_package_names_the_install_line(tmp_path, monkeypatch):
     (tmp_path / "IMG_1.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    photos._register_heif.cache_clear()
+    read._register_heif.cache_clear()
     try:
         with pytest.raises(PhotoError, match=r"^IMG_1\.heic .*pip install pillow-heif"):
             open_photo(tmp_path / "IMG_1.heic")
     finally:
-        photos._register_heif.cache_clear()
+        read._register_heif.cache_clear()
 
 
 def test_no_file_stays_open(tmp_path):
@@ -596,7 +589,7 @@ def test_a_contact_sheet_shows_every_picture_and_label():
 def test_two_photos_side_by_side_stand_on_the_ground_and_show_their_middles():
     left, right = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
     left.paste("white", (0, 0, 64, 20))  # so that of its middle, too, the upper edge is white
-    both = photos.side_by_side(left, right)
+    both = sheets.side_by_side(left, right)
     assert (both.size, both.mode) == ((64, 64), "RGBA")
     assert both.getpixel((16, 48)) == (255, 0, 0, 255)
     assert both.getpixel((48, 48)) == (0, 0, 255, 255)
@@ -608,5 +601,5 @@ def test_two_photos_side_by_side_stand_on_the_ground_and_show_their_middles():
     assert alpha[32:, :32].mean() == pytest.approx(np.pi / 4, abs=0.05)
     marked = Image.new("RGB", (64, 64), "red")
     marked.paste("white", (0, 0, 8, 64))
-    assert photos.side_by_side(marked, right).getpixel((0, 48))[:3] == (255, 0, 0), "of a photo, the middle is shown"
-    assert photos.side_by_side(left.resize((33, 33)), right.resize((33, 33))).size == (33, 33)
+    assert sheets.side_by_side(marked, right).getpixel((0, 48))[:3] == (255, 0, 0), "of a photo, the middle is shown"
+    assert sheets.side_by_side(left.resize((33, 33)), right.resize((33, 33))).size == (33, 33)

@@ -8,7 +8,8 @@ from diffusers import StableDiffusionPipeline
 from dreambooth.config.settings import Config
 from dreambooth.generate import generate, open_source
 from dreambooth.models.fetch import TOYBOX_FOLDER
-from dreambooth.photos.prepare import find_photos, prepare_photos
+from dreambooth.photos.folder import find_photos
+from dreambooth.photos.prepare import prepare_photos
 from dreambooth.runs.directory import Run
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from dreambooth.families.load import load_pipeline
-from dreambooth.photos.prepare import side_by_side
+from dreambooth.photos.sheets import side_by_side
 from dreambooth.training.dataset import (
     CLASS,
     ENCODE_BATCH,

@@ -187,7 +187,7 @@ def test_blank_pictures_are_left_out_as_an_evaluation_leaves_them_out(measured, 
     """The figures are those of the others; a step with none of the class left has none."""
     found = {}
     for name, prompts in (("whole", []), ("some", ["beach"]), ("class", ["of a dog"])):
-        monkeypatch.setattr("dreambooth.training.train.draw", black({1}, prompts))
+        monkeypatch.setattr("dreambooth.training.samples.draw", black({1}, prompts))
         run = Run.create(measured(train={"steps": 2, "sample_every": 1}), tmp_path / name)
         told = [e.message for e in run.execute() if isinstance(e, events.Warning)]
         found[name] = ({m.step: m for m in read_measures(run.path).measures}, told)
@@ -203,7 +203,7 @@ def test_blank_pictures_are_left_out_as_an_evaluation_leaves_them_out(measured, 
 
 
 def test_a_base_model_that_draws_nothing_can_not_be_compared_with(measured, tmp_path, monkeypatch):
-    monkeypatch.setattr("dreambooth.training.train.draw", black({0}, ["dog"]))
+    monkeypatch.setattr("dreambooth.training.samples.draw", black({0}, ["dog"]))
     run = Run.create(measured(train={"steps": 2}), tmp_path / "run")
     with pytest.raises(
         ModelError, match=r"draws blank pictures alone.* Set train\.mixed_precision: no, or evaluation\."
@@ -386,7 +386,7 @@ def test_a_run_that_began_unmeasured_ends_all_the_same(measured, tmp_path, monke
     for event in run.execute(should_stop=lambda: any(isinstance(e, events.Step) for e in happened)):
         happened.append(event)
     (run.path / "measures.json").unlink()
-    monkeypatch.setattr("dreambooth.training.train.MAX_BATCH", 1)
+    monkeypatch.setattr("dreambooth.training.samples.MAX_BATCH", 1)
     happened.clear()
     for event in run.execute(resume=True, should_stop=lambda: any(isinstance(e, events.Image) for e in happened)):
         happened.append(event)
@@ -401,7 +401,7 @@ def test_a_run_that_began_unmeasured_ends_all_the_same(measured, tmp_path, monke
 def test_a_stop_within_a_sampling_loses_no_measure(measured, tmp_path, monkeypatch, step):
     """Stopped between its pictures, at the last step too: resumed, it measures what the whole training does."""
     config = measured()
-    monkeypatch.setattr("dreambooth.training.train.MAX_BATCH", 3)
+    monkeypatch.setattr("dreambooth.training.samples.MAX_BATCH", 3)
     whole, parts = Run.create(config, tmp_path / "whole"), Run.create(config, tmp_path / "parts")
     list(whole.execute())
     happened = []

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from dreambooth import events
 from dreambooth.errors import ModelError
 from dreambooth.families.load import load_pipeline
-from dreambooth.photos.prepare import is_blank
+from dreambooth.photos.sheets import is_blank
 from dreambooth.runs.directory import Run
 from dreambooth.training import prior
 from tests import tiny

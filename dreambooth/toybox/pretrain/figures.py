@@ -29,7 +29,9 @@ from dreambooth.files import atomic_file
 from dreambooth.generate import Source, generate, open_source
 from dreambooth.metrics import metrics
 from dreambooth.metrics.encoders import load_encoders
-from dreambooth.photos.prepare import contact_sheet, find_photos, prepare_photo
+from dreambooth.photos.folder import find_photos
+from dreambooth.photos.prepare import prepare_photo
+from dreambooth.photos.sheets import contact_sheet
 from dreambooth.quiet import quiet_third_parties
 from dreambooth.runs.directory import Run
 from dreambooth.toybox import world

@@ -19,7 +19,8 @@ from dreambooth.evaluation.reports.tables import capital
 from dreambooth.generate import Picture, check_request
 from dreambooth.machine import resolve_device
 from dreambooth.metrics.encoders import Encoders, load_encoders
-from dreambooth.photos.prepare import join_names, open_photo
+from dreambooth.photos.folder import join_names
+from dreambooth.photos.read import open_photo
 from dreambooth.runs.directory import Run
 from dreambooth.ui import Update, charts, drawing, in_plain_words, models
 from dreambooth.ui.compare import figures

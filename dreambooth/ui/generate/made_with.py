@@ -10,7 +10,7 @@ from dreambooth.errors import PhotoError
 from dreambooth.generate import (
     read_adapters,
 )
-from dreambooth.photos.prepare import shown_pixels
+from dreambooth.photos.read import shown_pixels
 
 SETTINGS = ("model", "prompt", "negative_prompt", "steps", "guidance_scale", "seed", "which", "scale", "adapters")
 """What a picture's file says, and `copy_settings` gives back."""

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth.errors import PhotoError
 from dreambooth.photos.coach import Finding, coach
-from dreambooth.photos.prepare import SHOWN, Crop, Prepared, show_crop
+from dreambooth.photos.prepare import SHOWN, Crop, Prepared
+from dreambooth.photos.sheets import show_crop
 from dreambooth.ui.photos.crops import prepared
 from dreambooth.ui.photos.uploads import refuse_too_many
 

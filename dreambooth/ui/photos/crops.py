@@ -11,7 +11,9 @@ from typing import Any
 import gradio as gr
 
 from dreambooth.errors import PhotoError
-from dreambooth.photos.prepare import MIN_SIDE, Crop, Prepared, prepare_photo, show_crop
+from dreambooth.photos.prepare import Crop, Prepared, prepare_photo
+from dreambooth.photos.read import MIN_SIDE
+from dreambooth.photos.sheets import show_crop
 from dreambooth.ui import QUIET, Update, in_plain_words
 from dreambooth.ui.inputs import numbers
 from dreambooth.ui.studio import Studio

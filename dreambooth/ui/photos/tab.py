@@ -12,7 +12,7 @@ import gradio as gr
 
 from dreambooth import toybox
 from dreambooth.errors import ConfigError
-from dreambooth.photos.prepare import IMAGE_SUFFIXES
+from dreambooth.photos.folder import IMAGE_SUFFIXES
 from dreambooth.toybox.identities import CLASSES
 from dreambooth.ui import QUIET, in_plain_words, served
 from dreambooth.ui.photos import crops as boxes

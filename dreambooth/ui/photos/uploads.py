@@ -13,7 +13,9 @@ from pathlib import Path
 from PIL import Image
 
 from dreambooth.errors import PhotoError
-from dreambooth.photos.prepare import MIN_SIDE, Crop, checked_crop, join_names, open_photo, shown_pixels, subject_crop
+from dreambooth.photos.folder import join_names
+from dreambooth.photos.prepare import Crop, checked_crop, subject_crop
+from dreambooth.photos.read import MIN_SIDE, open_photo, shown_pixels
 
 MAX_PHOTOS = 50
 """More is a mistake or an attack: the coach finds more than six too many."""

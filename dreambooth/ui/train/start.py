@@ -18,7 +18,8 @@ from dreambooth.families.tokens import Reader
 from dreambooth.families.words import PATTERN, read_words
 from dreambooth.files import atomic_file, atomic_folder, sync_all
 from dreambooth.models.fetch import fetch_model
-from dreambooth.photos.prepare import Crop, shown_pixels
+from dreambooth.photos.prepare import Crop
+from dreambooth.photos.read import shown_pixels
 from dreambooth.runs.directory import Run
 from dreambooth.runs.owners import checked_owner, mark
 from dreambooth.training.preflight import disk_bytes, png_bytes

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from dreambooth.errors import PhotoError
-from dreambooth.photos.prepare import SHOWN, Crop, prepare_photo, show_crop
+from dreambooth.photos.prepare import SHOWN, Crop, prepare_photo
+from dreambooth.photos.sheets import show_crop
 from dreambooth.ui.photos import crops
 from tests.pictures import saved
 

@@ -8,15 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageStat
 
 from dreambooth.errors import PhotoError
-from dreambooth.photos.prepare import (
-    MIN_SIDE,
-    Crop,
-    checked_crop,
-    find_photos,
-    prepare_photo,
-    prepare_photos,
-    shown_pixels,
-)
+from dreambooth.photos.folder import find_photos
+from dreambooth.photos.prepare import Crop, checked_crop, prepare_photo, prepare_photos
+from dreambooth.photos.read import MIN_SIDE, shown_pixels
 from dreambooth.ui.photos import uploads
 from dreambooth.ui.photos.uploads import Upload
 from dreambooth.ui.studio import Studio

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from dreambooth.errors import ConfigError, PhotoError, RunError
-from dreambooth.photos.prepare import Crop, find_photos, prepare_photo
+from dreambooth.photos.folder import find_photos
+from dreambooth.photos.prepare import Crop, prepare_photo
 from dreambooth.runs.directory import Run, list_runs
 from dreambooth.runs.worker import Worker
 from dreambooth.ui.doors.limits import StudioSettings
