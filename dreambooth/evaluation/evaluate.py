@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -290,7 +291,7 @@ class _Job:
     def problem(self) -> str:
         """What its file says that there is nothing to see for."""
         with Image.open(self.path) as image:
-            return image.text.get("problem", "")
+            return str(getattr(image, "text", {}).get("problem", ""))
 
 
 def evaluate(
@@ -400,7 +401,7 @@ def _drawing(candidate: Candidate, config: Config, sampler: Sampler, prompts: li
 
 def _facts(
     candidate: Candidate, config: Config, sampler: Sampler, subject: str, encoders: Encoders, photos: int
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """What `Evaluation` tells beside the figures."""
     settings = config.evaluation
     return {
@@ -486,7 +487,7 @@ def _measure(
     photos: Sequence[Path],
     encoders: Encoders,
     out: Path,
-) -> Generator[Event, None, dict[str, object]]:
+) -> Generator[Event, None, dict[str, Any]]:
     """What the pictures say, one by one and by prompt, and the ceilings: fields of an `Evaluation`."""
     ours = [job for job in jobs if job.prompt is not None and not problems[job.path]]
     kin = [job for job in jobs if job.prompt is None and not problems[job.path]]
@@ -507,8 +508,9 @@ def _measure(
     looks, real_looks = embed_files(encoders.clip, paths, cache), embed_files(encoders.clip, photos, cache)
     texts = encoders.clip.embed_texts([described for _, described in prompts])
     clip_i = metrics.fidelity(looks, real_looks)
-    clip_t = metrics.prompt_fidelity(looks, texts[[job.prompt for job in ours]])
+    clip_t = metrics.prompt_fidelity(looks, texts[[job.prompt for job in ours if job.prompt is not None]])
     yield events.Progress(2)
+    assert encoders.perceptual, "only a training may lack it"
     apart = [_distances(encoders.perceptual, paths, config.evaluation.batch_size) for paths in by_prompt]
     yield events.Progress(3)
     near = {job.path: float(value) for job, value in zip(kin, pres, strict=True)}

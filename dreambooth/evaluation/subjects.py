@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 
@@ -94,7 +95,8 @@ def fetch_paper_subjects() -> Path:
     try:
         repo = HfApi(token=False).dataset_info(PAPER_REPO)  # no token: everybody may read it
         wanted = [file.rfilename for file in repo.siblings or () if file.rfilename.startswith("dataset/")]
-        options = {"repo_type": "dataset", "revision": repo.sha, "token": False, "allow_patterns": "dataset/*"}
+        options: dict[str, Any] = {"repo_type": "dataset", "revision": repo.sha, "token": False}
+        options["allow_patterns"] = "dataset/*"
         snapshot_download(PAPER_REPO, local_dir=partial, **options)
     except Exception as error:  # the HTTP library's errors come through, and which library that is changes
         raise HubError(f"The paper's subjects can't be downloaded: {first_line(error)}.", _BY_HAND) from error

@@ -74,12 +74,17 @@ _DAMAGE += (EOFError, SafetensorError, UnpicklingError, zipfile.BadZipFile, zlib
 class ImageEncoder(Protocol):
     """Turns pictures into points on a sphere: the nearer, the more alike."""
 
-    name: str
-    """As reports call it; never a path of this machine."""
-    fingerprint: str
-    """Of the model's files: embeddings of equal fingerprints can be compared."""
-    batch_size: int
-    """Pictures looked at at once."""
+    @property
+    def name(self) -> str:
+        """As reports call it; never a path of this machine."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model's files: embeddings of equal fingerprints can be compared."""
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures looked at at once."""
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         """(N, D) float32 rows of unit length, for at least one picture of any size."""
@@ -89,7 +94,9 @@ class ImageEncoder(Protocol):
 class PerceptualDistance(Protocol):
     """Tells how unlike two pictures look."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As reports call it."""
 
     def distances(self, pairs: Sequence[tuple[Image.Image, Image.Image]]) -> np.ndarray:
         """(N,) float64, 0 for equal pictures; raises `ValueError` unless all pictures have one size."""

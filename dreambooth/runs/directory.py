@@ -176,10 +176,8 @@ class Run:
                     said.append(f"photos or captions in {subject.photos} changed ({join_names(names)})")
         word = learned_word(config) if config.word.learned else None
         if word and word.is_dir() and (self.path / "word").is_dir():
-            now = read_words(word)
-            if any(
-                name not in now or not now[name].equal(kept) for name, kept in read_words(self.path / "word").items()
-            ):
+            learned, own = read_words(word), read_words(self.path / "word")
+            if any(name not in learned or not learned[name].equal(values) for name, values in own.items()):
                 said.append(f"the word in {config.word.learned} was learned again")
         return " and ".join(said)
 
@@ -244,7 +242,11 @@ class Run:
     @property
     def status(self) -> Status:
         """Where the run stands; `interrupted` is one that began, did not end, and whose process is gone."""
-        ended = {events.Finished: "finished", events.Failed: "failed", events.Cancelled: "cancelled"}
+        ended: dict[type[Event | None], Status] = {
+            events.Finished: "finished",
+            events.Failed: "failed",
+            events.Cancelled: "cancelled",
+        }
         while True:
             last = self.last_event()
             if isinstance(last, events.RunQueued):
@@ -309,9 +311,9 @@ class Run:
             if said := events.lost(self._read_events()[1]):
                 yield events.Warning(said)
             if resume and (changed := self.changed(self.config)):
-                said = events.Warning(f"This run goes on with the photos it began with; since then {changed}.")
-                self.append(said)
-                yield said
+                warning = events.Warning(f"This run goes on with the photos it began with; since then {changed}.")
+                self.append(warning)
+                yield warning
             for event in train(self.config, self.path, resume=resume, should_stop=should_stop):
                 self.append(event)
                 match event:

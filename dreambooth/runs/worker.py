@@ -139,9 +139,10 @@ class Worker:
         """Until a thread has got to a waiting run; None where that can't be told."""
         with self._changed:
             ahead = list(self._waiting.values())
-            running = [job.seconds_left for job in self._running]
+            left = [job.seconds_left for job in self._running]
+        running = [seconds for seconds in left if seconds is not None]
         place = next((i for i, job in enumerate(ahead) if job.run.path == run.path), None)
-        if place is None or None in running or not self._parallel:
+        if place is None or len(running) < len(left) or not self._parallel:
             return None
         free = sorted([*running, *[0.0] * (self._parallel - len(running))])
         for job in ahead[:place]:

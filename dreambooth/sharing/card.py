@@ -112,7 +112,7 @@ def assemble(
         photos=tuple(map(len, prepared)),
         side=_pixels(prepared[0][0]).width,
         weights=tuple(weights),
-        parameters=next((int(e.value) for e in run.events() if _counts_parameters(e)), None),
+        parameters=_parameters(run),
         size=size // 2 if half else size,
         safety_checker=None if is_adapter(model.folder) else _has_safety_checker(model.folder),
         conditions=tuple(one.config.condition for one in _pair(run, partner)),
@@ -135,8 +135,10 @@ def _has_safety_checker(model: Path) -> bool:
     return (index.get("safety_checker") or [None])[0] is not None
 
 
-def _counts_parameters(event: events.Event) -> bool:
-    return isinstance(event, events.Metric) and event.name == "trainable_parameters"
+def _parameters(run: Run) -> int | None:
+    """How many were trained, as its events say."""
+    metrics = (event for event in run.events() if isinstance(event, events.Metric))
+    return next((int(metric.value) for metric in metrics if metric.name == "trainable_parameters"), None)
 
 
 def _photos(run: Run) -> list[list[Path]]:
@@ -282,8 +284,8 @@ def _compare(run: Run, partner: Run | None, which: Which, evaluations: Sequence[
     if max(len(drawn), len(columns)) < 2:
         return
     if len(drawn) >= len(columns):
-        with Image.open(gallery(drawn, path, PROMPTS)) as sheet:
-            sheet.load()
+        with Image.open(gallery(drawn, path, PROMPTS)) as opened:
+            sheet: Image.Image = opened.copy()
     else:
         sheet = draw_sheet(list(columns), _lines(run.config, list(columns.values())))
     if sheet.width > WIDEST:
@@ -390,8 +392,8 @@ def base_licence(config: Config, token: Token) -> Licence:
 
 
 def _licence_of(card: ModelCardData, repo: str) -> Licence:
-    ids = card.license if isinstance(card.license, list) else [card.license]
-    ids = [one for one in ids if isinstance(one, str) and one.strip()]
+    told = card.license if isinstance(card.license, list) else [card.license]
+    ids = [one for one in told if isinstance(one, str) and one.strip()]
     if not ids:
         return Licence(UNKNOWN)
     name, link = (value if isinstance(value, str) else None for value in (card.license_name, card.license_link))

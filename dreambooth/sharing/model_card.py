@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -133,7 +134,9 @@ def model_card(facts: Facts) -> ModelCard:
 
 def _front_matter(facts: Facts) -> ModelCardData:
     licence = facts.licence
-    named = {"license_name": licence.name, "license_link": licence.link} if licence.id == "other" else {}
+    named: dict[str, Any] = {}
+    if licence.id == "other":
+        named = {"license_name": licence.name, "license_link": licence.link}
     return ModelCardData(
         base_model=facts.base_repo,
         base_model_relation=("adapter" if facts.weights else "finetune") if facts.base_repo else None,

@@ -12,9 +12,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
@@ -95,7 +96,9 @@ def read_state(run_path: Path) -> PublishState | None:
     trying, done = _read(run_path / _TRYING), _read(run_path / _DONE)
     try:
         if trying is None:
-            return done and PublishState("published", done["repo_id"], done["private"], url=done["url"], **_asked(done))
+            if done is None:
+                return None
+            return PublishState("published", done["repo_id"], done["private"], url=done["url"], **_asked(done))
         url = done["url"] if done and done["repo_id"] == trying["repo_id"] else ""
         facts = {name: trying[name] for name in ("state", "repo_id", "private", "reason", "done", "total")}
         if facts["state"] == "uploading" and not is_held(run_path / _LOCK):
@@ -109,7 +112,9 @@ def _asked(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in ("photos", "half", "which") if name in facts}
 
 
-def publish(run: Run, wanted: Publication, account: Account, *, partner: Run | None = None) -> Iterator[Event]:
+def publish(
+    run: Run, wanted: Publication, account: Account, *, partner: Run | None = None
+) -> Generator[Event, None, None]:
     """Make the run's model a repo of `account` on the Hub, yielding events; `Published` is the last.
 
     It is there as a whole or not at all: large files are sent first, then everything in one commit. After a failure the
@@ -146,7 +151,7 @@ def _publish(
     clear_leftovers(run.path)
     existing = _existing(api, repo_id, token)
     shown = existing is not None and existing.private and not wanted.private
-    if shown and not wanted.photos and any(name.startswith(f"{PHOTOS}/") for name in _names(existing)):
+    if existing and shown and not wanted.photos and any(name.startswith(f"{PHOTOS}/") for name in _names(existing)):
         raise ConfigError(
             f"{repo_id} holds the photos, and its history would show them to everybody.",
             "Publish under another name, or delete the repo on the Hub first.",
@@ -186,7 +191,7 @@ def _publish(
                 yield events.Progress(done)
 
         yield events.Stage("commit")
-        private = _look(api, repo_id, token).private
+        private = bool(_look(api, repo_id, token).private)
         if wanted.private and not private:  # somebody made it public meanwhile
             _set_private(api, repo_id, True, token)
             private = True
@@ -241,7 +246,8 @@ class _Attempt:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return facts
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -346,7 +352,7 @@ def _halve(source: Path, target: Path, name: str) -> None:
             for key, entry in entries:
                 begin, stop = entry["data_offsets"]
                 read.seek(start + begin)
-                raw = bytearray(read.read(stop - begin))
+                raw: bytes | bytearray = bytearray(read.read(stop - begin))
                 if raw and entry["dtype"] in wide:
                     half = torch.frombuffer(raw, dtype=wide[entry["dtype"]]).to(torch.float16)
                     if not torch.isfinite(half).all():
@@ -430,10 +436,9 @@ def _upload(api: HfApi, repo_id: str, additions: list[CommitOperationAdd]) -> It
     small = [addition for addition in additions if addition.upload_info.size <= _LARGE]
     before = 0
     for group in filter(None, [small, *([addition] for addition in large)]):
-        watched = group[0].path_or_fileobj if group[0] in large else None
-        for position in _while_reading(
-            watched, lambda group=group: api.preupload_lfs_files(repo_id, group, free_memory=False)
-        ):
+        watched = str(group[0].path_or_fileobj) if group[0] in large else None
+        send = partial(api.preupload_lfs_files, repo_id, group, free_memory=False)
+        for position in _while_reading(watched, send):
             yield before + position
         before += sum(addition.upload_info.size for addition in group)
         yield before
@@ -448,7 +453,8 @@ def _while_reading(file: str | None, work: Callable[[], None]) -> Iterator[int]:
 
     def carry_out() -> None:
         try:
-            outcome.set_result(work())
+            work()
+            outcome.set_result(None)
         except BaseException as error:
             outcome.set_exception(error)
 

@@ -197,9 +197,10 @@ def _read_settings(repo_id: str, revision: str | None, token: Token) -> tuple[An
 
 def _value(settings: dict[str, Any], key: str) -> Any:
     """A setting by its dotted key; None where it is not set."""
+    value: Any = settings
     for part in key.split("."):
-        settings = settings.get(part) if isinstance(settings, dict) else None
-    return settings
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _check_folders(repo_id: str, settings: dict[str, Any], given: dict[str, Any]) -> None:

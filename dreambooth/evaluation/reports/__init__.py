@@ -128,7 +128,7 @@ def _opening(evaluations: Sequence[Evaluation]) -> str:
 
 def _photos(evaluations: Sequence[Evaluation]) -> str:
     counts = {e.photos for e in evaluations}
-    return _count(*counts, "photo") if len(counts) == 1 else "the subject's photos"
+    return _count(counts.pop(), "photo") if len(counts) == 1 else "the subject's photos"
 
 
 def _count(number: int, noun: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -59,8 +59,8 @@ def _cells(evaluation: Evaluation) -> dict[tuple[str, int], Cell]:
     templates = evaluation.templates
     for picture in evaluation.pictures:
         found[templates[picture.prompt], picture.seed] = _cell(evaluation, picture.file, picture.problem)
-    for picture in evaluation.class_pictures:
-        found[evaluation.class_prompt, picture.seed] = _cell(evaluation, picture.file, picture.problem)
+    for other in evaluation.class_pictures:
+        found[evaluation.class_prompt, other.seed] = _cell(evaluation, other.file, other.problem)
     return found
 
 
@@ -78,7 +78,7 @@ def draw_sheet(titles: Sequence[str], lines: Sequence[Line]) -> Image.Image:
         CELL, *(p.width for row in pictures for p in row if p), *(p.height for row in pictures for p in row if p)
     )
     gap, size = side // 32, side // 14
-    font, small = ImageFont.load_default(size=size), ImageFont.load_default(size=round(0.8 * size))
+    font, small = _font(size), _font(round(0.8 * size))
     width = gap + len(titles) * (side + gap)
     headings = {}
     for number, line in enumerate(lines):
@@ -115,6 +115,11 @@ def _load(cell: Cell | None) -> Image.Image | None:
         return None
     with Image.open(cell.path) as image:
         return image.convert("RGB")
+
+
+def _font(size: float) -> ImageFont.FreeTypeFont:
+    """Pillow's own, which has FreeType's outlines where a size is given."""
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=size))
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

@@ -45,7 +45,7 @@ def as_page(title: str, text: str, folder: Path) -> str:
     for token in tokens:
         for child in token.children or ():
             if child.type == "image":
-                child.attrs["src"] = as_data(folder / child.attrs["src"])
+                child.attrs["src"] = as_data(folder / str(child.attrs["src"]))
                 child.attrs["loading"] = "lazy"
     body = parser.renderer.render(tokens, parser.options, {})
     body = body.replace("<table>", '<div class="table" tabindex="0"><table>').replace("</table>", "</table></div>")
@@ -60,7 +60,7 @@ def as_data(path: Path) -> str:
     """A picture's file as a data URI: as it is, or as a JPEG where that is smaller."""
     own = path.read_bytes()
     with Image.open(path) as image:
-        kind = image.format.lower()
+        kind = str(image.format).lower()
         packed = io.BytesIO()
         image.convert("RGB").save(packed, "JPEG", quality=QUALITY, optimize=True)
     if packed.tell() < len(own):

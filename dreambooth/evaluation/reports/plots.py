@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ COLOURS = ("#c2441d", "#2f6f8f", "#6a8f3c", "#8a5aa8", "#b8862b", "#3d9a8b", "#a
 """Of conditions, in their order; the base model's is grey."""
 GREY = "#8d8477"
 DASHED = (0, (4, 3))
-_STYLE = {"fontsize": 9, "color": FAINT}
+_STYLE: dict[str, Any] = {"fontsize": 9, "color": FAINT}
 _SMOOTHED = 20  # the bold line is the mean of at least so many steps, and of a twentieth of all
 
 
@@ -90,7 +90,8 @@ def progress_plot(measures: Measures, path: Path, bounds: tuple[float, float] | 
         if metric in levels:
             value, words = levels[metric]
             panel.axhline(value, color=FAINT, ls=DASHED, lw=1)
-            where = {"textcoords": "offset points", "xycoords": ("axes fraction", "data"), "va": "bottom"}
+            where: dict[str, Any] = {"textcoords": "offset points", "va": "bottom"}
+            where["xycoords"] = ("axes fraction", "data")
             behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}
             panel.annotate(words, (0, value), (1, 2), bbox=behind, **where, **_STYLE)
         panel.margins(y=0.2)

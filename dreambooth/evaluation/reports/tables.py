@@ -92,7 +92,7 @@ def _paired_values(pairs: list[tuple[Evaluation, Evaluation]], name: str) -> lis
     """(of the one, of the other, group) in rows."""
     if len({ours.subject for ours, _ in pairs}) > 1:
         return [(a.metrics[name].value, b.metrics[name].value, a.subject) for a, b in pairs]
-    rows = []
+    rows: list[tuple[float, float, Hashable]] = []
     for ours, theirs in pairs:
         known = theirs.values(name)
         rows += [(v, known[key], group_of(name, key)) for key, v in ours.values(name).items() if key in known]
@@ -261,8 +261,8 @@ def write_csvs(evaluations: Sequence[Evaluation], out: Path) -> list[Path]:
 
 
 def _row(evaluation: Evaluation, names: Sequence[str]) -> dict[str, object]:
-    about = {"subject": evaluation.subject, "class_noun": evaluation.class_noun, "condition": evaluation.condition}
-    about |= {"seed": evaluation.seed, "step": evaluation.step}
+    about: dict[str, object] = {"subject": evaluation.subject, "class_noun": evaluation.class_noun}
+    about |= {"condition": evaluation.condition, "seed": evaluation.seed, "step": evaluation.step}
     return about | _figures(evaluation.metrics, evaluation.ceilings, evaluation.encoder_of, names)
 
 
