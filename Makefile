@@ -8,7 +8,7 @@ test:
 	python -m pytest
 
 lint:
-	ruff check . && ruff format --check .
+	ruff check . && ruff format --check . && mypy
 
 format:
 	ruff check --fix . && ruff format .
