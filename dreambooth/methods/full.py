@@ -65,5 +65,8 @@ METHOD = Method(
     "full",
     "DreamBooth",
     "Trains every weight, as the paper does: most faithful, with the largest file.",
+    "every weight of the denoiser{side}",
+    "2208.12242",
+    ("dreambooth",),
     attach,
 )

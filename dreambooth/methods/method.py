@@ -47,6 +47,13 @@ class Method:
     title: str
     description: str
     """One sentence for people: what is trained, what it costs, what it is best at."""
+    trains: str
+    """What a card says that it trains; {side} is " and the text encoder" where that is trained too, {word} the new word
+    or words."""
+    paper: str
+    """On arXiv."""
+    tags: tuple[str, ...]
+    """The Hub's, of what it makes; the first tells it from the others. Source: diffusers' training scripts."""
     attach: Callable[[DiffusionPipeline, Family, Config], Trainable]
     """Freeze everything, then make trainable what this method trains. Raises `ConfigError` for impossible pairs."""
     load: Load | None = None

@@ -31,7 +31,7 @@ from dreambooth.evaluation.reports.tables import (
 from dreambooth.families import words
 from dreambooth.files import shown_size
 from dreambooth.hub import TAG
-from dreambooth.methods import get_method
+from dreambooth.methods import get_method, methods
 from dreambooth.metrics.measures import Measures
 from dreambooth.metrics.metrics import METRICS
 
@@ -43,20 +43,6 @@ WORDS = "."
 """Where published settings have the word that was learned before: beside them."""
 COMPARISON, LOSS, PROGRESS, DRIFT = (f"{IMAGES}/{n}.png" for n in ("comparison", "loss", "progress", "drift"))
 """Files of the repo that the card speaks of where they are there."""
-TAGS = {
-    "full": ("dreambooth",),
-    "lora": ("lora", "template:sd-lora", "dreambooth"),
-    "textual_inversion": ("textual_inversion",),
-    "custom_diffusion": ("custom-diffusion",),
-}
-"""The Hub's tags of what each method makes; the first tells it from the others. Source: diffusers' training scripts."""
-PAPERS = {
-    "full": "2208.12242",
-    "lora": "2106.09685",
-    "textual_inversion": "2208.01618",
-    "custom_diffusion": "2212.04488",
-}
-"""On arXiv."""
 
 
 def photos_of(number: int) -> str:
@@ -66,7 +52,7 @@ def photos_of(number: int) -> str:
 
 def method_of(tags: Collection[str]) -> str | None:
     """The name of the method that a card's tags tell of; None where they tell of none."""
-    return next((name for name, own in TAGS.items() if name != "full" and own[0] in tags), None)
+    return next((m.name for m in methods() if m.name != "full" and m.tags[0] in tags), None)
 
 
 @dataclass(frozen=True)
@@ -145,7 +131,7 @@ def _front_matter(facts: Facts) -> ModelCardData:
         library_name="diffusers",
         pipeline_tag="text-to-image",
         instance_prompt=facts.config.instance_prompt,
-        tags=["text-to-image", "diffusers", *TAGS[facts.config.method], "stable-diffusion", TAG],
+        tags=["text-to-image", "diffusers", *get_method(facts.config.method).tags, "stable-diffusion", TAG],
         widget=[{"text": prompt, "output": {"url": file}} for file, prompt in facts.pictures] or None,
         model_name=facts.repo_id.split("/")[-1] if facts.own else None,
         eval_results=_results(facts.own) if facts.own else None,
@@ -210,11 +196,11 @@ def _base(facts: Facts) -> str:
 
 
 def _opening(facts: Facts) -> list[str]:
-    subjects, method = facts.config.subjects, facts.config.method
+    subjects, method = facts.config.subjects, get_method(facts.config.method)
     names = " and ".join(f"{subject.identifier} {subject.class_noun}" for subject in subjects)
     known = _listed(f"one particular {_words(s.class_noun)}, by the word {_prompt(s.identifier)}" for s in subjects)
     what = f"An adapter of {_base(facts)} that teaches it" if facts.weights else "A text-to-image model that knows"
-    made = f"{_photos(facts)} with [{get_method(method).title}](https://arxiv.org/abs/{PAPERS[method]})"
+    made = f"{_photos(facts)} with [{method.title}](https://arxiv.org/abs/{method.paper})"
     together = f"; {_prompt(f'a photo of {names}')} asks for all in one picture" if len(subjects) > 1 else ""
     return [
         f"# {_words(names)}",
@@ -425,14 +411,8 @@ def _settings(facts: Facts) -> str:
 def _trained(config: Config) -> str:
     """What the method changes."""
     word = "the new word" if len(config.subjects) == 1 else "the new words"
-    text_side = " and the text encoder" if config.train.text_encoder else ""
-    parts = {
-        "full": f"every weight of the denoiser{text_side}",
-        "lora": f"matrices beside the weights of the denoiser{text_side}",
-        "textual_inversion": word,
-        "custom_diffusion": f"{word}, and keys and values of the denoiser's cross-attention",
-    }
-    return parts[config.method]
+    side = " and the text encoder" if config.train.text_encoder else ""
+    return get_method(config.method).trains.format(word=word, side=side)
 
 
 def _of_the_method(config: Config) -> dict[str, str]:
