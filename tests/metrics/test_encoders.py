@@ -24,7 +24,7 @@ from dreambooth.config.sections import EvaluationConfig
 from dreambooth.errors import ConfigError, HubError, ModelError, PhotoError
 from dreambooth.metrics import encoders
 from dreambooth.metrics.encoders import Encoders, PatchDistance, embed_files, fetch_encoder, load_encoders
-from dreambooth.photos import prepare as photos
+from dreambooth.photos import read as photos
 from tests import pictures, tiny
 from tests.models.test_fetch import closed_port, loopback_hub, point_client_at
 
