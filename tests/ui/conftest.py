@@ -24,7 +24,7 @@ from dreambooth.ui.studio import Studio
 from tests.ui import studios
 
 ROOT = Path(__file__).parent.parent.parent
-SECONDS = 45
+SECONDS = 120  # for what takes seconds on an idle machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,8 +39,8 @@ assert not any(name.split(".")[0] == "dreambooth" for name in sys.modules)
 
 def log_in(page: Page, name: str) -> None:
     """Through the page's button, the Hub's login page, and back."""
-    page.get_by_role("button", name="Log in").click()
-    page.get_by_role("link", name=f"Log in as {name}").click()
+    page.get_by_role("button", name="Log in").click(timeout=1000 * SECONDS)
+    page.get_by_role("link", name=f"Log in as {name}").click(timeout=1000 * SECONDS)
     expect(page.get_by_role("button", name=f"Log out ({name})")).to_be_visible()
 
 
