@@ -402,8 +402,10 @@ Changed = tuple[tuple[str, int, int], ...]
 
 
 def _changed(model: Path) -> Changed:
-    """The pipeline's files: each one's name, its size, and when it was last written."""
-    files = ((path, path.stat()) for pattern in ("*", "*/*") for path in sorted(model.glob(pattern)))
+    """The pipeline's files: each one's name, its size, and when it was last written; links to nothing are passed over,
+    since whether a part that is needed is missing is told by what reads it."""
+    there = (path for pattern in ("*", "*/*") for path in sorted(model.glob(pattern)) if path.exists())
+    files = ((path, path.stat()) for path in there)
     return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in files)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -83,7 +84,6 @@ def _known_speed_and_shared_rehearsals(monkeypatch):
         return rehearsals[model, device]
 
     monkeypatch.setattr(preflight, "timed", lambda model, device, precision: shared(model, device, SPEED))
-    monkeypatch.setattr(preflight, "Rehearsal", shared)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for models this small more only wait for each other
     yield
@@ -723,3 +723,11 @@ def test_the_probe_measures_something_plausible():
     assert 1e7 < speed.flops < 1e14
     assert 1e6 < speed.bandwidth < 1e13
     assert 1e-8 < speed.call < 1e-2
+
+
+def test_a_link_to_nothing_beside_the_parts_is_passed_over(model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    (folder / "README.md").symlink_to(tmp_path / "gone")
+    (folder / "unet" / "other.bin").symlink_to(tmp_path / "gone")
+    assert rehearsal_module.untimed(folder, CPU).model_bytes == rehearsal_module.untimed(model, CPU).model_bytes

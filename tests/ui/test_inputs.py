@@ -16,6 +16,7 @@ from gradio.utils import get_function_params
 from starlette.requests import Request
 
 from dreambooth.config.names import TOYBOX
+from dreambooth.errors import ConfigError
 from dreambooth.runs.owners import new_owner
 from dreambooth.ui import inputs
 from dreambooth.ui.doors.login import Visitors
@@ -141,6 +142,14 @@ def test_every_owner_is_found_by_the_page_itself(page: Page):
 def test_what_the_page_sends_is_taken_everywhere(page: Page):
     for fn in page.fns.values():
         check_inputs(fn, sent(fn))
+
+
+def test_an_event_of_the_browser_alone_is_refused_in_a_sentence_where_it_is_sent(page: Page):
+    without = [fn for fn in page.fns.values() if fn.fn is None and not fn.cancels]
+    assert without, "else this looked at nothing"
+    for fn in without:
+        with pytest.raises(ConfigError, match="does not tell what was chosen"):
+            asyncio.run(page.call_function(fn, [None] * len(fn.inputs), requests=request()))
 
 
 @pytest.mark.slow
