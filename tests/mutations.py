@@ -23,8 +23,8 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "runs", "node_modules", "venv")
-"""Of a checkout, what no test reads."""
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "node_modules", "venv")
+"""Of each folder of a checkout, what no test reads."""
 LIBRARIES = (
     "accelerate",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
@@ -436,6 +436,15 @@ def source(mutation: Mutation, root: Path = ROOT) -> str:
     return text.replace(mutation.old, mutation.new)
 
 
+def copy_checkout(root: Path, copy: Path) -> None:
+    """Copy what tests read: not the runs on top, which the page makes there; the code has a folder of that name too."""
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        return LEFT_OUT(folder, names) | ({"runs"} if Path(folder) == root else set())
+
+    shutil.copytree(root, copy, ignore=left_out)
+
+
 def outcomes(
     jobs: Sequence[tuple[Mutation | None, Sequence[str]]], root: Path, at_once: int
 ) -> Iterator[tuple[str, float, str]]:
@@ -446,7 +455,7 @@ def outcomes(
         def outcome(number: int) -> tuple[str, float, str]:
             (mutation, tests), started = jobs[number], time.monotonic()
             copy, log = Path(folder) / str(number), Path(folder) / f"{number}.txt"
-            shutil.copytree(root, copy, ignore=LEFT_OUT)
+            copy_checkout(root, copy)
             if mutation:
                 (copy / mutation.file).write_text(source(mutation, root), encoding="utf-8")
             process = FORK.Process(target=_run_tests, args=(copy, tests, log))

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from tests.mutations import MUTATIONS, ROOT, Mutation, main, source
+from tests.mutations import MUTATIONS, ROOT, Mutation, copy_checkout, main, source
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
@@ -42,6 +42,16 @@ def test_a_fault_that_no_test_sees_is_told(new, said, code, checkout, capsys):
     assert main([], [Mutation("sum", "sums.py", "a + b", new, "test_sums.py")], checkout) == code
     assert said in capsys.readouterr().out
     assert (checkout / "sums.py").read_text().endswith("a + b\n"), "the checkout stays as it is"
+
+
+def test_of_folders_called_runs_the_one_on_top_alone_is_left_out(checkout, tmp_path_factory):
+    for folder in ("runs", "code/runs", ".git", "code/__pycache__"):
+        (checkout / folder).mkdir(parents=True)
+        (checkout / folder / "file.py").touch()
+    copy = tmp_path_factory.mktemp("copies") / "copy"
+    copy_checkout(checkout, copy)
+    files = sorted(str(path.relative_to(copy)) for path in copy.rglob("*.py"))
+    assert files == ["code/runs/file.py", "sums.py", "test_sums.py"]
 
 
 def test_tests_that_fail_without_a_fault_tell_nothing(checkout, capsys):
