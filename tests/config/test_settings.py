@@ -8,6 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dreambooth.config.names import make_folders_absolute
 from dreambooth.config.presets import RENAMED, load_preset, preset_names
 from dreambooth.config.settings import Config
 from dreambooth.config.yaml_file import MAX_FOREIGN_YAML, read_card_data, read_foreign_yaml, read_yaml, to_yaml
@@ -644,9 +645,10 @@ def test_a_wrong_override_is_named(tmp_path, override, words):
 )
 def test_whatever_stands_in_the_file_the_answer_is_a_config_or_one_line(folder, value, key):
     """Nothing but `ConfigError` comes out, whatever is put in the place of a setting."""
-    for settings in ({"subject": SUBJECT, key: value}, {"subject": SUBJECT, "train": {key: value}}):
+    for settings in ({"subject": dict(SUBJECT), key: value}, {"subject": dict(SUBJECT), "train": {key: value}}):
         made, said = None, ""
         try:
+            make_folders_absolute(settings, folder)
             made = Config.from_dict(settings)
         except ConfigError as error:
             said = str(error)
