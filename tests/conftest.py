@@ -6,11 +6,14 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for a network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing by more, and the bits depend on how many
 
+import hypothesis
 import pytest
 
 from dreambooth.quiet import quiet_third_parties
 
 quiet_third_parties()
+hypothesis.settings.register_profile("no clock", deadline=None)  # its own is 200 ms, which a loaded machine may miss
+hypothesis.settings.load_profile("no clock")
 
 from dreambooth.config.settings import Config  # noqa: E402
 from tests import tiny  # noqa: E402
