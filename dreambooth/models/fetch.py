@@ -384,9 +384,9 @@ def download_failure(
 ) -> DreamBoothError:
     """What to raise for the error that the Hub's client met while it fetched `wanted` from a repo for `token`."""
     # diffusers looks in the cache when the Hub gives no answer, and raises an OSError with the Hub's error as its cause
-    wrapped = type(error) is OSError and isinstance(error.__cause__, Exception)
-    if wrapped and isinstance(error.__cause__, Exception):
-        error = error.__cause__
+    cause = error.__cause__ if type(error) is OSError else None
+    if wrapped := isinstance(cause, Exception):
+        error = cause
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, GatedRepoError):
         accept = f"Accept its terms on https://huggingface.co/{repo_id}"

@@ -347,6 +347,7 @@ def _has_ended(config: Config, run: Path) -> bool:
 
 
 def _silently(save: Callable[[], object]) -> None:
+    """Save what no event tells of."""
     save()
 
 
